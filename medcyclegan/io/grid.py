@@ -1,0 +1,64 @@
+"""The grid of a volume: how many voxels there are and where they lie.
+
+Words used here. *Voxel index*: (i, j, k), the centre of the first voxel is (0, 0, 0). *World*: RAS+ millimetres.
+*Affine*: the 4 x 4 matrix that takes a voxel index to world. Nothing is assumed of an affine but that it can be
+inverted: it may be flipped, permuted, oblique, anisotropic or sheared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Shape and affine of a volume.
+
+    Attributes:
+        shape: voxels along the three axes, (X, Y, Z).
+        affine: 4 x 4 float64, voxel index to world (RAS+, mm).
+    """
+
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        affine = np.array(self.affine, dtype=np.float64)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"a grid has three axes of at least one voxel, got shape {shape}")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+            raise ValueError(f"a grid needs a finite, invertible 4 x 4 affine, got\n{affine}")
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing(self) -> npt.NDArray[np.float64]:
+        """Distance between voxel centres along each axis, (3,), mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """True if the shapes are equal and no voxel lies more than `tolerance_mm` from its counterpart.
+
+        The eight corners are compared, since the difference of two affine maps is largest at a corner.
+        """
+        return self.shape == other.shape and self.distance(other) <= tolerance_mm
+
+    def distance(self, other: Grid) -> float:
+        """Largest distance in mm between voxels of the same index, over the corners of this grid."""
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij")).reshape(3, -1)
+        offsets = (self.affine - other.affine) @ np.vstack([corners, np.ones(8)])
+        return float(np.linalg.norm(offsets[:3], axis=0).max())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and checkpoints; numbers survive exactly."""
+        return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Grid:
+        return cls(tuple(content["shape"]), np.array(content["affine"], dtype=np.float64))

@@ -1,0 +1,55 @@
+"""Progress of anything long: a bar in a terminal, plain lines elsewhere, silence in a library call.
+
+Library functions take a `Progress` and call `track`; the command line decides which one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Anything that can watch an iteration."""
+
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        """Yield `items` unchanged while showing how many of `total` are done."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        yield from items
+
+
+class Terminal:
+    """A rich bar on standard error if that is a terminal, else a plain line every `interval_s` seconds.
+
+    Standard output stays free for results.
+    """
+
+    def __init__(self, interval_s: float = 10.0) -> None:
+        self.interval_s = interval_s
+
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            yield from track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+            return
+        started = last = time.monotonic()
+        done = 0
+        for item in items:
+            yield item
+            done += 1
+            now = time.monotonic()
+            if done == total or now - last >= self.interval_s:
+                last = now
+                print(f"{description}: {done} of {total} ({now - started:.0f} s)", file=sys.stderr, flush=True)
