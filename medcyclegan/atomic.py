@@ -1,6 +1,6 @@
 """Files and folders that are either whole or absent, whatever happens while they are written.
 
-The content is written under a temporary name in the same folder and moved into place with one `os.replace`, so a crash,
+The content is written under a temporary name in the same folder and moved into place with one rename, so a crash,
 a full disk or an interruption leaves what was there before.
 """
 
@@ -33,7 +33,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,7 +51,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o777 & ~umask)
         if target.exists():
             shutil.rmtree(target)
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

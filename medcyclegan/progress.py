@@ -45,10 +45,8 @@ class Terminal:
             yield from track(items, description=description, total=total, console=Console(stderr=True), transient=True)
             return
         started = last = time.monotonic()
-        done = 0
-        for item in items:
+        for done, item in enumerate(items, start=1):
             yield item
-            done += 1
             now = time.monotonic()
             if done == total or now - last >= self.interval_s:
                 last = now

@@ -1,0 +1,1 @@
+"""From a loaded generator and a volume to a volume."""

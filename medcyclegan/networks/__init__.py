@@ -1,0 +1,1 @@
+"""Generators and discriminators: plain tensors in, plain tensors out."""

@@ -1,0 +1,1 @@
+"""Generators, one file each: (B, C, *spatial) in [-1, 1] to (B, C', *spatial) in [-1, 1]."""

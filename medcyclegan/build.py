@@ -1,0 +1,428 @@
+"""The only place where a config becomes objects: prepared cohorts, networks, trainings, translators."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medcyclegan import __version__, config
+from medcyclegan.config import Experiment
+from medcyclegan.data.datalist import Cohort, from_folders, from_json
+from medcyclegan.data.patches import UnpairedSlices, crop_or_pad
+from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared, prepare_cohort
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.inference.planes import translate_slices
+from medcyclegan.inference.translator import Translator
+from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
+from medcyclegan.progress import Progress, Silent
+from medcyclegan.registry import DISCRIMINATORS, GENERATORS, OBJECTIVES
+from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.recorder import RunRecorder
+from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
+from medcyclegan.transforms.intensity import Scaler
+from medcyclegan.transforms.pipeline import Preparation
+
+T = TypeVar("T")
+NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS, "disc_b": DISCRIMINATORS}
+LARGEST_WINDOW = 256
+DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training left."""
+
+    run: Path
+    checkpoint: Path
+    step: int
+    steps: int
+    seconds: float
+    precision: str
+    interrupted: bool
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a `--device` argument; "auto" takes a GPU if there is one.
+
+    Raises:
+        InputError: for an unknown name, or a device that this machine does not have.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if mps else [])]
+    known = name in ("cpu", "cuda", "mps") or (name.startswith("cuda:") and name[5:].isdigit())
+    if not known:
+        raise InputError(f"there is no device '{name}'; allowed are auto, cpu, cuda, cuda:N and mps.")
+    if name not in here and not (name == "cuda" and cuda):
+        raise InputError(
+            f"this machine has no usable device '{name}'; it has: {', '.join(here)}.", "Use --device auto."
+        )
+    return torch.device(name)
+
+
+def prepare(experiment: Experiment, output: Path, progress: Progress | None = None) -> PreparedCohort:
+    """Prepare the cohort that `experiment.data` names into `output`."""
+    settings = experiment.preparation
+    return prepare_cohort(
+        _cohort(experiment),
+        output,
+        modalities={"a": experiment.domains.a.modality, "b": experiment.domains.b.modality},
+        spacing=settings.spacing,
+        ct_window=settings.ct_window,
+        mr_percentiles=settings.mr_percentiles,
+        progress=progress,
+    )
+
+
+def train(
+    experiment: Experiment, run: Path, *, device: str = "auto", progress: Progress | None = None, handlers: Any = ()
+) -> TrainingResult:
+    """Train from the beginning into a new run folder.
+
+    Raises:
+        InputError: if the run folder holds something already, or the experiment cannot be carried out.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
+        raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
+    where = choose_device(device)
+    prepared = _prepared(experiment, run, progress or Silent())
+    experiment = _resolve(experiment, prepared)
+    run.mkdir(parents=True, exist_ok=True)
+    config.save(experiment, run / "config.yaml")
+    trainer = make_trainer(experiment, prepared, run, where, handlers=handlers)
+    return _run(trainer, experiment, run)
+
+
+def resume(run: Path, *, device: str = "auto", handlers: Any = ()) -> TrainingResult:
+    """Continue a training from its last checkpoint as if it had not stopped."""
+    checkpoint = load_checkpoint(run)
+    experiment = config.parse(checkpoint["experiment"], f"the config in {run / FILE_NAME}")
+    prepared = open_prepared(Path(str(experiment.data.prepared)))
+    _resolve(experiment, prepared)
+    trainer = make_trainer(experiment, prepared, run, choose_device(device), checkpoint, handlers)
+    return _run(trainer, experiment, run)
+
+
+def make_networks(experiment: Experiment) -> nn.ModuleDict:
+    """The four networks with fresh weights; the same seed gives the same weights."""
+    torch.manual_seed(experiment.seed)
+    generator, discriminator = experiment.model.generator, experiment.model.discriminator
+    leaves = {"gen_ab": generator, "gen_ba": generator, "disc_a": discriminator, "disc_b": discriminator}
+    return nn.ModuleDict({name: _make_network(name, leaf) for name, leaf in leaves.items()})
+
+
+def make_trainer(
+    experiment: Experiment,
+    prepared: PreparedCohort,
+    run: Path,
+    device: torch.device,
+    checkpoint: dict[str, Any] | None = None,
+    handlers: Any = (),
+) -> CycleGANTrainer:
+    """The trainer of a resolved experiment, at its beginning or where `checkpoint` was saved.
+
+    Args:
+        handlers: further MONAI or ignite handlers to attach.
+    """
+    settings, patches = experiment.training, experiment.patches
+    if patches.size is None:
+        raise ValueError("make_trainer takes a resolved experiment, whose patches.size is set")
+    slices = UnpairedSlices(
+        prepared.cases["a"],
+        prepared.cases["b"],
+        size=patches.size,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        seed=experiment.seed,
+        minimum_body=patches.minimum_body,
+        flip=patches.flip,
+    )
+    start = checkpoint["step"] if checkpoint else 0
+    objective = OBJECTIVES.build(experiment.objective, networks=make_networks(experiment), seed=experiment.seed)
+    trainer = CycleGANTrainer(
+        device=device,
+        objective=objective,
+        loader=slices.loader(start, workers=settings.workers, pin_memory=device.type == "cuda"),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        betas=settings.betas,
+        decay_start=settings.decay_start,
+        ema_decay=settings.ema_decay,
+        bf16=_wants_bf16(settings.precision, device),
+    )
+    if checkpoint:
+        trainer.restore(checkpoint)
+    domains = _describe_domains(experiment, prepared)
+    RunRecorder(
+        run,
+        log_every=settings.log_every,
+        picture_every=settings.picture_every,
+        picture_batch=_picture_batch(prepared, patches.size),
+        window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
+        validate=_validation(prepared, trainer, patches.size, domains["b"]),
+    ).attach(trainer)
+    header = {"program": _versions(), "experiment": experiment.to_dict(), "domains": domains}
+    CheckpointHandler(run / FILE_NAME, header, settings.checkpoint_every).attach(trainer)
+    for handler in handlers:
+        handler.attach(trainer)
+    return trainer
+
+
+def load_translator(path: str | Path, *, direction: str = "ab", device: str = "auto") -> Translator:
+    """Load a run or checkpoint as a function from volume to volume.
+
+    Args:
+        path: the output folder of `medcyclegan train`, or a checkpoint file.
+        direction: "ab" (source to target, MR to CT by default) or "ba".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        InputError: if the path holds no checkpoint of ours.
+
+    Examples:
+        >>> sct = load_translator("runs/brain")("mr.nii.gz")  # doctest: +SKIP
+        >>> sct.save("sct.nii.gz")  # doctest: +SKIP
+    """
+    if direction not in ("ab", "ba"):
+        raise InputError(f"direction is 'ab' or 'ba', got '{direction}'.")
+    where = choose_device(device)
+    content = load_checkpoint(Path(path))
+    experiment = config.parse(content["experiment"], f"the config in {path}")
+    name = f"gen_{direction}"
+    if name not in content["ema"]:
+        raise InputError(
+            f"{path} holds no generator for the direction '{direction}'; it has {', '.join(content['ema'])}."
+        )
+    generator = _make_network(name, experiment.model.generator)
+    generator.load_state_dict(content["ema"][name])
+    source, target = (content["domains"][domain] for domain in direction)
+    if experiment.patches.size is None:
+        raise InputError(f"{path}: the checkpoint's config has no patches.size; it is damaged.")
+    return Translator(
+        generator.eval().requires_grad_(False).to(where),
+        preparation=Preparation(**source["preparation"]),
+        scaler=Scaler.from_dict(target["scaler"]),
+        modality=target["preparation"]["modality"],
+        window=experiment.patches.size,
+        device=where,
+        description=f"synthetic {target['name']}, medcyclegan {__version__}, not for clinical use",
+    )
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote, and what it could not: case id -> file, case id -> reason."""
+
+    written: dict[str, Path]
+    failed: dict[str, str]
+
+
+def convert(
+    checkpoint: Path,
+    inputs: list[Path],
+    output: Path,
+    *,
+    direction: str = "ab",
+    overwrite: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Conversion:
+    """Translate files and folders of volumes; a case that fails is listed and the others go on.
+
+    Args:
+        inputs: volumes, or folders of which every volume is taken.
+        output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
+        overwrite: replace files that exist; without it they are refused before anything is computed.
+    """
+    translator = load_translator(checkpoint, direction=direction, device=device)
+    files: dict[str, Path] = {}
+    for path in inputs:
+        for case, file in list_volumes(path).items() if path.is_dir() else [(case_id(path), path)]:
+            if case in files:
+                raise InputError(f"the case id '{case}' occurs twice: {files[case]} and {file}.", "Convert them apart.")
+            files[case] = file
+    if output.name.lower().endswith(VOLUME_SUFFIXES):
+        if len(files) != 1:
+            raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
+        targets = dict.fromkeys(files, output)
+    else:
+        if output.exists() and not output.is_dir():
+            raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
+        targets = {case: output / f"{case}_s{translator.modality.lower()}.nii.gz" for case in files}
+    if not overwrite:
+        raise_all(
+            [str(target) for target in targets.values() if target.exists()],
+            "these files exist already; move them or allow --overwrite:",
+        )
+    written, failed = {}, {}
+    for number, (case, file) in enumerate(files.items(), start=1):
+        try:
+            translator(file, progress=_Named(progress or Silent(), f"{case} ({number}/{len(files)})")).save(
+                targets[case]
+            )
+            written[case] = targets[case]
+        except InputError as error:
+            failed[case] = str(error)
+    return Conversion(written, failed)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Progress that says which case it is about."""
+
+    progress: Progress
+    name: str
+
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        yield from self.progress.track(items, total, f"{self.name}: {description}")
+
+
+def _cohort(experiment: Experiment) -> Cohort:
+    data = experiment.data
+    if data.datalist is not None:
+        return from_json(data.datalist)
+    if data.a is None or data.b is None:
+        raise InputError(
+            "the experiment names no data.",
+            "Set data.prepared, or data.a and data.b, or data.datalist (in the config or with --set).",
+        )
+    return from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
+
+
+def _prepared(experiment: Experiment, run: Path, progress: Progress) -> PreparedCohort:
+    if experiment.data.prepared is not None:
+        return open_prepared(experiment.data.prepared)
+    return prepare(experiment, run / "prepared", progress)
+
+
+def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
+    """Fill in what the prepared cohort decides, and refuse what contradicts it."""
+    problems = []
+    settings = experiment.preparation
+    for domain in ("a", "b"):
+        done = prepared.preparations[domain]
+        wanted = getattr(experiment.domains, domain).modality
+        if wanted != done.modality:
+            problems.append(
+                f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
+            )
+        for field in settings.model_fields_set:
+            value, made = getattr(settings, field), getattr(done, field)
+            if value is not None and tuple(value) != tuple(made) and domain == "a":
+                problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
+    raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
+    for group, cases in prepared.failed.items():
+        warnings.warn(f"not trained on, because it could not be prepared: {group}: {cases}", stacklevel=2)
+    done = prepared.preparations["a"]
+    return experiment.model_copy(
+        update={
+            "data": config.Data(prepared=prepared.folder.resolve()),
+            "preparation": config.Preparation(
+                spacing=done.spacing, ct_window=done.ct_window, mr_percentiles=done.mr_percentiles
+            ),
+            "patches": experiment.patches.model_copy(update={"size": experiment.patches.size or _window_for(prepared)}),
+        }
+    )
+
+
+def _window_for(prepared: PreparedCohort) -> tuple[int, int]:
+    """The smallest window, in multiples of 16 voxels up to 256, that holds every body in the axial plane."""
+    extents = []
+    for case in (*prepared.cases["a"], *prepared.cases["b"]):
+        body = case.body
+        occupied = [np.flatnonzero(body.any(axis=axes)) for axes in ((1, 2), (0, 2))]
+        extents.append([int(indices[-1] - indices[0]) + 1 for indices in occupied])
+    x, y = (int(min(LARGEST_WINDOW, -(-largest // 16) * 16)) for largest in np.max(extents, axis=0))
+    return x, y
+
+
+def _make_network(name: str, leaf: dict[str, Any]) -> nn.Module:
+    channels = {"in_channels": 1, "out_channels": 1} if name.startswith("gen") else {"in_channels": 1}
+    network: nn.Module = NETWORKS[name].build(leaf, spatial_dims=2, **channels)
+    return network
+
+
+def _wants_bf16(precision: str, device: torch.device) -> bool:
+    return precision == "bf16" or (precision == "auto" and bf16_is_safe(device))
+
+
+def _describe_domains(experiment: Experiment, prepared: PreparedCohort) -> dict[str, dict[str, Any]]:
+    """What a checkpoint says of each domain, so that converting needs nothing else."""
+    return {
+        domain: {
+            "name": getattr(experiment.domains, domain).name,
+            "preparation": asdict(prepared.preparations[domain]),
+            "scaler": prepared.typical_scaler(domain).to_dict(),
+        }
+        for domain in ("a", "b")
+    }
+
+
+def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
+    if domain["preparation"]["modality"] != "CT":
+        return (-1.0, 1.0)
+    low, high = Scaler.from_dict(domain["scaler"]).apply(np.array(DISPLAY_HU))
+    return float(low), float(high)
+
+
+def _picture_batch(prepared: PreparedCohort, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Two slices of each domain's first case, at 40 and 65 % of the body's height."""
+    batch = {}
+    for domain in ("a", "b"):
+        case = (prepared.cases[f"pairs_{domain}"] or prepared.cases[domain])[0]
+        image, body = case.image, case.body
+        slices = np.flatnonzero(body.any(axis=(0, 1)))
+        chosen = [slices[int(share * (len(slices) - 1))] for share in (0.4, 0.65)]
+        random = np.random.default_rng(0)
+        stack = np.stack([crop_or_pad(image[:, :, k], body[:, :, k], size, random) for k in chosen])
+        batch[domain] = torch.from_numpy(stack[:, None])
+    return batch
+
+
+def _validation(
+    prepared: PreparedCohort, trainer: CycleGANTrainer, size: tuple[int, int], target: dict[str, Any]
+) -> Callable[[], dict[str, float]] | None:
+    """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit."""
+    pairs = list(zip(prepared.cases["pairs_a"], prepared.cases["pairs_b"], strict=True))
+    if not pairs:
+        return None
+    scaler = Scaler.from_dict(target["scaler"])
+
+    def error(a: StoredCase, b: StoredCase) -> float:
+        device = trainer.state.device
+        values = translate_slices(trainer.ema.averages["gen_ab"], a.image, a.body, window=size, device=device)
+        inside = np.asarray(b.body)
+        return float(np.abs(scaler.undo(values[inside]) - b.scaler.undo(b.image[inside])).mean())
+
+    return lambda: {"mae": float(np.mean([error(a, b) for a, b in pairs]))}
+
+
+def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> TrainingResult:
+    started = time.monotonic()
+    trainer.run()
+    return TrainingResult(
+        run=run,
+        checkpoint=run / FILE_NAME,
+        step=trainer.state.iteration,
+        steps=experiment.training.steps,
+        seconds=time.monotonic() - started,
+        precision="bf16" if trainer.bf16 else "float32",
+        interrupted=trainer.interrupted,
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "monai", "nibabel", "SimpleITK", "numpy")
+    return {"medcyclegan": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}

@@ -1,0 +1,255 @@
+"""The experiment: every knob with its default, unit and range.
+
+An experiment is YAML, read as plain data; nothing in it is evaluated. It is checked as a whole before anything heavy is
+imported, and every problem is reported at once. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.registry import DISCRIMINATORS, GENERATORS, OBJECTIVES, did_you_mean
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+Leaf = dict[str, Any]
+DEFAULT_PARTS = {"generator": "resnet", "discriminator": "patchgan", "objective": "cyclegan"}
+REGISTRIES = {"generator": GENERATORS, "discriminator": DISCRIMINATORS, "objective": OBJECTIVES}
+
+
+def _complete_leaf(value: Any, info: ValidationInfo) -> Any:
+    """Spell a leaf out: without `_target_` it is the default part; arguments not given take the part's defaults."""
+    name = str(info.field_name)
+    if not isinstance(value, dict):
+        return value
+    registry = REGISTRIES[name]
+    leaf = {"_target_": DEFAULT_PARTS[name], **value}
+    if problems := registry.check(leaf):
+        raise ValueError("; ".join(problems))
+    return registry.complete(leaf)
+
+
+class _Section(BaseModel):
+    """Part of an experiment: frozen, unknown keys refused, numbers finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Domain(_Section):
+    """One of the two image domains."""
+
+    name: str = Field(min_length=1, description="shown in pictures and messages")
+    modality: Literal["MR", "CT"] = Field(description="picks the intensity rule: CT in HU, MR by percentiles")
+
+
+class Domains(_Section):
+    """Source (a) and target (b)."""
+
+    a: Domain = Domain(name="MR", modality="MR")
+    b: Domain = Domain(name="CT", modality="CT")
+
+
+class Preparation(_Section):
+    """How volumes come onto the working grid."""
+
+    spacing: tuple[Positive, Positive, Positive] | None = Field(
+        None, description="working spacing along right, anterior, superior in mm; null: the median of all volumes"
+    )
+    ct_window: tuple[float, float] = Field((-1024.0, 3071.0), description="HU mapped to -1 and 1; clipped beyond")
+    mr_percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = Field(
+        (0.5, 99.5), description="percentiles of the MR inside the body mapped to -1 and 1; clipped beyond"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Preparation:
+        for name in ("ct_window", "mr_percentiles"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name}: the first value must be below the second, got {low} and {high}")
+        return self
+
+
+class Data(_Section):
+    """Where the volumes are: either a prepared folder, or what to prepare."""
+
+    prepared: Path | None = Field(None, description="folder made by `medcyclegan prepare`")
+    a: Path | None = Field(None, description="folder of volumes of domain a")
+    b: Path | None = Field(None, description="folder of volumes of domain b")
+    masks_a: Path | None = Field(None, description="folder of body masks with the case ids of a")
+    masks_b: Path | None = Field(None, description="folder of body masks with the case ids of b")
+    pairs: Path | None = Field(None, description="CSV with columns case, a, b and optionally mask, for validation")
+    datalist: Path | None = Field(None, description="JSON with the lists a, b and optionally pairs")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        folders = (self.a, self.b, self.masks_a, self.masks_b, self.pairs)
+        ways = [self.prepared is not None, self.datalist is not None, any(f is not None for f in folders)]
+        if sum(ways) > 1:
+            raise ValueError("give only one of: prepared; datalist; the folders a and b")
+        if ways[2] and (self.a is None or self.b is None):
+            raise ValueError("a and b are both needed")
+        return self
+
+
+class Patches(_Section):
+    """What the networks see while they learn."""
+
+    size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = Field(
+        None,
+        description="voxels of an axial slice along right and anterior; larger is cropped, smaller padded; "
+        "null: holds every body, at most 256 x 256",
+    )
+    minimum_body: Share = Field(0.05, description="slices with a smaller share of body (of the fullest) are left out")
+    flip: bool = Field(False, description="mirror left and right at random")
+
+
+class Model(_Section):
+    """The networks; `_target_` names a registered part, the rest are its arguments."""
+
+    generator: Leaf = {}
+    discriminator: Leaf = {}
+
+    _complete = field_validator("generator", "discriminator", mode="before")(_complete_leaf)
+
+
+class Training(_Section):
+    """How long and how fast."""
+
+    steps: Count = Field(100_000, description="optimizer steps")
+    batch_size: Count = Field(1, description="slices of each domain per step")
+    learning_rate: Positive = Field(2e-4, description="of Adam, for all networks")
+    betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
+    decay_start: Share = Field(0.5, description="share of the steps after which the rate falls linearly to zero")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the averaged generators; 0: none")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that read patches")
+    log_every: Count = Field(50, description="steps between lines of metrics.csv and TensorBoard scalars")
+    picture_every: Count = Field(1000, description="steps between picture panels")
+    checkpoint_every: Count = Field(1000, description="steps between checkpoints")
+
+
+class Experiment(_Section):
+    """Everything that one training is made of."""
+
+    seed: int = Field(0, ge=0, description="of weights, data order and image pools")
+    domains: Domains = Domains()
+    data: Data = Data()
+    preparation: Preparation = Preparation()
+    patches: Patches = Patches()
+    model: Model = Model()
+    objective: Leaf = {}
+    training: Training = Training()
+
+    _complete = field_validator("objective", mode="before")(_complete_leaf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for YAML and checkpoints: `Experiment.model_validate` takes it back."""
+        return self.model_dump(mode="json")
+
+
+def parse(content: Mapping[str, Any], source: str) -> Experiment:
+    """Check plain data and give the experiment.
+
+    Raises:
+        InputError: naming `source` and listing every unknown key, wrong type and impossible value at once.
+    """
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise_all(problems, f"{source} is not a valid experiment:")
+        raise
+
+
+def load(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:
+    """Read an experiment from YAML and apply `key.sub=value` overrides, whose values are YAML too.
+
+    Args:
+        path: the YAML file; None for the defaults. Paths in `data` are relative to the file's folder.
+        overrides: for example "training.steps=2000" or "model.generator.blocks=6".
+    """
+    content: Any = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise InputError(f"there is no config {path}.", "Check the path.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the config {path} cannot be read: {error}.") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"the config {path} is not YAML: {_one_line(error)}.") from None
+        if not isinstance(content, dict):
+            raise InputError(f"the config {path} must hold keys and values, but holds a {type(content).__name__}.")
+        _resolve_paths(content, path.parent)
+    for override in overrides:
+        _apply(content, override)
+    return parse(content, str(path) if path else "the configuration")
+
+
+def with_folders(experiment: Experiment, a: Path | None, b: Path | None) -> Experiment:
+    """The experiment on two folders of volumes instead of the data that its config names."""
+    folders = {"a": a and str(a), "b": b and str(b)}
+    return parse({**experiment.model_dump(mode="json", exclude_unset=True), "data": folders}, "the command line")
+
+
+def save(experiment: Experiment, path: Path) -> None:
+    """Write the experiment, with every default spelled out, as YAML."""
+    path.write_text(yaml.safe_dump(experiment.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set takes key=value, for example training.steps=2000, got '{override}'.")
+    *parents, last = key.strip().split(".")
+    here = content
+    for parent in parents:
+        child = here.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override}: '{parent}' holds a value and has no keys below it.")
+        here = child
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not YAML: {_one_line(error)}.") from None
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
+    data = content.get("data")
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if isinstance(value, str) and not Path(value).expanduser().is_absolute():
+                data[key] = str(folder / value)
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One validation error in the user's words."""
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path) or "the file"
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_of(path[:-1])
+        return f"{where}: there is no such key; allowed here: {', '.join(allowed)}.{did_you_mean(path[-1], allowed)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys_of(path: list[str]) -> list[str]:
+    """The keys allowed in the section at `path`."""
+    section: Any = Experiment
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

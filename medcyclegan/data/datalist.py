@@ -1,0 +1,196 @@
+"""Which volumes make up a cohort.
+
+A *case* is one volume of one domain with, optionally, a body mask. A *pair* is the same patient in both domains on the
+same grid; pairs serve validation and are never trained on. A datalist is a JSON file with the lists `a`, `b` and
+optionally `pairs`:
+
+    {"a": [{"image": "mr/001.nii.gz", "body": "masks/001.nii.gz"}, ...],
+     "b": [{"image": "ct/117.mha"}, ...],
+     "pairs": [{"case": "031", "a": "mr/031.nii.gz", "b": "ct/031.nii.gz"}]}
+
+Paths are relative to the file. MONAI's `load_decathlon_datalist(path, data_list_key="a")` reads the same file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.reader import case_id, list_volumes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One volume of one domain; `body` is the file of its body mask."""
+
+    id: str
+    image: Path
+    body: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One patient in both domains; both files share one grid."""
+
+    id: str
+    a: Path
+    b: Path
+    body: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The unpaired cases of the domains a and b, and the pairs for validation."""
+
+    a: tuple[Case, ...]
+    b: tuple[Case, ...]
+    pairs: tuple[Pair, ...] = ()
+
+
+def from_folders(
+    a: Path, b: Path, *, masks_a: Path | None = None, masks_b: Path | None = None, pairs: Path | None = None
+) -> Cohort:
+    """Every volume of two folders; masks belong to the case of the same id.
+
+    Raises:
+        InputError: for a missing or empty folder, the same folder twice, or masks that fit no case.
+    """
+    if a.resolve() == b.resolve():
+        raise InputError(f"the folders a and b are the same: {a}.", "Give one folder for each domain.")
+    return _checked(
+        Cohort(_folder_cases(a, masks_a), _folder_cases(b, masks_b), from_pairs_csv(pairs) if pairs else ()),
+        f"{a} and {b}",
+    )
+
+
+def from_pairs_csv(path: Path) -> tuple[Pair, ...]:
+    """Read a CSV with the columns case, a, b and optionally mask; paths relative to the file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            columns = set(reader.fieldnames or ())
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the pairs file {path} cannot be read: {error}.") from None
+    if not {"case", "a", "b"} <= columns or columns - {"case", "a", "b", "mask"}:
+        raise InputError(
+            f"the pairs file {path} has the columns {', '.join(sorted(columns)) or '(none)'};",
+            "it needs case, a, b and optionally mask.",
+        )
+    pairs = [
+        Pair(row["case"], path.parent / row["a"], path.parent / row["b"], _optional(path.parent, row.get("mask")))
+        for row in rows
+        if row["case"] and row["a"] and row["b"]
+    ]
+    if len(pairs) != len(rows):
+        raise InputError(f"the pairs file {path} has rows with an empty case, a or b.", "Fill or delete them.")
+    return tuple(pairs)
+
+
+def from_json(path: Path) -> Cohort:
+    """Read a datalist.
+
+    Raises:
+        InputError: naming every entry that is wrong.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the datalist {path} cannot be read: {error}.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"the datalist {path} is not JSON: {error}.") from None
+    if not isinstance(content, dict) or not {"a", "b"} <= set(content) or set(content) - {"a", "b", "pairs"}:
+        raise InputError(f"the datalist {path} must be an object with the lists a, b and optionally pairs.")
+    problems = [
+        f"{name}[{index}]: {problem}"
+        for name, entries in content.items()
+        for index, entry in enumerate(entries if isinstance(entries, list) else [entries])
+        if (problem := _entry_problem(entry, name))
+    ]
+    raise_all(problems, f"the datalist {path} has wrong entries:")
+    folder = path.parent
+
+    def case(entry: Mapping[str, Any]) -> Case:
+        return Case(
+            entry.get("case", case_id(entry["image"])), folder / entry["image"], _optional(folder, entry.get("body"))
+        )
+
+    def pair(entry: Mapping[str, Any]) -> Pair:
+        return Pair(entry["case"], folder / entry["a"], folder / entry["b"], _optional(folder, entry.get("body")))
+
+    cohort = Cohort(
+        tuple(map(case, content["a"])), tuple(map(case, content["b"])), tuple(map(pair, content.get("pairs", [])))
+    )
+    return _checked(cohort, str(path))
+
+
+def _entry_problem(entry: Any, name: str) -> str | None:
+    needed = ("case", "a", "b") if name == "pairs" else ("image",)
+    allowed = {"case", "body", *needed}
+    if not isinstance(entry, dict):
+        return f"must be an object, got {entry!r}"
+    if unknown := sorted(set(entry) - allowed):
+        return f"unknown key {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
+    if missing := [key for key in needed if key not in entry]:
+        return f"needs the key {', '.join(missing)}"
+    if any(not isinstance(value, str) for value in entry.values()):
+        return "every value must be text"
+    return None
+
+
+def _folder_cases(folder: Path, masks: Path | None) -> tuple[Case, ...]:
+    images = list_volumes(folder)
+    if masks is None:
+        return tuple(Case(id, image) for id, image in images.items())
+    bodies = list_volumes(masks)
+    raise_all(
+        [f"{id}: no mask in {masks}" for id in images if id not in bodies]
+        + [f"{bodies[id].name}: no volume with the id '{id}' in {folder}" for id in bodies if id not in images],
+        "masks are matched to volumes by case id (the file name without its ending), but:",
+    )
+    return tuple(Case(id, image, bodies[id]) for id, image in images.items())
+
+
+def _checked(cohort: Cohort, source: str) -> Cohort:
+    """Refuse files that are not there and ids that occur twice."""
+    problems = []
+    for name, cases in (("a", cohort.a), ("b", cohort.b), ("pairs", cohort.pairs)):
+        if not cases and name != "pairs":
+            problems.append(f"{name}: no case at all")
+        ids = [case.id for case in cases]
+        problems += [f"{name}: the case id '{id}' occurs more than once" for id in sorted(set(_repeated(ids)))]
+        for case in cases:
+            if not case.id or Path(case.id).name != case.id or case.id.startswith("."):
+                problems.append(f"{name}: '{case.id}' cannot be a case id, it must serve as a file name")
+            problems += [
+                f"{name}: case {case.id}: there is no file {file}" for file in _files(case) if not file.is_file()
+            ]
+    raise_all(problems, f"the cohort of {source} cannot be used:")
+    trained = {case.image.resolve() for case in (*cohort.a, *cohort.b)}
+    raise_all(
+        [f"case {pair.id}: {f}" for pair in cohort.pairs for f in (pair.a, pair.b) if f.resolve() in trained],
+        f"pairs serve validation and must not be trained on too, but in {source} these files are in both:",
+    )
+    return cohort
+
+
+def _files(case: Case | Pair) -> list[Path]:
+    files = [case.a, case.b] if isinstance(case, Pair) else [case.image]
+    return [*files, case.body] if case.body else files
+
+
+def _repeated(ids: Iterable[str]) -> Iterable[str]:
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            yield id
+        seen.add(id)
+
+
+def _optional(folder: Path, name: str | None) -> Path | None:
+    return folder / name if name else None

@@ -1,0 +1,352 @@
+"""The prepared cache: every case once on the working grid, on disk, memory-mapped.
+
+    PREPARED/prepared.json            what was prepared, how, and what failed
+    PREPARED/a/<case>/case.json       grids, scaler, and the key that says what the case was made from
+    PREPARED/a/<case>/image.npy       float32 in [-1, 1], (X, Y, Z), axial slices contiguous
+    PREPARED/a/<case>/body.npy        bool, the same shape
+    PREPARED/b/..., pairs_a/..., pairs_b/...    the same for domain b and for the validation pairs
+
+A case is made again exactly when its files' content or the settings have changed. Everything is written beside and then
+renamed, so a crash leaves whole cases only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from medcyclegan.atomic import atomic_folder, write_json
+from medcyclegan.data.datalist import Case, Cohort
+from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of, read_mask, read_volume
+from medcyclegan.progress import Progress, Silent
+from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
+from medcyclegan.transforms.pipeline import Preparation, PreparedCase, prepare
+
+FORMAT = "medcyclegan-prepared"
+VERSION = 1  # raise it when the preparation of the same input gives other values
+GROUPS = ("a", "b", "pairs_a", "pairs_b")
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A prepared case on disk; its arrays are opened on use and not read into memory."""
+
+    id: str
+    folder: Path
+    grid: Grid
+    source_grid: Grid
+    scaler: Scaler
+    image_file: Path  # where the scan came from
+
+    @property
+    def image(self) -> npt.NDArray[np.float32]:
+        """(X, Y, Z), [-1, 1], memory-mapped."""
+        return np.load(self.folder / "image.npy", mmap_mode="r")
+
+    @property
+    def body(self) -> npt.NDArray[np.bool_]:
+        """(X, Y, Z), memory-mapped."""
+        return np.load(self.folder / "body.npy", mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """A prepared folder.
+
+    Attributes:
+        folder: where it lies.
+        preparations: "a" and "b" -> how their volumes were prepared.
+        cases: each of `GROUPS` -> its cases, sorted by id; `pairs_a` and `pairs_b` run in parallel.
+        failed: "group/case" -> why it could not be prepared.
+        warnings: what was suspicious, one line each.
+    """
+
+    folder: Path
+    preparations: dict[str, Preparation]
+    cases: dict[str, tuple[StoredCase, ...]]
+    failed: dict[str, str]
+    warnings: tuple[str, ...]
+
+    def typical_scaler(self, domain: str) -> Scaler:
+        """The median of the training volumes' scalers: what a translation into this domain is scaled back with."""
+        scalers = [case.scaler for case in self.cases[domain]]
+        return Scaler(float(np.median([s.low for s in scalers])), float(np.median([s.high for s in scalers])))
+
+
+def prepare_cohort(
+    cohort: Cohort,
+    output: Path,
+    *,
+    modalities: Mapping[str, str],
+    spacing: tuple[float, float, float] | None = None,
+    ct_window: tuple[float, float] = CT_WINDOW,
+    mr_percentiles: tuple[float, float] = (0.5, 99.5),
+    progress: Progress | None = None,
+) -> PreparedCohort:
+    """Prepare every case of a cohort into `output`, reusing what is already there and unchanged.
+
+    Cases that fail are listed in the result and leave the others alone.
+
+    Args:
+        modalities: "a" and "b" -> "MR" or "CT".
+        spacing: working spacing along right, anterior, superior in mm; None takes the median of all volumes per axis,
+            rounded to 0.01 mm.
+        ct_window: HU that become -1 and 1.
+        mr_percentiles: percentiles inside the body that become -1 and 1.
+
+    Raises:
+        InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
+    """
+    progress = progress or Silent()
+    _check_output(output)
+    jobs = _jobs(cohort)
+    failed: dict[str, str] = {}
+    known: dict[str, _Source] = {}
+    for name, job in progress.track(jobs.items(), len(jobs), "checking volumes"):
+        try:
+            known[name] = _examine(job, output / name)
+        except InputError as error:
+            failed[name] = str(error)
+    warnings = _check_modalities(known, modalities)
+    _require_both(known, failed)
+    chosen = spacing or _median_spacing([source.grid for source in known.values()])
+    preparations = {domain: Preparation(modalities[domain], chosen, ct_window, mr_percentiles) for domain in ("a", "b")}
+    for name, source in progress.track(known.items(), len(known), "preparing volumes"):
+        preparation = preparations[_domain(name)]
+        key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}
+        if source.stored is not None and source.stored.get("key") == json.loads(json.dumps(key)):
+            continue
+        try:
+            _store(jobs[name], preparation, key, source, output / name)
+        except InputError as error:
+            failed[name] = str(error)
+    for pair in cohort.pairs:
+        names = [f"pairs_a/{pair.id}", f"pairs_b/{pair.id}"]
+        if all(name in known and name not in failed for name in names):
+            a, b = (known[name].grid for name in names)
+            if not a.matches(b, tolerance_mm=0.1):
+                failed[names[1]] = (
+                    f"{pair.b} does not lie on the grid of {pair.a}: shapes {b.shape} and {a.shape}, up to "
+                    f"{a.distance(b):.1f} mm apart. Resample one onto the other."
+                )
+    done = {name for name in known if name not in failed}
+    _require_both(done, failed)
+    _remove_strangers(output, done)
+    cases = {group: sorted(n.split("/", 1)[1] for n in done if n.startswith(f"{group}/")) for group in GROUPS}
+    both = set(cases["pairs_a"]) & set(cases["pairs_b"])
+    cases |= {group: [case for case in cases[group] if case in both] for group in ("pairs_a", "pairs_b")}
+    write_json(
+        output / "prepared.json",
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "preparations": {domain: asdict(preparation) for domain, preparation in preparations.items()},
+            "cases": cases,
+            "failed": failed,
+            "warnings": warnings,
+        },
+    )
+    return open_prepared(output)
+
+
+def open_prepared(folder: Path) -> PreparedCohort:
+    """Open a prepared folder.
+
+    Raises:
+        InputError: if it is not one, or one of another version.
+    """
+    file = folder / "prepared.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise KeyError("format")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{folder} is not a prepared folder: it has no usable prepared.json.",
+            "Make one with `medcyclegan prepare --a MR_DIR --b CT_DIR -o PREPARED`.",
+        ) from None
+    if content["version"] != VERSION:
+        raise InputError(
+            f"{folder} was prepared by another version of this program (format {content['version']}, now {VERSION}).",
+            "Run `medcyclegan prepare` on it again.",
+        )
+    return PreparedCohort(
+        folder=folder,
+        preparations={domain: Preparation(**values) for domain, values in content["preparations"].items()},
+        cases={group: tuple(_open_case(folder / group / case) for case in content["cases"][group]) for group in GROUPS},
+        failed=content["failed"],
+        warnings=tuple(content["warnings"]),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What the first look at a case's files told."""
+
+    content: dict[str, str | None]  # hashes of the files
+    grid: Grid
+    hu: bool
+    stored: dict[str, Any] | None  # case.json of an earlier preparation of the same content
+
+
+def _jobs(cohort: Cohort) -> dict[str, Case]:
+    """Every volume by its place in the prepared folder, for example "a/001"."""
+    jobs = {f"{domain}/{case.id}": case for domain in ("a", "b") for case in getattr(cohort, domain)}
+    for pair in cohort.pairs:
+        jobs[f"pairs_a/{pair.id}"] = Case(pair.id, pair.a, pair.body)
+        jobs[f"pairs_b/{pair.id}"] = Case(pair.id, pair.b, pair.body)
+    return jobs
+
+
+def _domain(name: str) -> str:
+    return name.split("/", 1)[0][-1]
+
+
+def _examine(job: Case, folder: Path) -> _Source:
+    content = {"image": _content_hash(job.image), "body": _content_hash(job.body) if job.body else None}
+    try:
+        stored = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        if stored["key"]["content"] == content:
+            return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], stored)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing usable is stored: the case is made anew
+    volume = read_volume(job.image)
+    return _Source(content, grid_of(volume), looks_like_hu(volume.numpy()[0]), None)
+
+
+def _store(job: Case, preparation: Preparation, key: dict[str, Any], source: _Source, folder: Path) -> None:
+    volume = read_volume(job.image)
+    body = read_mask(job.body, grid_of(volume)) if job.body else None
+    prepared = prepare(volume, preparation, body)
+    with atomic_folder(folder) as temporary:
+        _save(prepared, temporary)
+        write_json(
+            temporary / "case.json",
+            {
+                "id": job.id,
+                "image_file": str(job.image),
+                "key": key,
+                "hu": source.hu,
+                "grid": prepared.grid.to_dict(),
+                "source_grid": prepared.source_grid.to_dict(),
+                "scaler": prepared.scaler.to_dict(),
+            },
+        )
+
+
+def _save(prepared: PreparedCase, folder: Path) -> None:
+    # Fortran order makes an axial slice [:, :, k] one contiguous piece of the file.
+    np.save(folder / "image.npy", np.asfortranarray(prepared.image, dtype=np.float32))
+    np.save(folder / "body.npy", np.asfortranarray(prepared.body))
+
+
+def _open_case(folder: Path) -> StoredCase:
+    try:
+        content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        return StoredCase(
+            id=content["id"],
+            folder=folder,
+            grid=Grid.from_dict(content["grid"]),
+            source_grid=Grid.from_dict(content["source_grid"]),
+            scaler=Scaler.from_dict(content["scaler"]),
+            image_file=Path(content["image_file"]),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the prepared case {folder} is damaged ({error}).", "Delete it and run `medcyclegan prepare` again."
+        ) from None
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file.", "Give a folder as output.")
+    if output.is_dir() and not (output / "prepared.json").exists():
+        others = [entry.name for entry in _visible(output) if entry.name not in GROUPS]
+        if others:
+            raise InputError(
+                f"{output} exists and holds something else ({', '.join(sorted(others)[:3])}).",
+                "Give a new folder, or an earlier prepared one.",
+            )
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _check_modalities(known: Mapping[str, _Source], modalities: Mapping[str, str]) -> list[str]:
+    """Refuse domains that are swapped as a whole; warn of single cases."""
+    hu = {d: {n: s.hu for n, s in known.items() if _domain(n) == d} for d in ("a", "b")}
+    if modalities["a"] != modalities["b"] and all(hu.values()):
+        mr, ct = ("a", "b") if modalities["b"] == "CT" else ("b", "a")
+        if all(hu[mr].values()) and not any(hu[ct].values()):
+            raise InputError(
+                f"the domains seem to be swapped: every volume of {mr} (declared MR) looks like a CT in Hounsfield "
+                f"units and none of {ct} (declared CT) does.",
+                "Exchange the folders a and b, or declare the modalities.",
+            )
+    return [line for d in ("a", "b") for line in modality_suspicions(hu[d], modalities[d])]
+
+
+def _require_both(known: Mapping[str, Any] | set[str], failed: Mapping[str, str]) -> None:
+    for domain in ("a", "b"):
+        if not any(name.startswith(f"{domain}/") for name in known):
+            raise_all(
+                [f"{name}: {reason}" for name, reason in failed.items() if name.startswith(f"{domain}/")],
+                f"no volume of domain {domain} can be used:",
+            )
+
+
+def _median_spacing(grids: list[Grid]) -> tuple[float, float, float]:
+    """Median spacing along right, anterior, superior over all volumes, mm."""
+    # The first column of an orientation says which world axis each voxel axis runs along.
+    reordered = [grid.spacing[np.argsort(nib.orientations.io_orientation(grid.affine)[:, 0])] for grid in grids]
+    x, y, z = np.median(reordered, axis=0).round(2)
+    return float(x), float(y), float(z)
+
+
+def _remove_strangers(output: Path, done: set[str]) -> None:
+    """Delete prepared cases that the cohort does not have any more."""
+    for group in GROUPS:
+        if (output / group).is_dir():
+            for folder in _visible(output / group):
+                if f"{group}/{folder.name}" not in done:
+                    shutil.rmtree(folder)
+
+
+def _content_hash(path: Path) -> str:
+    """BLAKE2b of a file and of the data file that a detached header (.mhd, .nrrd) names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in (path, *_detached_data(path)):
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+    return digest.hexdigest()
+
+
+def _detached_data(path: Path) -> list[Path]:
+    key = {".mhd": b"elementdatafile", ".nrrd": b"data file"}.get(path.suffix.lower())
+    if key is None or not path.is_file():
+        return []
+    with path.open("rb") as stream:
+        header = stream.read(1 << 16)
+    for line in header.splitlines():
+        name, _, value = line.replace(b"=", b":", 1).partition(b":")
+        if name.strip().lower() == key:
+            file = path.parent / value.strip().decode(errors="replace")
+            return [file] if file.is_file() else []
+    return []

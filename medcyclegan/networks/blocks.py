@@ -1,0 +1,131 @@
+"""What several networks are made of, for two and three spatial dimensions alike."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Padding = Literal["reflect", "replicate", "zeros"]
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+def check_spatial_dims(spatial_dims: int) -> None:
+    if spatial_dims not in CONV:
+        raise ValueError(f"spatial_dims is 2 or 3, got {spatial_dims!r}")
+
+
+def conv_norm_act(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    *,
+    kernel: int,
+    stride: int = 1,
+    padding_mode: Padding = "zeros",
+    activation: nn.Module | None = None,
+) -> nn.Sequential:
+    """Convolution, instance norm without parameters, activation.
+
+    The convolution has no bias: the norm subtracts it again, and what is left of its gradient is rounding noise.
+    """
+    layers: list[nn.Module] = [
+        CONV[spatial_dims](
+            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, padding_mode=padding_mode, bias=False
+        ),
+        INSTANCE_NORM[spatial_dims](out_channels),
+    ]
+    return nn.Sequential(*layers, *([activation] if activation is not None else []))
+
+
+class ResidualBlock(nn.Module):
+    """x + norm(conv(relu(norm(conv(x))))), shape kept. (B, C, *spatial)."""
+
+    def __init__(self, spatial_dims: int, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv_norm_act(
+                spatial_dims, channels, channels, kernel=3, padding_mode="reflect", activation=nn.ReLU(inplace=True)
+            ),
+            conv_norm_act(spatial_dims, channels, channels, kernel=3, padding_mode="reflect"),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Upsample(nn.Sequential):
+    """Doubles every axis, then norm and ReLU.
+
+    `resize` repeats each voxel and convolves, so every output voxel is made by the same number of kernel taps: no
+    checkerboard (Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016). `transposed` is the original
+    paper's fractionally strided convolution.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, mode: str) -> None:
+        if mode == "resize":
+            super().__init__(
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                conv_norm_act(
+                    spatial_dims,
+                    in_channels,
+                    out_channels,
+                    kernel=3,
+                    padding_mode="reflect",
+                    activation=nn.ReLU(inplace=True),
+                ),
+            )
+        elif mode == "transposed":
+            super().__init__(
+                CONV_TRANSPOSE[spatial_dims](
+                    in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False
+                ),
+                INSTANCE_NORM[spatial_dims](out_channels),
+                nn.ReLU(inplace=True),
+            )
+        else:
+            raise ValueError(f"upsampling is 'resize' or 'transposed', got {mode!r}")
+
+
+class TanhHead(nn.Module):
+    """The last convolution and tanh, in float32 even under autocast.
+
+    bfloat16 has 8 significant bits: around 0 HU, which is -0.5 in [-1, 1], its steps are 4 HU wide.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = CONV[spatial_dims](in_channels, out_channels, kernel, padding=kernel // 2, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.tanh(self.conv(x.float()))
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last voxels of each spatial axis until its length is a multiple of `multiple`."""
+    missing = [(-n) % multiple for n in x.shape[2:]]
+    if not any(missing):
+        return x
+    return F.pad(x, [pad for n in reversed(missing) for pad in (0, n)], mode="replicate")
+
+
+def crop_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """Keep the first `shape` voxels of the spatial axes: undoes `pad_to_multiple`."""
+    for axis, length in enumerate(shape, start=2):
+        x = x.narrow(axis, 0, length)
+    return x
+
+
+@torch.no_grad()
+def initialize(network: nn.Module) -> None:
+    """Weights from N(0, 0.02^2), biases 0 (Radford et al. 2016, section 3; Zhu et al. 2017, section 7.1)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            module.weight.normal_(0.0, 0.02)
+            if module.bias is not None:
+                module.bias.zero_()

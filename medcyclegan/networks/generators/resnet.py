@@ -1,0 +1,73 @@
+"""The ResNet generator of CycleGAN (Zhu et al. 2017, section 7.2; Johnson et al. 2016)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from medcyclegan.networks.blocks import (
+    ResidualBlock,
+    TanhHead,
+    Upsample,
+    check_spatial_dims,
+    conv_norm_act,
+    crop_to,
+    initialize,
+    pad_to_multiple,
+)
+from medcyclegan.registry import GENERATORS
+
+
+@GENERATORS.register("resnet")
+class ResNetGenerator(nn.Module):
+    """Two strided convolutions down, residual blocks, two up-samplings; the CycleGAN paper's generator.
+
+    In the paper's notation c7s1-F, d2F, 4F, R4F x blocks, u2F, uF, c7s1-out with F = `filters`; reflection padding,
+    instance norm without parameters, tanh. Axes of any length of at least 16 voxels are taken.
+
+    Args:
+        in_channels: channels of the source image.
+        out_channels: channels of the translated image.
+        spatial_dims: 2 or 3.
+        filters: channels after the first convolution.
+        blocks: residual blocks; the paper uses 6 for 128 x 128 and 9 for 256 x 256.
+        upsampling: "resize" (no checkerboard) or "transposed" (as in the paper).
+
+    Shape: (B, in_channels, *spatial) to (B, out_channels, *spatial), both in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        spatial_dims: int = 2,
+        filters: int = 64,
+        blocks: int = 9,
+        upsampling: str = "resize",
+    ) -> None:
+        super().__init__()
+        check_spatial_dims(spatial_dims)
+        if filters < 1 or blocks < 1:
+            raise ValueError(f"filters and blocks are at least 1, got filters={filters}, blocks={blocks}")
+
+        def down(channels: int) -> nn.Module:
+            # Zero padding, as in the paper: only the stride-1 convolutions reflect.
+            return conv_norm_act(
+                spatial_dims, channels, 2 * channels, kernel=3, stride=2, activation=nn.ReLU(inplace=True)
+            )
+
+        stem = conv_norm_act(
+            spatial_dims, in_channels, filters, kernel=7, padding_mode="reflect", activation=nn.ReLU(inplace=True)
+        )
+        self.layers = nn.Sequential(
+            stem,
+            down(filters),
+            down(2 * filters),
+            *(ResidualBlock(spatial_dims, 4 * filters) for _ in range(blocks)),
+            Upsample(spatial_dims, 4 * filters, 2 * filters, upsampling),
+            Upsample(spatial_dims, 2 * filters, filters, upsampling),
+            TanhHead(spatial_dims, filters, out_channels, kernel=7),
+        )
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return crop_to(self.layers(pad_to_multiple(x, 4)), x.shape[2:])

@@ -1,0 +1,49 @@
+"""A history of generated images for the discriminator (Shrivastava et al. 2017, section 2.3; CycleGAN section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ImagePool:
+    """Keeps up to `size` fakes; once full, each new fake is with probability 1/2 swapped for a stored one.
+
+    Args:
+        size: images kept; 0 hands every fake through.
+        seed: of the pool's own random numbers, so that nothing else disturbs them.
+    """
+
+    def __init__(self, size: int = 50, seed: int = 0) -> None:
+        if size < 0:
+            raise ValueError(f"size is at least 0, got {size}")
+        self.size = size
+        self.images: list[Tensor] = []
+        self.random = torch.Generator().manual_seed(seed)
+
+    def query(self, fakes: Tensor) -> Tensor:
+        """Give as many images as came in. (B, C, *spatial), detached."""
+        fakes = fakes.detach()
+        if self.size == 0:
+            return fakes
+        answer = []
+        for image in fakes:
+            if len(self.images) < self.size:
+                self.images.append(image.clone())
+                answer.append(image)
+            elif torch.rand((), generator=self.random) < 0.5:
+                index = int(torch.randint(self.size, (), generator=self.random))
+                answer.append(self.images[index])
+                self.images[index] = image.clone()
+            else:
+                answer.append(image)
+        return torch.stack(answer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": [image.cpu() for image in self.images], "random": self.random.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.images = [image.to(device) for image in state["images"]]
+        self.random.set_state(state["random"])

@@ -1,0 +1,195 @@
+"""What a run leaves to look at: metrics.csv, TensorBoard scalars, picture panels, and lines or a bar while it runs."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imsave
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from medcyclegan.training.guards import require_finite
+
+PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
+
+
+class RunRecorder:
+    """Ignite handler that writes a run's curves and pictures.
+
+    The losses stay on the device and are summed there; they are read once every `log_every` steps.
+
+    Args:
+        run: folder of the run.
+        log_every: steps between lines of metrics.csv; each line is the mean over those steps.
+        picture_every: steps between picture panels.
+        picture_batch: {"a": (B, 1, X, Y), "b": ...}, the same images every time.
+        window: "a", "b" -> what is shown black and white, in [-1, 1].
+        validate: gives further values by name, called at every picture.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        log_every: int,
+        picture_every: int,
+        picture_batch: dict[str, Tensor],
+        window: dict[str, tuple[float, float]],
+        validate: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        self.run = run
+        self.log_every = log_every
+        self.picture_every = picture_every
+        self.picture_batch = picture_batch
+        self.window = window
+        self.validate = validate
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Any) -> None:
+        self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=engine.state.iteration + 1)
+        self.started = self.last_log = self.last_line = time.monotonic()
+        self.first_step = engine.state.iteration
+        self.display = _Display(engine.state.epoch_length, engine.state.iteration)
+        (self.run / "pictures").mkdir(parents=True, exist_ok=True)
+        _drop_rows_after(self.run / "metrics.csv", engine.state.iteration)
+
+    def _step(self, engine: Any) -> None:
+        step, last = engine.state.iteration, engine.state.iteration == engine.state.epoch_length
+        for name, loss in engine.state.output.items():
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+        self.count += 1
+        if step % self.log_every == 0 or last:
+            self._log(engine, step)
+        if step % self.picture_every == 0 or last:
+            self._picture(engine, step)
+
+    def _log(self, engine: Any, step: int) -> None:
+        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        now = time.monotonic()
+        values["steps_per_s"] = self.count / max(now - self.last_log, 1e-9)
+        values["learning_rate"] = engine.schedulers["generators"].get_last_lr()[0]
+        self.last_log, self.sums, self.count = now, {}, 0
+        _append_row(self.run / "metrics.csv", {"step": step, "seconds": now - self.started, **values})
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, step)
+        self.display.show(step, values)
+        require_finite(values, step)
+
+    @torch.no_grad()
+    def _picture(self, engine: Any, step: int) -> None:
+        averages = engine.ema.averages
+        real = {domain: batch.to(engine.state.device) for domain, batch in self.picture_batch.items()}
+        images = {f"real_{domain}": batch for domain, batch in real.items()}
+        for source, target in (("a", "b"), ("b", "a")):
+            forward, back = averages.get(f"gen_{source}{target}"), averages.get(f"gen_{target}{source}")
+            if forward is not None:
+                images[f"fake_{target}"] = forward(real[source])
+            if forward is not None and back is not None:
+                images[f"cycle_{source}"] = back(images[f"fake_{target}"])
+        panel = make_panel(images, self.window)
+        imsave(self.run / "pictures" / f"step_{step:07d}.png", panel, cmap="gray", vmin=0, vmax=1)
+        self.board.add_image("panel", panel, step, dataformats="HW")
+        for name, value in (self.validate() if self.validate else {}).items():
+            self.board.add_scalar(f"validation/{name}", value, step)
+            _append_row(self.run / "validation.csv", {"step": step, name: value})
+        self.board.flush()
+
+    def _finish(self, engine: Any) -> None:
+        self.display.close()
+        self.board.close()
+
+    def _fail(self, engine: Any, error: BaseException) -> None:
+        self._finish(engine)
+        raise error
+
+
+def make_panel(images: dict[str, Tensor], window: dict[str, tuple[float, float]]) -> np.ndarray:
+    """Rows of real a, fake b, cycle a and of real b, fake a, cycle b, one pair of rows per image of the batch.
+
+    Args:
+        images: name -> (B, 1, X, Y); names as in `PANEL_ROWS`, those missing stay black.
+        window: "a", "b" -> the values shown black and white.
+
+    Returns:
+        (rows * Y, 3 * X) in [0, 1]; anterior is up and the patient's right is at the left.
+    """
+    count, _, width, height = images["real_a"].shape
+    panel = np.zeros((count * 2 * height, 3 * width), dtype=np.float32)
+    for sample in range(count):
+        for row, names in enumerate(PANEL_ROWS):
+            for column, name in enumerate(names):
+                if name in images:
+                    low, high = window[name[-1]]
+                    tile = images[name][sample, 0].float().cpu().numpy().T[::-1]
+                    top = (2 * sample + row) * height
+                    panel[top : top + height, column * width : (column + 1) * width] = (tile - low) / (high - low)
+    return panel.clip(0, 1)
+
+
+class _Display:
+    """A rich bar on a terminal, else a line at most every ten seconds; both on standard error."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.steps, self.done, self.started = steps, done, time.monotonic()
+        self.last_line = self.started
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                *Progress.get_default_columns()[:3],
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=steps, completed=done)
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith(("cycle", "adv")))
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=f"training  {losses}")
+            return
+        now = time.monotonic()
+        if now - self.last_line >= 10 or step == self.steps:
+            self.last_line = now
+            left = (now - self.started) / max(1, step - self.done) * (self.steps - step)
+            speed = f"{values['steps_per_s']:.2f} steps/s, {left / 60:.1f} min left"
+            print(f"step {step} of {self.steps}, {speed}, {losses}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _append_row(path: Path, row: dict[str, float]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Forget lines of steps that a resumed run does again."""
+    if path.exists():
+        header, *rows = path.read_text(encoding="utf-8").splitlines()
+        kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
+        path.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
