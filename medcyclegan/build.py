@@ -221,6 +221,14 @@ def load_translator(path: str | Path, *, direction: str = "ab", device: str = "a
     )
 
 
+def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
+    """The translator that a run began with: the same preparation and network with its initial weights."""
+    translator = load_translator(path, device=device)
+    experiment = config.parse(load_checkpoint(Path(path))["experiment"], f"the config in {path}")
+    translator.generator.load_state_dict(make_networks(experiment)["gen_ab"].state_dict())
+    return translator
+
+
 @dataclass(frozen=True)
 class Conversion:
     """What a conversion wrote, and what it could not: case id -> file, case id -> reason."""

@@ -98,6 +98,7 @@ class UnpairedSlices(Dataset[dict[str, Tensor]]):
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # the loader draws a number when it starts; not from the training's
         )
 
 

@@ -17,6 +17,6 @@ def require_finite(values: Mapping[str, float], step: int) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise InputError(
-            f"the training diverged: {', '.join(bad)} not finite at step {step}; the last checkpoint is older and whole.",
+            f"the training diverged: {', '.join(bad)} not finite at step {step}; the last checkpoint was saved before.",
             "Train again with --set training.precision=float32, or a lower training.learning_rate.",
         )

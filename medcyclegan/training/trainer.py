@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -124,6 +125,8 @@ class CycleGANTrainer(Trainer):
             decollate=False,
             handlers=list(train_handlers),
         )
+        # Only here: ignite would also stop between counting a step and doing it.
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
         real = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
@@ -144,6 +147,10 @@ class CycleGANTrainer(Trainer):
         self.ema.update(self.state.iteration)
         self.losses = {name: loss.detach() for name, loss in (generator_losses | discriminator_losses).items()}
         return self.losses
+
+    def _stop_if_asked(self, engine: Any) -> None:
+        if self.interrupted:
+            self.terminate()
 
     def _descend(self, role: str, losses: Losses) -> None:
         optimizer = self.optimizers[role]
@@ -186,7 +193,6 @@ class CycleGANTrainer(Trainer):
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
-            self.terminate()
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

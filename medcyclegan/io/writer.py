@@ -1,0 +1,225 @@
+"""Volumes into files: NIfTI, MetaImage and NRRD, whole or not at all, on the grid they were given.
+
+Nothing is rescaled on the way: the array's own type goes to disk with slope 1 and intercept 0.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from monai.data import ImageWriter
+from monai.data.image_writer import register_writer, resolve_writer
+
+from ..atomic import atomic_file
+from ..errors import InputError
+from .grid import Grid
+from .reader import VOLUME_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DTYPES = (np.dtype(np.int16), np.dtype(np.uint8), np.dtype(np.float32))
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# NIfTI code 1: coordinates of the scanner.
+_SCANNER = 1
+# Cosine between axes above which a qform, which is a rotation, cannot stand for the affine.
+_SHEAR_COSINE = 1e-5
+
+
+def write_volume(
+    path: str | os.PathLike[str],
+    array: np.ndarray,
+    grid: Grid,
+    *,
+    description: str = "",
+    nifti_codes: tuple[int, int] | None = None,
+) -> None:
+    """Write a volume so that the file is whole or absent, whatever happens.
+
+    A .mhd file carries its voxels itself (`ElementDataFile = LOCAL`) and has no .raw companion: two files cannot be
+    replaced in one step.
+
+    Args:
+        path: .nii, .nii.gz, .mha, .mhd or .nrrd; its folder is made if need be.
+        array: (X, Y, Z) int16, uint8, bool (stored as uint8) or float32.
+        grid: where the voxels lie; same shape as `array`.
+        description: NIfTI `descrip`, cut to 79 characters; the other formats have no place for it.
+        nifti_codes: (sform_code, qform_code) of the source, kept so that viewers treat the result as they treat the
+            source; (0, 0) for a source of unknown orientation. Default (1, 1), scanner coordinates. Both matrices are
+            written with the affine of `grid` (the qform only where the axes are orthogonal).
+
+    Raises:
+        InputError: the suffix is not one of a volume format.
+        OSError: the file could not be written (full disk, no permission); what was at `path` before is untouched.
+        TypeError: another array type. ValueError: another shape, or codes that the affine contradicts.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not name.endswith(VOLUME_SUFFIXES):
+        raise InputError(
+            f"{path}: not a volume format that can be written.", f"End the name in one of {', '.join(VOLUME_SUFFIXES)}."
+        )
+    array = np.asarray(array)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    if array.dtype not in _DTYPES:
+        raise TypeError(f"a volume is written as int16, uint8 or float32, got {array.dtype}")
+    if array.shape != grid.shape:
+        raise ValueError(f"array of shape {array.shape} does not fit the grid of shape {grid.shape}")
+    with _write_errors(path):
+        if name.endswith((".nii", ".nii.gz")):
+            image = _nifti_image(array, grid, description, nifti_codes)
+            with atomic_file(path) as temporary:
+                nib.save(image, temporary)
+        else:
+            _write_itk(path, array, grid.affine)
+
+
+def to_int16(values: npt.ArrayLike) -> npt.NDArray[np.int16]:
+    """Round to the nearest integer, half to even, as int16; the type of HU on disk.
+
+    Raises:
+        ValueError: a value is not finite or does not fit into [-32768, 32767].
+    """
+    values = np.asarray(values)
+    if values.size == 0:
+        return values.astype(np.int16)
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite cannot be stored as int16")
+    rounded = np.rint(values)
+    low, high = float(rounded.min()), float(rounded.max())
+    if low < -32768 or high > 32767:
+        raise ValueError(f"values from {low:g} to {high:g} do not fit into int16 (-32768 to 32767)")
+    return rounded.astype(np.int16)
+
+
+class SimpleITKWriter(ImageWriter):
+    """Writes .mha, .mhd and .nrrd for `monai.transforms.SaveImage` and `SaveImaged`; one channel, RAS+ affine in.
+
+    Importing this module registers it for those suffixes.
+
+    Args:
+        output_dtype: int16, uint8 or float32.
+    """
+
+    def __init__(self, output_dtype: npt.DTypeLike = np.float32, **kwargs: Any) -> None:
+        kwargs.pop("scale", None)  # SaveImage's wish for 8-bit output makes no sense for HU
+        super().__init__(**kwargs)
+        self.output_dtype = np.dtype(output_dtype)
+        self.affine: npt.NDArray[np.float64] = np.eye(4)
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take (1, X, Y, Z) for `channel_dim=0`, or (X, Y, Z) for None."""
+        array = self.create_backend_obj(data_array)
+        if channel_dim is not None:
+            if array.shape[channel_dim] != 1:
+                raise ValueError(f"one channel can be written, got {array.shape[channel_dim]}")
+            array = np.squeeze(array, axis=channel_dim)
+        if array.ndim != 3:
+            raise ValueError(f"a volume has three axes, got shape {array.shape}")
+        self.data_obj = array
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """Take the affine; with `resample`, go back to `original_affine` as MONAI's writers do."""
+        original, affine, shape = self.get_meta_info(meta_dict)
+        if not resample or original is None or affine is None:
+            self.affine = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
+            return
+        self.data_obj, self.affine = self.resample_if_needed(
+            data_array=self.data_obj, affine=affine, target_affine=original, output_spatial_shape=shape, **options
+        )
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        """Write the file atomically."""
+        super().write(filename, verbose=verbose)
+        array = np.asarray(self.data_obj)
+        array = to_int16(array) if self.output_dtype == np.int16 else array.astype(self.output_dtype)
+        write_volume(filename, array, Grid(array.shape, np.asarray(self.affine, dtype=np.float64)))
+
+
+def _nifti_image(array: np.ndarray, grid: Grid, description: str, codes: tuple[int, int] | None) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(array, grid.affine)
+    header = image.header
+    header.set_data_dtype(array.dtype)
+    header.set_xyzt_units("mm")
+    header["descrip"] = description.encode("ascii", "replace")[:79]
+    sform_code, qform_code = codes or (_SCANNER, _SCANNER)
+    unit = grid.affine[:3, :3] / grid.spacing
+    orthogonal = np.abs(unit.T @ unit - np.eye(3)).max() < _SHEAR_COSINE
+    if sform_code <= 0 and qform_code <= 0:
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+        if not Grid(grid.shape, header.get_base_affine()).matches(grid):
+            raise ValueError("codes (0, 0) leave the affine out of the file, and readers would assume another one")
+        return image
+    image.set_sform(grid.affine, max(sform_code, 0) or qform_code)
+    if orthogonal:
+        image.set_qform(grid.affine, max(qform_code, 0) or sform_code)
+    else:
+        image.set_qform(None, 0)
+        header.set_zooms(tuple(grid.spacing))
+    return image
+
+
+def _write_itk(path: Path, array: np.ndarray, affine: npt.NDArray[np.float64]) -> None:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    lps = _RAS_TO_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    with atomic_file(path) as temporary:
+        if not path.name.lower().endswith(".mhd"):
+            _itk_write(image, temporary, array.nbytes)
+            return
+        # MetaIO picks one or two files by the name alone; a header with its data in place is valid under both names.
+        single = temporary.with_name(f"{temporary.name}.mha")
+        try:
+            _itk_write(image, single, array.nbytes)
+            single.replace(temporary)
+        finally:
+            single.unlink(missing_ok=True)
+
+
+def _itk_write(image: sitk.Image, path: Path, data_bytes: int) -> None:
+    try:
+        sitk.WriteImage(image, str(path), useCompression=False)
+    except RuntimeError as error:
+        raise _failed_write(path, data_bytes) from error
+    # ITK does not look whether its last bytes reached the disk.
+    if path.stat().st_size <= data_bytes:
+        raise _failed_write(path, data_bytes)
+
+
+def _failed_write(path: Path, data_bytes: int) -> OSError:
+    """ITK does not say why a write failed; a disk with too little room left says enough."""
+    partial = path.stat().st_size if path.exists() else 0
+    if shutil.disk_usage(path.parent).free + partial <= data_bytes:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return OSError(errno.EIO, "the image library could not write the file")
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Name the file that the user asked for, not the temporary one, in whatever the system reports."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"cannot write the volume: {reason}", str(path)) from error
+
+
+# Asking once for any writer makes MONAI fill its own table, which it does only while the table is empty.
+resolve_writer("nii.gz")
+for _suffix in ("mha", "mhd", "nrrd"):
+    register_writer(_suffix, SimpleITKWriter)

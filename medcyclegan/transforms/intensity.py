@@ -1,0 +1,191 @@
+"""Intensities: one linear map of [low, high] to [-1, 1] per volume, the same for every CT, fitted per MR.
+
+CT has physics: every volume is clipped to [-1024, 3071] HU. MR has none: the window of a volume lies between two
+percentiles inside its body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import TraceKeys
+
+from ..errors import InputError
+
+# The range of 12-bit CT: HU = stored value - 1024, stored values 0 to 4095.
+CT_WINDOW = (-1024.0, 3071.0)
+MR_PERCENTILES = (0.5, 99.5)
+
+Values = TypeVar("Values", np.ndarray, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """The linear map of [low, high] to [-1, 1], with clipping, and its inverse.
+
+    All arithmetic is float32. `low` and `high` go to exactly -1 and 1, and -1 and 1 go back to exactly `low` and `high`
+    (as float32).
+
+    Attributes:
+        low: value that becomes -1.
+        high: value that becomes 1; above `low`.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        low, high = float(self.low), float(self.high)
+        if not (np.isfinite(low) and np.isfinite(high) and np.float32(high) > np.float32(low)):
+            raise InputError(
+                f"an intensity window needs two finite values, the second above the first: [{low}, {high}]."
+            )
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    def apply(self, values: Values) -> Values:
+        """Values in the unit of the window, any shape -> float32 in [-1, 1]; outside the window they are clipped."""
+        low, high = np.float32(self.low), np.float32(self.high)
+        # 2 (x - low) / (high - low) - 1: at x = high the quotient is a number divided by itself, exactly 1.
+        if isinstance(values, torch.Tensor):
+            scaled = values.float().clamp(float(low), float(high)) - float(low)
+            return scaled.div_(float(high - low)).mul_(2).sub_(1)
+        result = np.clip(values, low, high, dtype=np.float32, casting="unsafe")
+        result -= low
+        result /= high - low
+        result *= np.float32(2)
+        result -= np.float32(1)
+        return result
+
+    def undo(self, values: Values) -> Values:
+        """Values in [-1, 1], any shape -> float32 in [low, high]; outside [-1, 1] they are clipped."""
+        low, high = np.float32(self.low), np.float32(self.high)
+        # ((1 - y) low + (1 + y) high) / 2: at y = -1 and y = 1 one term vanishes and the other is exact.
+        if isinstance(values, torch.Tensor):
+            unit = values.float().clamp(-1, 1)
+            return (1 - unit).mul_(float(low) / 2).add_(unit.add(1).mul_(float(high) / 2))
+        unit = np.clip(values, -1, 1, dtype=np.float32, casting="unsafe")
+        result = np.float32(1) - unit
+        result *= low / np.float32(2)
+        unit += np.float32(1)
+        unit *= high / np.float32(2)
+        result += unit
+        return result
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain data for JSON and checkpoints; numbers survive exactly."""
+        return {"low": self.low, "high": self.high}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, float]) -> Scaler:
+        return cls(float(content["low"]), float(content["high"]))
+
+
+def mr_scaler(volume: np.ndarray, body: np.ndarray, percentiles: tuple[float, float] = MR_PERCENTILES) -> Scaler:
+    """The window of an MR volume: two percentiles of its values inside the body.
+
+    Args:
+        volume: (X, Y, Z), arbitrary unit.
+        body: (X, Y, Z) bool, not empty.
+        percentiles: lower and upper, in [0, 100].
+
+    Raises:
+        InputError: the body is empty, or both percentiles are the same value.
+    """
+    if volume.shape != body.shape:
+        raise ValueError(f"volume of shape {volume.shape} and body of shape {body.shape}")
+    lower, upper = percentiles
+    if not 0 <= lower < upper <= 100:
+        raise InputError(f"MR percentiles ({lower}, {upper}): two rising numbers from 0 to 100 are needed.")
+    inside = volume[body.astype(bool, copy=False)]
+    if inside.size == 0:
+        raise InputError("the body mask is empty, so that the MR intensities cannot be scaled.")
+    low, high = np.percentile(inside, (lower, upper))
+    if not np.float32(high) > np.float32(low):
+        raise InputError(
+            f"the MR intensities inside the body are flat: percentiles {lower} and {upper} are both {low:g}.",
+            "Check the volume and its body mask.",
+        )
+    # As float32 from the start, so that the window in a checkpoint is the window that was used.
+    return Scaler(float(np.float32(low)), float(np.float32(high)))
+
+
+class _ScaleD(MapTransform, InvertibleTransform):
+    """Applies a scaler per volume and remembers it for the inverse."""
+
+    def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
+        raise NotImplementedError
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            volume = result[key]
+            scaler = self.scaler(volume.detach().cpu().numpy(), result)
+            scaled = scaler.apply(volume)
+            self.push_transform(scaled, extra_info=scaler.to_dict())
+            result[key] = scaled
+        return result
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            applied = self.pop_transform(result[key])
+            result[key] = Scaler.from_dict(applied[TraceKeys.EXTRA_INFO]).undo(result[key])
+        return result
+
+
+class ScaleCTd(_ScaleD):
+    """Clip CT to `window` (HU) and map it to [-1, 1].
+
+    Args:
+        keys: keys of MetaTensors in HU.
+        window: HU of -1 and of 1.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, window: Sequence[float] = CT_WINDOW, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.window = Scaler(*window)
+
+    def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
+        return self.window
+
+
+class ScaleMRd(_ScaleD):
+    """Clip MR to two percentiles inside its body and map it to [-1, 1].
+
+    Args:
+        keys: keys of MetaTensors (1, X, Y, Z).
+        body_key: key of the body mask, same shape.
+        percentiles: lower and upper, in [0, 100].
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        body_key: Hashable = "body",
+        percentiles: tuple[float, float] = MR_PERCENTILES,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.body_key = body_key
+        self.percentiles = percentiles
+
+    def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
+        body = torch.as_tensor(data[self.body_key]).detach().cpu().numpy()
+        return mr_scaler(volume, body, self.percentiles)
+
+
+def fitted_scaler(volume: Any) -> Scaler:
+    """The scaler that the last intensity transform applied to this MetaTensor used."""
+    for applied in reversed(volume.applied_operations):
+        if applied[TraceKeys.CLASS_NAME] in ("ScaleCTd", "ScaleMRd"):
+            return Scaler.from_dict(applied[TraceKeys.EXTRA_INFO])
+    raise ValueError("no intensity transform was applied to this volume")

@@ -1,0 +1,168 @@
+"""From a volume to a prepared case, and from network output back to the source grid.
+
+The order of preparation, all of it on the source grid until the one interpolation: find the body, fit the scaler, clip
+and scale, resample onto the working grid, set what lies outside the body to -1. Scaling before resampling and
+resampling before scaling give the same values, since both are linear; clipping has to come first, because one metal
+voxel of 30000 HU would otherwise spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, MapTransform
+
+from ..errors import InputError
+from ..io.grid import Grid
+from ..io.reader import grid_of
+from .body import BodyMaskd, OutsideBodyd
+from .geometry import ToWorkingGridd, resample, working_grid
+from .intensity import CT_WINDOW, MR_PERCENTILES, ScaleCTd, ScaleMRd, Scaler, fitted_scaler
+
+Modality = Literal["MR", "CT"]
+
+# Networks that halve their input twice need this much.
+_FEWEST_VOXELS = 4
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What decides how a volume is prepared.
+
+    Attributes:
+        modality: "MR" (scaled by percentiles inside the body) or "CT" (scaled by `ct_window`).
+        spacing: of the working grid along the RAS axes, mm.
+        ct_window: HU of -1 and of 1.
+        mr_percentiles: percentiles inside the body that become -1 and 1.
+    """
+
+    modality: str
+    spacing: tuple[float, float, float]
+    ct_window: tuple[float, float] = CT_WINDOW
+    mr_percentiles: tuple[float, float] = MR_PERCENTILES
+
+    def __post_init__(self) -> None:
+        if self.modality not in get_args(Modality):
+            raise InputError(f"modality '{self.modality}': one of {', '.join(get_args(Modality))} is needed.")
+        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+        object.__setattr__(self, "ct_window", tuple(float(v) for v in self.ct_window))
+        object.__setattr__(self, "mr_percentiles", tuple(float(v) for v in self.mr_percentiles))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One volume as networks see it, with everything that is needed to go back.
+
+    Attributes:
+        image: (X, Y, Z) float32 in [-1, 1] on `grid`; -1 outside the body.
+        body: (X, Y, Z) bool on `grid`.
+        grid: the working grid.
+        source_grid: the grid of the volume.
+        scaler: the map between the volume's unit and [-1, 1].
+    """
+
+    image: np.ndarray
+    body: np.ndarray
+    grid: Grid
+    source_grid: Grid
+    scaler: Scaler
+
+
+def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
+    """The preparation as MONAI dictionary transforms on the keys "image" and "body".
+
+    Args:
+        preparation: what decides.
+        has_body: True if "body" is given, a MetaTensor (1, X, Y, Z) on the grid of "image"; else it is found.
+
+    Returns:
+        A Compose from {"image": (1, X, Y, Z) MetaTensor in HU or MR units} to "image" in [-1, 1] and "body" on the
+        working grid. Its inverse brings both back to the source grid and the image to its unit.
+    """
+    steps: list[MapTransform] = []
+    if not has_body:
+        steps.append(BodyMaskd("image", "body", preparation.modality))
+    if preparation.modality == "CT":
+        steps.append(ScaleCTd("image", preparation.ct_window))
+    else:
+        steps.append(ScaleMRd("image", "body", preparation.mr_percentiles))
+    steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), ("linear", "nearest")))
+    steps.append(OutsideBodyd("image", "body", -1.0))
+    return Compose(steps)
+
+
+def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None) -> PreparedCase:
+    """Prepare one volume.
+
+    Args:
+        volume: (1, X, Y, Z), HU for CT; as `io.reader.read_volume` gives it. Left as it is.
+        preparation: what decides.
+        body: (X, Y, Z) bool on the grid of `volume`; found by `body.body_mask` where it is None.
+
+    Raises:
+        InputError: no body is found, the intensities are flat, the given body is empty, or the working grid would be
+            shorter than 4 voxels along an axis.
+    """
+    name = str(volume.meta.get("filename_or_obj") or "the volume")
+    source = grid_of(volume)
+    _refuse_thin(source, preparation.spacing, name)
+    data: dict[str, MetaTensor] = {"image": volume}
+    if body is not None:
+        if body.shape != source.shape:
+            raise ValueError(f"body of shape {body.shape} does not fit the volume of shape {source.shape}")
+        if not body.any():
+            raise InputError(f"{name}: the body mask is empty.")
+        mask = np.array(body, dtype=np.uint8)[None]
+        data["body"] = MetaTensor(torch.from_numpy(mask), affine=torch.from_numpy(source.affine.copy()))
+    try:
+        # One by one, because a Compose turns every exception into a RuntimeError.
+        for step in preparation_transform(preparation, body is not None).transforms:
+            data = step(data)
+    except InputError as error:
+        raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error
+    image, mask_moved = data["image"], data["body"]
+    return PreparedCase(
+        image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
+        body=mask_moved.as_tensor()[0].numpy().astype(bool),
+        grid=grid_of(image),
+        source_grid=source,
+        scaler=fitted_scaler(image),
+    )
+
+
+def restore(
+    values: np.ndarray, grid: Grid, source_grid: Grid, scaler: Scaler, body: np.ndarray | None = None
+) -> np.ndarray:
+    """Network output back on the source grid, in the unit of the scaler, with one linear interpolation.
+
+    Args:
+        values: (X, Y, Z) in [-1, 1] on `grid`.
+        grid: the working grid.
+        source_grid: where to go.
+        scaler: of the domain that `values` belong to.
+        body: (X, Y, Z) bool on `grid`; what lies outside becomes `scaler.low`.
+
+    Returns:
+        (X', Y', Z') float32 on `source_grid`; `scaler.low` outside the field of view of `grid`.
+    """
+    restored = scaler.undo(values)
+    if body is not None:
+        if body.shape != values.shape:
+            raise ValueError(f"body of shape {body.shape} does not fit values of shape {values.shape}")
+        restored[~body.astype(bool, copy=False)] = scaler.low
+    return resample(restored, grid, source_grid, fill=scaler.low, antialias=False)
+
+
+def _refuse_thin(source: Grid, spacing: tuple[float, float, float], name: str) -> None:
+    shape = working_grid(source, spacing).shape
+    if min(shape) < _FEWEST_VOXELS:
+        raise InputError(
+            f"{name}: {' x '.join(map(str, source.shape))} voxels of {' x '.join(f'{s:.3g}' for s in source.spacing)} "
+            f"mm become {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm; at least "
+            f"{_FEWEST_VOXELS} along each axis are needed.",
+            "Choose a finer spacing or leave this volume out.",
+        )

@@ -1,0 +1,62 @@
+"""What many tests need: a small phantom cohort, its prepared form, and a tiny experiment on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medcyclegan import build, config, phantom
+from medcyclegan.data.prepared import PreparedCohort
+
+# Tests run side by side; more threads than cores only wait for each other.
+torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+TINY: dict[str, Any] = {
+    "model": {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}},
+    "objective": {"pool_size": 2},
+    "training": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "precision": "float32"},
+    "patches": {"size": [32, 32]},
+}
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> phantom.Cohort:
+    """Two MR and two CT of different phantom heads, and one with both; 36 x 44 x 20 voxels of 6 x 6 x 8 mm."""
+    return phantom.write_cohort(
+        tmp_path_factory.mktemp("cohort") / "phantoms",
+        seed=3,
+        train_mr=2,
+        train_ct=2,
+        test=1,
+        spacing_mm=(6.0, 6.0, 8.0),
+        shape=(36, 44, 20),
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
+    """The cohort on its working grid, with the test case as a validation pair."""
+    folder = tmp_path_factory.mktemp("prepared")
+    pairs = folder / "pairs.csv"
+    pairs.write_text(f"case,a,b,mask\nhead,{cohort.test_mr[0]},{cohort.test_ct[0]},{cohort.test_mask[0]}\n")
+    data = {"a": str(cohort.train_mr[0].parent), "b": str(cohort.train_ct[0].parent), "pairs": str(pairs)}
+    return build.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
+
+
+@pytest.fixture
+def experiment(prepared: PreparedCohort) -> config.Experiment:
+    """Four steps of tiny networks in float32."""
+    return config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
+
+
+@pytest.fixture(scope="session")
+def run(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny experiment."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
+    build.train(experiment, folder, device="cpu")
+    return folder

@@ -1,0 +1,90 @@
+"""Who may import whom: the house's table, held as data, against the imports in the sources."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "medcyclegan"
+GROUND = {"errors", "atomic", "progress", "registry"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "atomic": set(),
+    "progress": set(),
+    "registry": {"errors"},
+    "config": {"errors", "registry"},
+    "phantom": {"errors", "atomic"},
+    "io": GROUND - {"registry"},
+    "networks": {"registry"},
+    "losses": {"registry"},
+    "transforms": {"errors", "io"},
+    "data": GROUND | {"io", "transforms"},
+    "training": GROUND | {"losses", "networks"},
+    "inference": GROUND | {"io", "transforms", "losses"},
+    "evaluation": GROUND | {"io", "transforms", ""},
+    "report": GROUND | {"evaluation", "io", ""},
+    "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
+    "demo": GROUND | {"config", "phantom", "build", "evaluation", "report", "io", ""},
+    "cli": GROUND | {"config", "build", "demo", "evaluation", ""},
+    "__main__": {"cli"},
+}
+# Plain tensors only: what these may not touch even from outside the package.
+TENSOR_ONLY = ("networks", "losses", "training/objectives")
+FOREIGN_TO_TENSORS = {"monai", "nibabel", "SimpleITK", "pathlib", "yaml", "pydantic"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every imported name in full, lazy imports inside functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            # `from medcyclegan import build` imports a module, `from medcyclegan import __version__` the package.
+            whole = node.module == "medcyclegan"
+            found |= {
+                f"medcyclegan.{alias.name}" if whole and not alias.name.startswith("__") else str(node.module)
+                for alias in node.names
+            }
+    return found
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downward(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        return  # loads its public names lazily
+    own = unit(path)
+    used = {
+        name.removeprefix("medcyclegan").removeprefix(".").split(".")[0]
+        for name in imports(path)
+        if name.split(".")[0] == "medcyclegan"
+    }
+    assert used - {own} <= ALLOWED[own], f"{own} may not import {sorted(used - {own} - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize("folder", TENSOR_ONLY)
+def test_tensor_code_sees_plain_tensors_only(folder: str) -> None:
+    for path in (PACKAGE / folder).rglob("*.py"):
+        foreign = {name.split(".")[0] for name in imports(path)} & FOREIGN_TO_TENSORS
+        assert not foreign, f"{path} imports {sorted(foreign)}"
+
+
+def test_every_unit_is_in_the_table() -> None:
+    units = {unit(path) for path in modules()} - {"__init__"}
+    assert units == set(ALLOWED)
+
+
+def test_no_drawer_names() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "base", "misc"}
+    assert not [path for path in modules() if path.stem in drawers or drawers & set(path.parts)]

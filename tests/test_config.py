@@ -1,0 +1,94 @@
+"""The experiment: what is allowed, how mistakes are told, and that it survives being written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medcyclegan import config
+from medcyclegan.errors import InputError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_follow_the_paper() -> None:
+    experiment = config.load(None)
+    assert experiment.objective == {
+        "_target_": "cyclegan",
+        "cycle_weight": 10.0,
+        "identity_weight": 0.5,
+        "pool_size": 50,
+    }
+    assert (experiment.training.learning_rate, experiment.training.betas) == (2e-4, (0.5, 0.999))
+    assert experiment.preparation.ct_window == (-1024.0, 3071.0)
+
+
+def test_written_experiment_reads_back_equal(tmp_path: Path) -> None:
+    experiment = config.load(None, ["training.steps=7", "model.generator.blocks=6", "preparation.spacing=[1, 1, 2.5]"])
+    config.save(experiment, tmp_path / "config.yaml")
+    assert config.load(tmp_path / "config.yaml") == experiment
+
+
+def test_data_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "experiment.yaml", "data: {a: mr, b: /elsewhere/ct}")
+    data = config.load(file).data
+    assert (data.a, data.b) == (tmp_path / "mr", Path("/elsewhere/ct"))
+
+
+def test_a_leaf_without_target_configures_the_default_part() -> None:
+    assert config.load(None, ["model.generator.filters=8"]).model.generator["_target_"] == "resnet"
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("trainig: {steps: 3}", ["trainig", "Did you mean 'training'?"]),
+        ("training: {step: 3, batch_size: two}", ["Did you mean 'steps'?", "training.batch_size", "'two'"]),
+        ("training: {steps: 0}", ["training.steps", "greater than or equal to 1", "0"]),
+        ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
+        ("model: {generator: {_target_: resnt}}", ["model.generator", "Did you mean 'resnet'?"]),
+        ("preparation: {ct_window: [100, -100]}", ["ct_window", "below the second"]),
+        ("data: {a: mr}", ["a and b are both needed"]),
+        ("data: {a: mr, b: ct, prepared: p}", ["only one of"]),
+        ("- a list", ["must hold keys and values"]),
+        ("training: [", ["is not YAML"]),
+        ("training: !!python/object/apply:os.getcwd []", ["is not YAML"]),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, messages: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        config.load(write(tmp_path / "experiment.yaml", text))
+    for message in (*messages, "experiment.yaml"):
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("training.steps", "key=value"), ("seed.deep=1", None), ("training.steps=[", "not YAML")],
+)
+def test_override_mistakes(override: str, message: str | None) -> None:
+    with pytest.raises(InputError, match=message):
+        config.load(None, ["seed=1", override])
+
+
+def test_scientific_notation_is_a_number() -> None:
+    assert config.load(None, ["training.learning_rate=1e-4"]).training.learning_rate == 1e-4
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no config .*nowhere\.yaml"):
+        config.load(tmp_path / "nowhere.yaml")
+
+
+def test_the_experiment_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        config.load(None).training.steps = 3  # type: ignore[misc]
+
+
+def test_plain_data_only() -> None:
+    assert yaml.safe_load(yaml.safe_dump(config.load(None).to_dict())) == config.load(None).to_dict()

@@ -1,0 +1,197 @@
+"""Training as a whole: resuming bit for bit, stopping, what a run leaves, and the parts of a step."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from torch import Tensor
+
+from medcyclegan import build, config
+from medcyclegan.config import Experiment
+from medcyclegan.data.prepared import PreparedCohort
+from medcyclegan.errors import InputError
+from medcyclegan.training.checkpoint import load_checkpoint
+from medcyclegan.training.guards import require_finite
+from medcyclegan.training.recorder import make_panel
+from medcyclegan.training.trainer import CycleGANTrainer, ExponentialMovingAverage, linear_decay
+
+
+class StopAt:
+    """Ends a training as Ctrl-C does, while the given step is computed."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Any) -> None:
+        if engine.state.iteration == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Every place where two snapshots are not equal bit for bit."""
+    if isinstance(a, Tensor):
+        return [] if torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        assert set(a) == set(b), path
+        return [found for key in a for found in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in differences(x, y, f"{path}/{i}")]
+    return [] if a == b else [path]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_four_steps_equal_two_and_resume_and_two(experiment: Experiment, tmp_path: Path, precision: str) -> None:
+    experiment = experiment.model_copy(
+        update={"training": experiment.training.model_copy(update={"precision": precision})}
+    )
+    whole = build.train(experiment, tmp_path / "whole", device="cpu")
+    first = build.train(experiment, tmp_path / "parts", device="cpu", handlers=[StopAt(2)])
+    assert (first.interrupted, first.step) == (True, 2)
+    second = build.resume(tmp_path / "parts", device="cpu")
+    assert (second.interrupted, second.step) == (False, 4)
+    a, b = load_checkpoint(whole.run), load_checkpoint(second.run)
+    assert a["step"] == 4
+    assert differences(a, b) == []
+
+
+def test_resumed_metrics_have_every_step_once(experiment: Experiment, tmp_path: Path) -> None:
+    build.train(experiment, tmp_path / "run", device="cpu", handlers=[StopAt(3)])
+    build.resume(tmp_path / "run", device="cpu")
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert {"cycle_a", "identity_b", "adversarial_ab", "discriminator_a", "learning_rate"} <= set(rows[0])
+
+
+def test_a_finished_run_resumes_to_nothing(run: Path) -> None:
+    before = (run / "checkpoint.pt").read_bytes()
+    assert build.resume(run, device="cpu").step == 4
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_training_changes_every_network_and_validates_the_pair(
+    run: Path, prepared: PreparedCohort, experiment: Experiment
+) -> None:
+    content, fresh = load_checkpoint(run), build.make_networks(experiment)
+    for name, state in content["networks"].items():
+        for key, value in state.items():
+            assert not torch.equal(value, fresh[name].state_dict()[key]), f"{name}.{key}"
+    with (run / "validation.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert float(rows[-1]["mae"]) > 0
+    assert len(list((run / "pictures").glob("*.png"))) == 2
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_validation_is_the_error_inside_the_body_in_hu(run: Path, prepared: PreparedCohort) -> None:
+    with (run / "validation.csv").open(newline="") as stream:
+        last = float(list(csv.DictReader(stream))[-1]["mae"])
+    a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
+    translator = build.load_translator(run, device="cpu")
+    hu = translator(a.image_file, body=np.asarray(_source_body(prepared))).array
+    from medcyclegan.io.reader import read_volume
+
+    truth = read_volume(b.image_file).numpy()[0]
+    inside = _source_body(prepared)
+    # The working spacing is the median, not the source's, so the two agree up to interpolation.
+    assert last == pytest.approx(float(np.abs(hu - truth)[inside].mean()), rel=0.1)
+
+
+def _source_body(prepared: PreparedCohort) -> np.ndarray:
+    from medcyclegan.io.reader import read_volume
+
+    mask = prepared.cases["pairs_a"][0].image_file.parents[1] / "mask" / "case_001.nii.gz"
+    return read_volume(mask).numpy()[0] > 0
+
+
+def test_run_folder_with_content_is_refused(run: Path, experiment: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        build.train(experiment, run, device="cpu")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        build.train(experiment, tmp_path, device="cpu")
+
+
+def test_generator_phase_leaves_discriminators_untouched(
+    experiment: Experiment, prepared: PreparedCohort, tmp_path: Path
+) -> None:
+    trainer = build.make_trainer(build._resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu"))
+    batch = next(iter(trainer.data_loader))
+    with trainer._training("generators"):
+        losses, images = trainer.objective.generator_losses(batch)
+        torch.stack(list(losses.values())).sum().backward()
+    networks = trainer.objective.networks
+    assert all(p.grad is None for name in ("disc_a", "disc_b") for p in networks[name].parameters())
+    assert all(p.grad is not None for name in ("gen_ab", "gen_ba") for p in networks[name].parameters())
+    assert all(p.requires_grad for p in networks.parameters())
+
+
+def test_linear_decay() -> None:
+    factors = [linear_decay(step, 10, 0.5) for step in range(11)]
+    assert factors == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
+    assert linear_decay(9, 10, 1.0) == 1
+
+
+def test_moving_average_equals_the_recursion() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    ema = ExponentialMovingAverage({"n": network}, decay=0.5)
+    expected = float(network.weight.detach())
+    for step, value in enumerate([2.0, -1.0, 4.0, 0.5, 3.0, 1.0, 7.0, 2.0, 5.0, 6.0], start=1):
+        torch.nn.init.constant_(network.weight, value)
+        ema.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert float(ema.averages["n"].weight) == pytest.approx(expected, rel=1e-5)
+    assert not ema.averages["n"].weight.requires_grad
+
+
+def test_non_finite_losses_stop_the_training_before_a_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    class Poison:
+        def attach(self, engine: CycleGANTrainer) -> None:
+            engine.add_event_handler(Events.ITERATION_STARTED(once=3), self)
+
+        def __call__(self, engine: CycleGANTrainer) -> None:
+            torch.nn.init.constant_(next(engine.objective.networks["gen_ab"].parameters()), float("nan"))
+
+    with pytest.raises(InputError, match=r"diverged: .*cycle_a.* step 3"):
+        build.train(experiment, tmp_path / "run", device="cpu", handlers=[Poison()])
+    assert load_checkpoint(tmp_path / "run")["step"] == 2
+    with pytest.raises(InputError, match="inf_loss"):
+        require_finite({"fine": 1.0, "inf_loss": float("inf")}, 1)
+
+
+def test_panel_puts_anterior_up_and_keeps_the_order() -> None:
+    a, b = torch.full((1, 1, 2, 3), -1.0), torch.full((1, 1, 2, 3), -1.0)
+    a[0, 0, 1, 2] = 1.0  # left, anterior
+    panel = make_panel({"real_a": a, "fake_b": b + 1}, {"a": (-1, 1), "b": (-1, 1)})
+    assert panel.shape == (6, 6)
+    assert panel[0, 1] == 1 and panel[:3, :2].sum() == 1
+    assert (panel[:3, 2:4] == 0.5).all()
+
+
+def test_config_that_contradicts_the_prepared_data_is_refused(prepared: PreparedCohort, tmp_path: Path) -> None:
+    given = {"data": {"prepared": str(prepared.folder)}, "preparation": {"spacing": [1, 1, 1]}}
+    with pytest.raises(InputError, match=r"preparation\.spacing is \(1\.0, 1\.0, 1\.0\), but .* was prepared with"):
+        build.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
+    given = {"data": {"prepared": str(prepared.folder)}, "domains": {"b": {"name": "T2", "modality": "MR"}}}
+    with pytest.raises(InputError, match=r"domains\.b\.modality is MR"):
+        build.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize(("name", "message"), [("gpu", "allowed are auto"), ("cuda:97", "no usable device")])
+def test_devices_that_are_not_there(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build.choose_device(name)
