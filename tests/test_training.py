@@ -131,7 +131,7 @@ def test_generator_phase_leaves_discriminators_untouched(
     trainer = build.make_trainer(build._resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu"))
     batch = next(iter(trainer.data_loader))
     with trainer._training("generators"):
-        losses, images = trainer.objective.generator_losses(batch)
+        losses, _ = trainer.objective.generator_losses(batch)
         torch.stack(list(losses.values())).sum().backward()
     networks = trainer.objective.networks
     assert all(p.grad is None for name in ("disc_a", "disc_b") for p in networks[name].parameters())

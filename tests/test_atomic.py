@@ -1,0 +1,53 @@
+"""Files and folders are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from medcyclegan.atomic import atomic_file, atomic_folder, write_json
+
+
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.nii.gz"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="crash"), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("crash")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_success_replaces_and_keeps_the_suffix_while_writing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.nii.gz"
+    with atomic_file(target) as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("whole")
+    assert target.read_text() == "whole"
+    (tmp_path / "plain").write_text("")
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_folder_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "case"
+    with atomic_folder(target) as temporary:
+        (temporary / "x").write_text("old")
+    with pytest.raises(RuntimeError, match="crash"), atomic_folder(target) as temporary:
+        (temporary / "x").write_text("half")
+        raise RuntimeError("crash")
+    assert (target / "x").read_text() == "old"
+    with atomic_folder(target) as temporary:
+        (temporary / "y").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["y"]
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 0.1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1}

@@ -1,0 +1,196 @@
+"""The command line as a user meets it: the whole job, and every mistake with its message and exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medcyclegan import __version__, cli, phantom
+
+TINY = (
+    "--set=model.generator.filters=4 --set=model.generator.blocks=1 --set=model.discriminator.filters=4 "
+    "--set=model.discriminator.layers=1 --set=patches.size=[32,32] --set=training.log_every=1"
+).split()
+
+
+def call(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "medcyclegan", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def test_the_whole_job(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
+    prepared, run = tmp_path / "prepared", tmp_path / "run"
+    told = json.loads(call("prepare", "--a", mr, "--b", ct, "-o", prepared, "--json").stdout)
+    assert told["cases"] == {"a": 2, "b": 2, "pairs_a": 0, "pairs_b": 0} and told["failed"] == {}
+    config = tmp_path / "experiment.yaml"
+    config.write_text("data: {prepared: prepared}\ntraining: {steps: 9}\n")
+    told = json.loads(
+        call("train", config, *TINY, "--set", "training.steps=2", "-o", run, "-d", "cpu", "--json").stdout
+    )
+    assert (told["step"], told["interrupted"]) == (2, False)
+    call("convert", run, cohort.test_mr[0].parent, "-o", tmp_path / "sct", "-d", "cpu")
+    sct, mr_image = nib.load(tmp_path / "sct/case_001_sct.nii.gz"), nib.load(cohort.test_mr[0])
+    assert sct.get_data_dtype() == np.int16 and sct.shape == mr_image.shape
+    np.testing.assert_allclose(sct.affine, mr_image.affine, atol=1e-5)
+    out = call(
+        "evaluate", tmp_path / "sct", cohort.test_ct[0].parent, "--mask", cohort.test_mask[0].parent,
+        "-o", tmp_path / "scores", "--json",
+    )  # fmt: skip
+    with (tmp_path / "scores/cases.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert list(row)[:5] == ["case", "mae", "psnr", "ssim", "ms_ssim"]
+    inside = nib.load(cohort.test_mask[0]).get_fdata() > 0
+    by_hand = np.abs(sct.get_fdata() - nib.load(cohort.test_ct[0]).get_fdata())[inside].mean()
+    assert float(row["mae"]) == pytest.approx(by_hand, rel=1e-6)
+    assert json.loads(out.stdout) == json.loads((tmp_path / "scores/summary.json").read_text())
+
+
+def test_train_without_a_config(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
+    call("train", "--a", mr, "--b", ct, *TINY, "--set", "training.steps=1", "-o", tmp_path / "run", "-d", "cpu")
+    assert (tmp_path / "run/checkpoint.pt").exists() and (tmp_path / "run/prepared/prepared.json").exists()
+
+
+def test_interrupt_saves_and_says_how_to_resume(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    mr, ct, run = cohort.train_mr[0].parent, cohort.train_ct[0].parent, tmp_path / "run"
+    command = ["train", "--a", mr, "--b", ct, *TINY, "--set", "training.steps=100000", "-o", run, "-d", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medcyclegan", *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in told
+    assert f"medcyclegan train --resume {run}" in told
+    assert (run / "checkpoint.pt").exists()
+
+
+def test_help_and_config_errors_are_quick(tmp_path: Path) -> None:
+    """Measured in processor time, which other work on the machine does not stretch."""
+    (tmp_path / "bad.yaml").write_text("trainig: {}")
+    for arguments, code in ((["--help"], 0), (["train", tmp_path / "bad.yaml", "-o", tmp_path / "run"], 2)):
+        before = os.times()
+        call(*arguments, code=code)
+        after = os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        assert used < 0.5, arguments
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout.strip() == f"medcyclegan {__version__}"
+    told = call("--help").stdout
+    assert all(verb in told for verb in ("demo", "prepare", "train", "convert", "evaluate"))
+
+
+@pytest.fixture
+def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
+    """A place with mr/, ct/, an empty folder and damaged files."""
+    shutil.copytree(cohort.train_mr[0].parent, tmp_path / "mr")
+    shutil.copytree(cohort.train_ct[0].parent, tmp_path / "ct")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole = cohort.train_mr[0].read_bytes()
+    (tmp_path / "broken/cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.docx").touch()
+    (tmp_path / "wrong_key.yaml").write_text("training: {step: 10}")
+    (tmp_path / "wrong_type.yaml").write_text("training: {steps: many}")
+    (tmp_path / "foreign.pt").write_bytes(b"PK nothing of ours")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ("prepare --a nowhere --b ct -o p", ["nowhere", "does not exist"]),
+        ("prepare --a empty --b ct -o p", ["empty", ".nii.gz"]),
+        ("prepare --a broken --b ct -o p", ["cut.nii.gz", "no volume of domain a"]),
+        ("prepare --a ct --b mr -o p", ["swapped"]),
+        ("prepare --a mr --b ct -o full", ["full", "thesis.docx"]),
+        ("prepare --a mr -o p", ["a and b are both needed"]),
+        ("prepare --a mr --b ct --modality-b PET -o p", ["modality", "'MR' or 'CT'", "PET"]),
+        ("train --a mr --b ct -o full", ["full", "not empty"]),
+        ("train wrong_key.yaml -o run", ["training.step", "Did you mean 'steps'?"]),
+        ("train wrong_type.yaml -o run", ["training.steps", "integer", "many"]),
+        ("train nowhere.yaml -o run", ["nowhere.yaml"]),
+        ("train -o run", ["names no data"]),
+        ("train --a mr --b ct", ["--output"]),
+        ("train --a mr --b ct -o run -d tpu", ["tpu", "auto, cpu, cuda"]),
+        ("train --resume full", ["full", "checkpoint.pt"]),
+        ("train --resume full --set seed=1", ["--resume"]),
+        ("convert foreign.pt mr -o out", ["foreign.pt", "not a medcyclegan checkpoint"]),
+        ("convert nowhere mr -o out", ["nowhere", "no run or checkpoint"]),
+        ("evaluate mr ct -o scores", ["mr_001", "ct_001"]),
+        ("evaluate mr mr -o full", ["full"]),
+        ("evaluate mr mr -o scores --protocol synthrad2024", ["synthrad2024", "Did you mean"]),
+    ],
+)
+def test_mistakes_have_their_own_message(
+    folders: Path,
+    arguments: str,
+    messages: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folders)
+    monkeypatch.setattr(sys, "argv", ["medcyclegan", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in told
+    assert "error: " in told
+    for message in messages:
+        assert message in told
+
+
+def test_a_failed_case_is_listed_last_and_the_others_are_done(run: Path, folders: Path) -> None:
+    shutil.copy(folders / "broken/cut.nii.gz", folders / "mr")
+    result = call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", code=1)
+    assert sorted(path.name for path in (folders / "out").iterdir()) == ["mr_001_sct.nii.gz", "mr_002_sct.nii.gz"]
+    assert result.stderr.strip().splitlines()[-1].strip().startswith("cut: ")
+    assert "1 failed:" in result.stderr
+
+
+def test_existing_results_are_kept_unless_told(run: Path, folders: Path) -> None:
+    call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu")
+    told = call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", code=2).stderr
+    assert "exist already" in told and "mr_001_sct.nii.gz" in told
+    call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", "--overwrite")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_left(folders: Path) -> None:
+    """A file system without space: every write to it fails as on a full disk."""
+    code = (
+        "import errno, sys; import medcyclegan.data.prepared as p\n"
+        "def full(*a, **k): open('/dev/full', 'wb', buffering=0).write(b'x')\n"
+        "p.np.save = full\n"
+        "sys.argv = ['medcyclegan', 'prepare', '--a', 'mr', '--b', 'ct', '-o', 'p']\n"
+        "from medcyclegan.cli import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folders)
+    assert result.returncode == 1, result.stderr
+    assert "no space is left" in result.stderr and "Traceback" not in result.stderr
+    assert not [path for path in (folders / "p").rglob("*") if path.name.startswith(".partial")]

@@ -1,0 +1,252 @@
+"""Geometry: nothing moves in the world, voxels that coincide are copied, and a linear function is resampled exactly."""
+
+from __future__ import annotations
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from scipy.ndimage import gaussian_filter1d
+
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of
+from medcyclegan.transforms.geometry import ToWorkingGridd, resample, working_grid
+
+ORDERS = [(p, s) for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)]
+SHAPE = (9, 7, 6)
+
+
+def rotation(degrees: float) -> np.ndarray:
+    k = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
+    cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
+    angle = np.radians(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def grid(
+    order: tuple = ORDERS[0], degrees: float = 0.0, spacing: tuple = (1.0, 1.7, 2.6), shape: tuple = SHAPE
+) -> Grid:
+    axes = np.zeros((3, 3))
+    axes[order[0], range(3)] = order[1]
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(degrees) @ axes * np.array(spacing)
+    affine[:3, 3] = (-31.3, 55.7, 0.9)
+    return Grid(shape, affine)
+
+
+def sheared() -> Grid:
+    source = grid()
+    affine = source.affine.copy()
+    affine[1, 2] += 0.8
+    return Grid(SHAPE, affine)
+
+
+def world(g: Grid) -> np.ndarray:
+    """(X, Y, Z, 3) world positions of voxel centers."""
+    return np.moveaxis(np.indices(g.shape), 0, -1) @ g.affine[:3, :3].T + g.affine[:3, 3]
+
+
+def linear(g: Grid) -> np.ndarray:
+    return (world(g) @ np.array([0.31, -0.72, 1.13]) + 5.0).astype(np.float32)
+
+
+def along_axes(order: tuple, spacing: tuple) -> tuple[float, ...]:
+    """The source's spacing in the order of the working grid's axes."""
+    result = np.empty(3)
+    result[list(order[0])] = spacing
+    return tuple(result)
+
+
+class TestWorkingGrid:
+    @pytest.mark.parametrize("degrees", [0.0, 12.0])
+    def test_equal_spacing_means_the_same_voxels(self, degrees: float) -> None:
+        for order in ORDERS:
+            source = grid(order, degrees)
+            target = working_grid(source, along_axes(order, (1.0, 1.7, 2.6)))
+            assert nib.aff2axcodes(target.affine) == ("R", "A", "S")
+            assert sorted(map(tuple, world(source).reshape(-1, 3).round(6))) == sorted(
+                map(tuple, world(target).reshape(-1, 3).round(6))
+            )
+
+    @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 0.9, 3.3), (4.0, 4.0, 4.0)])
+    def test_field_of_view_center_and_directions(self, spacing: tuple[float, float, float]) -> None:
+        for order in ORDERS:
+            source = grid(order, 20.0)
+            target = working_grid(source, spacing)
+            np.testing.assert_allclose(target.spacing, spacing, rtol=1e-12)
+            for g in (source, target):
+                center = g.affine @ np.array([*(np.array(g.shape) - 1) / 2, 1])
+                np.testing.assert_allclose(center, grid_center(source), atol=1e-9)
+            extent = np.array(along_axes(order, tuple(np.array(SHAPE) * source.spacing)))
+            covered = np.array(target.shape) * spacing
+            assert (covered >= extent - 1e-3 * np.array(spacing)).all() and (covered < extent + spacing).all()
+            # Directions are those of the source, up to order and sign: nothing is rotated.
+            cosines = (source.affine[:3, :3] / source.spacing).T @ (target.affine[:3, :3] / target.spacing)
+            np.testing.assert_allclose(np.sort(np.abs(cosines), axis=0)[-1], 1, atol=1e-12)
+
+    def test_rounding_of_a_float32_header_is_no_new_spacing(self) -> None:
+        source = grid(spacing=tuple(float(np.float32(v)) for v in (0.9, 1.7, 2.6)))
+        target = working_grid(source, (0.9, 1.7, 2.6))
+        assert target.shape == source.shape and target.matches(source, 1e-12)
+
+    def test_shear_stays(self) -> None:
+        target = working_grid(sheared(), (1.0, 1.0, 1.0))
+        np.testing.assert_allclose(target.affine[:3, :3], sheared().affine[:3, :3] / sheared().spacing, atol=1e-12)
+
+    @pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0)])
+    def test_bad_spacings(self, spacing: tuple[float, ...]) -> None:
+        with pytest.raises(InputError, match="three positive numbers"):
+            working_grid(grid(), spacing)
+
+
+def grid_center(g: Grid) -> np.ndarray:
+    return np.asarray(g.affine @ np.array([*(np.array(g.shape) - 1) / 2, 1]))
+
+
+class TestResample:
+    @pytest.mark.parametrize("degrees", [0.0, 12.0])
+    def test_permutations_and_flips_are_bit_exact(self, degrees: float) -> None:
+        values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+        target = grid(ORDERS[0], degrees)
+        for order in ORDERS:
+            # The same voxels, stored in another order.
+            permutation, signs = order
+            stored = values.transpose(permutation)[tuple(slice(None, None, int(s)) for s in signs)]
+            to_target = np.zeros((4, 4))
+            to_target[list(permutation), range(3)] = signs
+            to_target[:3, 3] = [SHAPE[axis] - 1 if signs[permutation.index(axis)] < 0 else 0 for axis in range(3)]
+            to_target[3, 3] = 1
+            source = Grid(stored.shape, target.affine @ to_target)
+            for mode in ("linear", "nearest"):
+                back = resample(stored, source, target, fill=-1.0, mode=mode)  # type: ignore[arg-type]
+                np.testing.assert_array_equal(back, values)
+
+    def test_whole_voxel_shifts_copy_and_fill(self) -> None:
+        values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+        source = grid()
+        shift = np.eye(4)
+        shift[:3, 3] = (2, -3, 0)
+        moved = resample(values, source, Grid(SHAPE, source.affine @ shift), fill=-9.0)
+        expected = np.full(SHAPE, -9.0, np.float32)
+        expected[:-2, 3:] = values[2:, :-3]
+        np.testing.assert_array_equal(moved, expected)
+        shift[0, 3] = 50
+        assert (resample(values, source, Grid(SHAPE, source.affine @ shift), fill=-9.0) == -9).all()
+
+    @pytest.mark.parametrize("source", [grid(ORDERS[k], 15.0) for k in (0, 13, 30, 47)] + [sheared()])
+    def test_a_linear_function_is_exact_inside(self, source: Grid) -> None:
+        affine = source.affine @ np.diag([0.61, 0.43, 0.83, 1.0])
+        affine[:3, :3] = rotation(3.0) @ affine[:3, :3]
+        affine[:3, 3] = source.affine[:3, 3] + source.affine[:3, :3] @ (1.2, 1.1, 1.3)
+        target = Grid((8, 8, 4), affine)
+        index = np.linalg.inv(source.affine) @ np.vstack([world(target).reshape(-1, 3).T, np.ones(256)])
+        assert (index[:3].min(1) >= 0).all() and (index[:3].max(1) <= np.array(SHAPE) - 1).all()
+        np.testing.assert_allclose(resample(linear(source), source, target, fill=1e6), linear(target), atol=1e-4)
+
+    def test_half_a_voxel_of_edge_and_then_fill(self) -> None:
+        source = Grid((3, 2, 2), np.eye(4))
+        values = np.array([1.0, 2.0, 4.0], np.float32)[:, None, None] * np.ones((3, 2, 2), np.float32)
+        affine = np.diag([0.25, 1.0, 1.0, 1.0])
+        affine[0, 3] = -0.9
+        line = resample(values, source, Grid((17, 2, 2), affine), fill=-7.0)[:, 0, 0]
+        x = -0.9 + 0.25 * np.arange(17)
+        inside = np.interp(x, [0, 1, 2], [1, 2, 4])
+        np.testing.assert_allclose(line, np.where((x < -0.5) | (x > 2.5), -7.0, inside), atol=1e-6)
+
+    def test_smoothing_has_the_stated_width(self) -> None:
+        # A wave of 4 voxels, sampled at every third voxel: a Gaussian of width sigma leaves exp(-2 (pi sigma / 4)^2).
+        n = 240
+        wave = np.cos(2 * np.pi * np.arange(n) / 4).astype(np.float32)[:, None, None] * np.ones((n, 2, 2), np.float32)
+        affine = np.diag([3.0, 1.0, 1.0, 1.0])
+        source, target = Grid((n, 2, 2), np.eye(4)), Grid((n // 3, 2, 2), affine)
+        sigma = np.sqrt((3**2 - 1) / (8 * np.log(2)))
+        expected = np.exp(-2 * (np.pi * sigma / 4) ** 2) * wave[::3, 0, 0]
+        smoothed = resample(wave, source, target, fill=0.0)[:, 0, 0]
+        np.testing.assert_allclose(smoothed[5:-5], expected[5:-5], atol=2e-3)
+        sampled = resample(wave, source, target, fill=0.0, antialias=False)[:, 0, 0]
+        np.testing.assert_allclose(sampled, wave[::3, 0, 0], atol=1e-6)
+
+    def test_only_the_coarser_axis_is_smoothed(self) -> None:
+        values = np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32)
+        source = Grid((12, 12, 12), np.eye(4))
+        permuted = np.eye(4)[[1, 0, 2, 3]] @ np.diag([1, 2.0, 1, 1])  # target axis 1 runs along source axis 0
+        result = resample(values, source, Grid((12, 6, 12), permuted), fill=0.0)
+        expected = gaussian_filter1d(values, np.sqrt(3 / (8 * np.log(2))), axis=0, mode="nearest")[::2].transpose(
+            1, 0, 2
+        )
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+
+    def test_a_constant_stays_constant(self) -> None:
+        values = np.full(SHAPE, 37.25, np.float32)
+        for spacing in ((0.7, 0.7, 0.7), (3.0, 2.0, 4.0)):
+            target = working_grid(grid(ORDERS[9], 25.0), spacing)
+            result = resample(values, grid(ORDERS[9], 25.0), target, fill=-1000.0)
+            np.testing.assert_allclose(result, 37.25, rtol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16])
+    def test_nearest_keeps_type_and_labels(self, dtype: type) -> None:
+        labels = (np.random.default_rng(0).integers(0, 4, SHAPE)).astype(dtype)
+        source = grid()
+        target = working_grid(source, (0.5, 0.85, 1.3))
+        fine = resample(labels, source, target, fill=0, mode="nearest")
+        assert fine.dtype == dtype
+        np.testing.assert_array_equal(fine, labels.repeat(2, 0).repeat(2, 1).repeat(2, 2))
+
+    def test_the_input_is_left_alone(self) -> None:
+        values = linear(grid())
+        before = values.copy()
+        resample(values, grid(), working_grid(grid(), (3.0, 3.0, 3.0)), fill=0.0)
+        np.testing.assert_array_equal(values, before)
+
+    def test_shape_and_mode_are_checked(self) -> None:
+        with pytest.raises(ValueError, match="does not fit the grid"):
+            resample(np.zeros((2, 2, 2)), grid(), grid(), fill=0.0)
+        with pytest.raises(ValueError, match="'linear' or 'nearest'"):
+            resample(np.zeros(SHAPE), grid(), grid(), fill=0.0, mode="cubic")  # type: ignore[arg-type]
+
+
+class TestToWorkingGridd:
+    def volume(self, source: Grid, values: np.ndarray) -> MetaTensor:
+        return MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(source.affine.copy()))
+
+    def test_there_and_back(self) -> None:
+        for order in ORDERS:
+            source = grid(order, 18.0)
+            data = {"image": self.volume(source, linear(source)), "body": self.volume(source, linear(source) > 5)}
+            spacing = along_axes(order, (1.0, 1.7, 2.6))
+            transform = Compose([ToWorkingGridd(["image", "body"], spacing, (-1.0, 0.0), ("linear", "nearest"))])
+            moved = transform(data)
+            assert grid_of(moved["image"]).matches(working_grid(source, spacing), 1e-9)
+            np.testing.assert_allclose(moved["image"][0].numpy(), linear(grid_of(moved["image"])), atol=1e-4)
+            back = transform.inverse(moved)
+            for key in data:
+                np.testing.assert_array_equal(back[key].numpy(), data[key].numpy())
+                assert grid_of(back[key]).matches(source, 1e-9)
+                assert back[key].applied_operations == []
+
+    def test_the_inverse_of_a_coarse_grid_is_one_linear_resampling(self) -> None:
+        source = grid(ORDERS[22], 7.0)
+        values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+        transform = ToWorkingGridd("image", (2.2, 2.2, 2.2), -1.0)
+        moved = transform({"image": self.volume(source, values)})
+        back = transform.inverse(moved)["image"]
+        target = working_grid(source, (2.2, 2.2, 2.2))
+        expected = resample(moved["image"][0].numpy(), target, source, fill=-1.0, antialias=False)
+        np.testing.assert_array_equal(back[0].numpy(), expected)
+
+    @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)])
+    def test_the_centroid_of_a_blob_stays_where_it_is(self, spacing: tuple[float, float, float]) -> None:
+        for order in ORDERS[::5]:
+            source = grid(order, 18.0, shape=(30, 20, 14))
+            center = grid_center(source)[:3] + np.array([1.3, -0.7, 2.1])
+            blob = np.exp(-((world(source) - center) ** 2).sum(-1) / (2 * 3.5**2)).astype(np.float32)
+            moved = ToWorkingGridd("image", spacing, 0.0)({"image": self.volume(source, blob)})["image"]
+            mass = moved[0].numpy()
+            where = (world(grid_of(moved)) * mass[..., None]).sum((0, 1, 2)) / mass.sum()
+            before = (world(source) * blob[..., None]).sum((0, 1, 2)) / blob.sum()
+            np.testing.assert_allclose(where, before, atol=0.05)

@@ -1,0 +1,141 @@
+"""The prepared cache: right content, reuse exactly when nothing changed, and nothing half-done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medcyclegan import phantom
+from medcyclegan.data.datalist import from_folders
+from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
+from medcyclegan.errors import InputError
+from medcyclegan.io.reader import read_volume
+
+MODALITIES = {"a": "MR", "b": "CT"}
+
+
+@pytest.fixture
+def folders(cohort: phantom.Cohort, tmp_path: Path) -> tuple[Path, Path]:
+    for name, files in (("mr", cohort.train_mr), ("ct", cohort.train_ct)):
+        (tmp_path / name).mkdir()
+        for file in files:
+            shutil.copy(file, tmp_path / name)
+    return tmp_path / "mr", tmp_path / "ct"
+
+
+def make(folders: tuple[Path, Path], output: Path, **settings: object) -> PreparedCohort:
+    return prepare_cohort(from_folders(*folders), output, modalities=MODALITIES, **settings)  # type: ignore[arg-type]
+
+
+def times(output: Path) -> dict[str, int]:
+    return {str(file.relative_to(output)): file.stat().st_mtime_ns for file in output.rglob("image.npy")}
+
+
+def test_cases_are_in_range_and_know_where_they_came_from(prepared: PreparedCohort) -> None:
+    assert [len(prepared.cases[group]) for group in ("a", "b", "pairs_a", "pairs_b")] == [2, 2, 1, 1]
+    for cases in prepared.cases.values():
+        for case in cases:
+            image, body = case.image, case.body
+            assert isinstance(image, np.memmap) and image.dtype == np.float32
+            assert image.shape == body.shape == case.grid.shape
+            assert image.min() >= -1 and image.max() <= 1
+            assert (image[~body] == -1).all()
+            assert 0.1 < body.mean() < 0.9
+            assert case.source_grid.shape == read_volume(case.image_file).shape[1:]
+    a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
+    assert a.grid.matches(b.grid)
+
+
+def test_slices_are_contiguous_on_disk(prepared: PreparedCohort) -> None:
+    assert prepared.cases["a"][0].image[:, :, 3].flags["F_CONTIGUOUS"]
+
+
+def test_default_spacing_is_the_median_in_world_directions(cohort: phantom.Cohort, prepared: PreparedCohort) -> None:
+    grids = [nib.load(f) for f in (*cohort.train_mr, *cohort.train_ct, cohort.test_mr[0], cohort.test_ct[0])]
+    spacings = [nib.as_closest_canonical(image).header.get_zooms()[:3] for image in grids]
+    np.testing.assert_allclose(prepared.preparations["a"].spacing, np.median(spacings, axis=0), atol=0.01)
+
+
+def test_unchanged_is_reused_and_changed_is_rebuilt(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "prepared"
+    make(folders, output, spacing=(6, 6, 8))
+    first = times(output)
+    make(folders, output, spacing=(6, 6, 8))
+    assert times(output) == first
+    changed = folders[0] / "mr_001.nii.gz"
+    image = nib.load(changed)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 1.5 + 1, image.affine), changed)
+    make(folders, output, spacing=(6, 6, 8))
+    second = times(output)
+    assert {name for name in first if first[name] != second[name]} == {"a/mr_001/image.npy"}
+    make(folders, output, spacing=(6, 6, 9))
+    assert all(second[name] != time for name, time in times(output).items())
+
+
+def test_cases_that_left_the_cohort_leave_the_cache(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "prepared"
+    make(folders, output, spacing=(6, 6, 8))
+    (folders[1] / "ct_002.nii.gz").unlink()
+    assert [case.id for case in make(folders, output, spacing=(6, 6, 8)).cases["b"]] == ["ct_001"]
+    assert not (output / "b" / "ct_002").exists()
+
+
+def test_a_bad_volume_is_listed_and_the_rest_prepared(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    bad = folders[0] / "mr_001.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:500])
+    result = make(folders, tmp_path / "prepared")
+    assert list(result.failed) == ["a/mr_001"] and "mr_001.nii.gz" in result.failed["a/mr_001"]
+    assert [case.id for case in result.cases["a"]] == ["mr_002"]
+    for file in folders[0].iterdir():
+        file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"no volume of domain a can be used:\n.*mr_001"):
+        make(folders, tmp_path / "prepared")
+
+
+def test_swapped_folders_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seem to be swapped"):
+        make(folders[::-1], tmp_path / "prepared")
+
+
+def test_one_ct_among_the_mr_is_warned_of(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.move(folders[1] / "ct_001.nii.gz", folders[0] / "ct_001.nii.gz")
+    (warning,) = make(folders, tmp_path / "prepared").warnings
+    assert "ct_001" in warning and "not like an MR" in warning
+
+
+def test_pairs_on_different_grids_are_refused(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"case,a,b\nhead,{cohort.test_mr[0]},{tmp_path}/moved.nii.gz\n")
+    ct = nib.load(cohort.test_ct[0])
+    affine = ct.affine.copy()
+    affine[0, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(ct.dataobj, dtype=np.float32), affine), tmp_path / "moved.nii.gz")
+    listed = from_folders(cohort.train_mr[0].parent, cohort.train_ct[0].parent, pairs=pairs)
+    result = prepare_cohort(listed, tmp_path / "prepared", modalities=MODALITIES)
+    assert "5.0 mm apart" in result.failed["pairs_b/head"]
+    assert result.cases["pairs_a"] == result.cases["pairs_b"] == ()
+
+
+def test_foreign_folders_are_not_touched(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.docx").touch()
+    with pytest.raises(InputError, match=r"holds something else \(thesis\.docx\)"):
+        make(folders, other)
+    with pytest.raises(InputError, match="is not a prepared folder"):
+        open_prepared(other)
+
+
+def test_detached_data_counts_as_content(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    from medcyclegan.data.prepared import _content_hash
+
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4, 4), np.int16)), str(tmp_path / "x.mhd"))
+    before = _content_hash(tmp_path / "x.mhd")
+    (tmp_path / "x.raw").write_bytes(b"\x01" * 128)
+    assert _content_hash(tmp_path / "x.mhd") != before

@@ -1,0 +1,144 @@
+"""The translator: with the identity as its network the input comes back, on the input's grid, in the input's units."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from torch import Tensor, nn
+
+from medcyclegan import InputError, load_translator, phantom
+from medcyclegan.inference.translator import Translator
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of, read_volume
+from medcyclegan.io.writer import write_volume
+from medcyclegan.transforms.intensity import Scaler
+from medcyclegan.transforms.pipeline import Preparation
+
+SPACING = (3.0, 4.0, 5.0)
+ORDERS = [
+    tuple(signs[axis] * (axis + 1) for axis in order)
+    for order in permutations(range(3))
+    for signs in product((1, -1), repeat=3)
+]
+
+
+def identity(spacing: tuple[float, float, float] = SPACING) -> Translator:
+    return Translator(
+        nn.Identity(),
+        preparation=Preparation("CT", spacing),
+        scaler=Scaler(-1024.0, 3071.0),
+        modality="CT",
+        window=(32, 32),
+        device=torch.device("cpu"),
+    )
+
+
+def head() -> tuple[np.ndarray, np.ndarray]:
+    """A lopsided int16 CT (X, Y, Z) in RAS order and where its body is."""
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (26, 22, 18)], indexing="ij")
+    body = (x / 0.8) ** 2 + (y / 0.7) ** 2 + (z / 0.75) ** 2 < 1
+    hu = np.where(body, 300 * x - 150 * y + 80 * z + 400, -1024)
+    return np.rint(hu).astype(np.int16), body
+
+
+def oblique() -> np.ndarray:
+    a, b = np.deg2rad([14.0, -9.0])
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(b), -np.sin(b), 0], [np.sin(b), np.cos(b), 0], [0, 0, 1]])
+    return about_x @ about_z
+
+
+@pytest.mark.parametrize("rotation", [np.eye(3), oblique()], ids=["straight", "oblique"])
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: "".join(f"{axis:+d}" for axis in order))
+def test_identity_law_for_all_axis_orders(order: tuple[int, ...], rotation: np.ndarray) -> None:
+    hu, body = head()
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag(SPACING)
+    affine[:3, 3] = (-35.5, 12.25, 7.125)
+    straight = nib.Nifti1Image(hu, affine)
+    orientation = np.array([[abs(axis) - 1, np.sign(axis)] for axis in order])
+    image = straight.as_reoriented(orientation)
+    result = identity()(
+        image, body=nib.Nifti1Image(body.astype(np.int8), affine).as_reoriented(orientation).get_fdata() > 0
+    )
+    assert result.array.dtype == np.int16
+    assert np.array_equal(result.array, np.asarray(image.dataobj))
+    np.testing.assert_allclose(result.affine, image.affine, atol=1e-12)
+
+
+def test_every_kind_of_input_and_every_format_give_the_same(tmp_path: Path) -> None:
+    hu, body = head()
+    affine = np.eye(4)
+    affine[:3, :3] = oblique() @ np.diag(SPACING)
+    grid = Grid((26, 22, 18), affine)
+    for suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"):
+        write_volume(tmp_path / f"ct{suffix}", hu, grid)
+        result = identity()(tmp_path / f"ct{suffix}", body=body)
+        assert np.array_equal(result.array, hu), suffix
+        result.save(tmp_path / f"out{suffix}")
+        again = read_volume(tmp_path / f"out{suffix}")
+        assert np.array_equal(again.numpy()[0], hu), suffix
+        assert grid_of(again).matches(grid_of(read_volume(tmp_path / f"ct{suffix}")), 1e-4), suffix
+    for image in (
+        read_volume(tmp_path / "ct.mha"),
+        nib.load(tmp_path / "ct.nii"),
+        sitk.ReadImage(tmp_path / "ct.nrrd"),
+        str(tmp_path / "ct.nii.gz"),
+    ):
+        assert np.array_equal(identity()(image, body=body).array, hu), type(image)
+
+
+def test_other_spacing_stays_within_interpolation_error_and_keeps_positions() -> None:
+    hu, body = head()
+    image = nib.Nifti1Image(hu, np.diag([*SPACING, 1]))
+    result = identity((2.0, 2.0, 2.0))(image, body=body).array
+    from scipy.ndimage import binary_erosion
+
+    inner = binary_erosion(body, iterations=3)
+    assert np.abs(result.astype(int) - hu)[inner].max() <= 12  # a linear ramp of 40 HU per voxel, antialiased
+    assert np.abs((result.astype(int) - hu)[inner].mean()) < 1
+
+
+def test_outside_the_body_is_air() -> None:
+    class Bright(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    hu, body = head()
+    translator = identity()
+    translator.generator = Bright()
+    result = translator(nib.Nifti1Image(hu, np.diag([*SPACING, 1])), body=body).array
+    assert (result[~body] == -1024).all()
+    assert (result[body] == np.rint(-1024 + 4095 / 2)).all()
+
+
+def test_loaded_run_translates_both_ways(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
+    sct = load_translator(run, device="cpu")(cohort.test_mr[0])
+    source = nib.load(cohort.test_mr[0])
+    assert sct.array.dtype == np.int16 and sct.array.shape == source.shape
+    sct.save(tmp_path / "sct.nii.gz")
+    written = nib.load(tmp_path / "sct.nii.gz")
+    np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+    assert (written.dataobj.slope, written.dataobj.inter, written.get_data_dtype()) == (1, 0, np.int16)
+    assert b"not for clinical use" in written.header["descrip"].tobytes()
+    np.testing.assert_array_equal(sct.to_metatensor().numpy()[0], np.asarray(written.dataobj))
+    smr = load_translator(run, direction="ba", device="cpu")(cohort.test_ct[0])
+    assert smr.modality == "MR" and smr.array.dtype == np.float32
+
+
+def test_the_generator_is_a_plain_module_of_the_direction(run: Path) -> None:
+    from medcyclegan.training.checkpoint import load_checkpoint
+
+    for direction in ("ab", "ba"):
+        generator = load_translator(run, direction=direction, device="cpu").generator
+        assert isinstance(generator, nn.Module) and not generator.training
+        saved = load_checkpoint(run)["ema"][f"gen_{direction}"]
+        assert all(torch.equal(value, saved[key]) for key, value in generator.state_dict().items())
+    with pytest.raises(InputError, match="'ab' or 'ba'"):
+        load_translator(run, direction="mr2ct")
