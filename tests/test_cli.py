@@ -18,10 +18,14 @@ import pytest
 
 from medcyclegan import __version__, cli, phantom
 
-TINY = (
-    "--set=model.generator.filters=4 --set=model.generator.blocks=1 --set=model.discriminator.filters=4 "
-    "--set=model.discriminator.layers=1 --set=patches.size=[32,32] --set=training.log_every=1"
-).split()
+TINY = [
+    "--set=model.generator.filters=4",
+    "--set=model.generator.blocks=1",
+    "--set=model.discriminator.filters=4",
+    "--set=model.discriminator.layers=1",
+    "--set=patches.size=[32,32]",
+    "--set=training.log_every=1",
+]
 
 
 def call(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

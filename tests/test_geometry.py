@@ -148,6 +148,13 @@ class TestResample:
         assert (index[:3].min(1) >= 0).all() and (index[:3].max(1) <= np.array(SHAPE) - 1).all()
         np.testing.assert_allclose(resample(linear(source), source, target, fill=1e6), linear(target), atol=1e-4)
 
+    def test_a_shift_of_a_hundredth_of_a_voxel_is_not_dropped(self) -> None:
+        source = grid()
+        shift = np.eye(4)
+        shift[0, 3] = 0.01
+        target = Grid((7, 6, 5), source.affine @ shift)
+        np.testing.assert_allclose(resample(linear(source), source, target, fill=0.0), linear(target), atol=1e-5)
+
     def test_half_a_voxel_of_edge_and_then_fill(self) -> None:
         source = Grid((3, 2, 2), np.eye(4))
         values = np.array([1.0, 2.0, 4.0], np.float32)[:, None, None] * np.ones((3, 2, 2), np.float32)

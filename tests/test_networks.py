@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_resize_upsampling_has_no_checkerboard_and_transposed_has() -> None:
 def test_no_bias_before_a_norm() -> None:
     for block in (ResidualBlock(2, 4), ResNetGenerator(filters=4, blocks=1), PatchGAN(filters=4)):
         layers = list(block.modules())
-        for layer, following in zip(layers, layers[1:], strict=False):
+        for layer, following in pairwise(layers):
             if isinstance(following, nn.InstanceNorm2d) and isinstance(layer, nn.Conv2d):
                 assert layer.bias is None
 

@@ -11,16 +11,29 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medcyclegan import phantom
 from medcyclegan.errors import InputError
-from medcyclegan.phantom import CT_NOISE_HU, HU, MR_SNR, Cohort, Head, Phantom, Tissue, head, sample, write_cohort
+from medcyclegan.phantom import (
+    CT_NOISE_HU,
+    HU,
+    MR_SNR,
+    Cohort,
+    Head,
+    Phantom,
+    Tissue,
+    head,
+    sample,
+    spin_echo,
+    write_cohort,
+)
+from medcyclegan.phantom.cohort import _grid, _with_table, _write_nifti
+from medcyclegan.phantom.scan import _PROPERTIES, _points, _receive
 
 SHAPE, SPACING = (72, 88, 40), (3.0, 3.0, 4.0)
 SMALL: dict[str, Any] = {"train_mr": 2, "train_ct": 3, "test": 2, "shape": (48, 60, 28), "spacing_mm": (4.5, 4.5, 5.5)}
 
 
 def demo_grid(subject: Head, variant: int = 0) -> tuple[tuple[int, int, int], np.ndarray]:
-    return phantom._grid(subject, SHAPE, SPACING, variant)
+    return _grid(subject, SHAPE, SPACING, variant)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +74,7 @@ def test_pure_voxels_have_the_hu_of_the_table(pure: Phantom) -> None:
         values = pure.ct[pure.labels == tissue]
         if values.size < 30:
             continue
-        spread = phantom._PROPERTIES[tissue][1]
+        spread = _PROPERTIES[tissue][1]
         # The texture has a correlation length of several voxels, so its mean does not shrink with their number.
         allowed = 4 * CT_NOISE_HU / np.sqrt(values.size) + 0.5 * spread + 0.7
         assert abs(values.mean() - HU[tissue]) < allowed, tissue.name
@@ -87,7 +100,7 @@ def test_partial_volume_mixes_hu_linearly() -> None:
 
 
 def test_spin_echo_matches_numbers_worked_by_hand() -> None:
-    t1, t2 = phantom.spin_echo("t1"), phantom.spin_echo("t2")
+    t1, t2 = spin_echo("t1"), spin_echo("t2")
     # White matter: 0.77 (1 - e^(-500/500)) e^(-12/70) = 0.77 * 0.63212 * 0.84246
     assert t1[Tissue.WHITE] == pytest.approx(0.41006, abs=1e-4)
     # CSF: 1 (1 - e^(-4000/2569)) e^(-95/329) = 0.78925 * 0.74919
@@ -129,7 +142,7 @@ def test_bone_and_air_are_equally_dark_in_mr(pure: Phantom) -> None:
 def test_receive_field_varies_and_stays_within_its_bounds() -> None:
     ones, still = np.ones((40, 48, 32), np.float32), np.zeros((40, 48, 32), np.float32)
     for seed in range(4):
-        image = phantom._receive(np.random.default_rng(seed), ones, 1e-6, still, np.diag([5.0, 5, 5, 1]))
+        image = _receive(np.random.default_rng(seed), ones, 1e-6, still, np.diag([5.0, 5, 5, 1]))
         assert 1.1 < image.max() / image.min() <= 1.2 / 0.8
 
 
@@ -157,7 +170,7 @@ def test_tissue_does_not_depend_on_the_block_it_is_computed_in() -> None:
         subject = head(seed)
         affine = np.diag([4.0, 4, 4, 1])
         affine[:3, 3] = subject.world((0, -5, 100)) - np.array([110, 130, 200])
-        at_once = subject.tissue_at(phantom._points((slice(0, 55), slice(0, 65), slice(0, 55)), affine, 1))
+        at_once = subject.tissue_at(_points((slice(0, 55), slice(0, 65), slice(0, 55)), affine, 1))
         in_blocks = sample(subject, (55, 65, 55), affine, supersample=1).labels
         np.testing.assert_array_equal(at_once.reshape(55, 65, 55), in_blocks)
 
@@ -179,10 +192,10 @@ def test_every_header_puts_a_landmark_in_the_same_place(tmp_path: Path) -> None:
     subject = head(1)
     seen, reference = set(), {}
     for variant in range(6):
-        size, affine = phantom._grid(subject, (64, 80, 64), (3.0, 3.0, 3.0), variant)
+        size, affine = _grid(subject, (64, 80, 64), (3.0, 3.0, 3.0), variant)
         seen.add(nib.aff2axcodes(affine))
         labels = sample(subject, size, affine).labels
-        phantom._write_nifti(tmp_path / "labels.nii.gz", affine, labels, np.uint8, 1.0, 0.0)
+        _write_nifti(tmp_path / "labels.nii.gz", affine, labels, np.uint8, 1.0, 0.0)
         image = nib.load(tmp_path / "labels.nii.gz")
         np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-3)
         # The eyes are only about 300 voxels, so that their centroid is the coarser one.
@@ -200,7 +213,7 @@ def test_every_header_puts_a_landmark_in_the_same_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (1.0, -1024.0), (0.5, -1024.0)])
 def test_scaled_integers_read_back_as_hu(tmp_path: Path, slope: float, intercept: float) -> None:
     hu = np.array([-1024.0, -1000, -0.4, 0, 37, 1300, 3071], np.float32).reshape(7, 1, 1)
-    phantom._write_nifti(tmp_path / "ct.nii.gz", np.eye(4), hu, np.int16, slope, intercept)
+    _write_nifti(tmp_path / "ct.nii.gz", np.eye(4), hu, np.int16, slope, intercept)
     image = nib.load(tmp_path / "ct.nii.gz")
     assert image.get_data_dtype() == np.int16 and (image.dataobj.slope, image.dataobj.inter) == (slope, intercept)
     np.testing.assert_allclose(image.get_fdata(), hu, atol=slope / 2)
@@ -236,7 +249,7 @@ def test_test_cases_are_paired_and_the_mask_is_the_body(cohort: Cohort) -> None:
 
 def test_no_head_is_drawn_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    monkeypatch.setattr(phantom, "head", lambda seed: seeds.append(seed) or head(seed))
+    monkeypatch.setattr("medcyclegan.phantom.cohort.head", lambda seed: seeds.append(seed) or head(seed))
     plain = write_cohort(tmp_path / "plain", seed=5, headers="plain", **SMALL)
     assert len(seeds) == 7 and len(set(seeds)) == 7
     images = [nib.load(path) for path in (*plain.train_mr, *plain.train_ct, *plain.test_ct)]
@@ -251,7 +264,7 @@ def test_every_second_training_ct_has_a_table_that_leaves_the_head_alone(cohort:
         assert (sizes.size > 1 and sizes[1] > 300) == (number % 2 == 1)
     subject = head(3)
     before = sample(subject, *demo_grid(subject))
-    after = phantom._with_table(subject, before)
+    after = _with_table(subject, before)
     np.testing.assert_array_equal(after[before.body], before.ct[before.body])
     assert (after - before.ct).max() > 300
 

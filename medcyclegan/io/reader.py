@@ -29,8 +29,8 @@ from monai.data import ImageReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage
 from nibabel.spatialimages import SpatialImage
 
-from ..errors import InputError
-from .grid import Grid
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 

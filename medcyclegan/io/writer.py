@@ -20,10 +20,10 @@ import SimpleITK as sitk
 from monai.data import ImageWriter
 from monai.data.image_writer import register_writer, resolve_writer
 
-from ..atomic import atomic_file
-from ..errors import InputError
-from .grid import Grid
-from .reader import VOLUME_SUFFIXES
+from medcyclegan.atomic import atomic_file
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK as sitk
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -18,10 +19,10 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 from skimage.filters import threshold_li
 
-from ..errors import InputError
-from ..io.grid import Grid
-from ..io.reader import grid_of
-from .geometry import resample
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of
+from medcyclegan.transforms.geometry import resample
 
 Mask = npt.NDArray[np.bool_]
 
@@ -34,6 +35,8 @@ _CT_OPENING_MM = 4.0
 _MR_OPENING_MM = 4.0
 # Bridges the dark skull between scalp and brain (mm).
 _MR_CLOSING_MM = 6.0
+# Against noise: neighbors further apart than this are not asked (mm).
+_MEDIAN_MM = 4.0
 # Of the surface (mm).
 _SMOOTHING_MM = 2.0
 # Part of the robust maximum below which nothing is taken for tissue, as in FSL's brain extraction (Smith 2002: 10 %).
@@ -71,13 +74,14 @@ def body_mask(volume: np.ndarray, spacing: Sequence[float], modality: str) -> Ma
         coarse_mask = _mr_body(_block_mean(volume, factors), steps)
     else:
         raise ValueError(f"modality is 'MR' or 'CT', got {modality!r}")
-    if coarse_mask.mean() < _SMALLEST_PART:
+    occupancy = ndimage.gaussian_filter(coarse_mask.astype(np.float32), _SMOOTHING_MM / steps, mode="nearest")
+    mask = _largest_piece(_refine(occupancy, factors, volume.shape))
+    if mask.mean() < _SMALLEST_PART:
         raise InputError(
-            f"no body was found: the largest piece fills {100 * coarse_mask.mean():.2g} % of the volume.",
+            f"no body was found: the largest piece fills {100 * mask.mean():.2g} % of the volume.",
             "Check the volume and its modality, or give a body mask.",
         )
-    occupancy = ndimage.gaussian_filter(coarse_mask.astype(np.float32), _SMOOTHING_MM / steps, mode="nearest")
-    return _largest_piece(_refine(occupancy, factors, volume.shape))
+    return mask
 
 
 class BodyMaskd(MapTransform):
@@ -89,7 +93,7 @@ class BodyMaskd(MapTransform):
         modality: "MR" or "CT".
     """
 
-    def __init__(self, keys: KeysCollection = "image", body_key: Hashable = "body", modality: str = "MR") -> None:
+    def __init__(self, keys: KeysCollection = "image", body_key: Hashable = "body", *, modality: str) -> None:
         super().__init__(keys)
         if len(self.keys) != 1:
             raise ValueError(f"one key is needed, got {self.keys}")
@@ -150,7 +154,9 @@ def _ct_body(volume: np.ndarray, steps: npt.NDArray[np.float64]) -> Mask:
 def _mr_body(volume: np.ndarray, steps: npt.NDArray[np.float64]) -> Mask:
     low, high = np.percentile(volume, (0.1, 99.0))
     smooth = np.clip(volume, low, high) - low
-    smooth = ndimage.gaussian_filter(smooth, np.minimum(_SMOOTHING_MM / steps, 1.0), mode="nearest")
+    # A median leaves edges where they are; a Gaussian would push the threshold, which is low, out into the air.
+    size = [3 if step < _MEDIAN_MM else 1 for step in steps]
+    smooth = ndimage.median_filter(smooth, size=size, mode="nearest")
     tissue = smooth > _mr_threshold(smooth)
     # Scalp and brain are two pieces until the skull between them is bridged, so that filling comes before opening.
     closed = _fill(_close(_fill(tissue), steps, _MR_CLOSING_MM))
@@ -230,7 +236,11 @@ def _distance_to(mask: Mask, steps: npt.NDArray[np.float64]) -> np.ndarray:
     """Distance of every voxel to the nearest voxel of `mask`, mm; infinite where there is none."""
     if not mask.any():
         return np.full(mask.shape, np.inf)
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=steps))
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image.SetSpacing(steps[::-1].tolist())  # ITK counts axes in the reverse order
+    # Five times as fast as SciPy's, and without its index arrays. Negative inside.
+    signed = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    return np.maximum(sitk.GetArrayViewFromImage(signed), 0)
 
 
 def _erode(mask: Mask, steps: npt.NDArray[np.float64], radius: float) -> Mask:

@@ -22,9 +22,9 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, ensure_tuple_rep
 from scipy.ndimage import gaussian_filter1d
 
-from ..errors import InputError
-from ..io.grid import Grid
-from ..io.reader import grid_of
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of
 
 Mode = Literal["linear", "nearest"]
 

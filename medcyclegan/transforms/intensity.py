@@ -16,7 +16,7 @@ from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 
-from ..errors import InputError
+from medcyclegan.errors import InputError
 
 # The range of 12-bit CT: HU = stored value - 1024, stored values 0 to 4095.
 CT_WINDOW = (-1024.0, 3071.0)

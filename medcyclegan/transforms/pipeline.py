@@ -16,12 +16,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 
-from ..errors import InputError
-from ..io.grid import Grid
-from ..io.reader import grid_of
-from .body import BodyMaskd, OutsideBodyd
-from .geometry import ToWorkingGridd, resample, working_grid
-from .intensity import CT_WINDOW, MR_PERCENTILES, ScaleCTd, ScaleMRd, Scaler, fitted_scaler
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of
+from medcyclegan.transforms.body import BodyMaskd, OutsideBodyd
+from medcyclegan.transforms.geometry import ToWorkingGridd, resample, working_grid
+from medcyclegan.transforms.intensity import CT_WINDOW, MR_PERCENTILES, ScaleCTd, ScaleMRd, Scaler, fitted_scaler
 
 Modality = Literal["MR", "CT"]
 
@@ -85,7 +85,7 @@ def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
     """
     steps: list[MapTransform] = []
     if not has_body:
-        steps.append(BodyMaskd("image", "body", preparation.modality))
+        steps.append(BodyMaskd("image", "body", modality=preparation.modality))
     if preparation.modality == "CT":
         steps.append(ScaleCTd("image", preparation.ct_window))
     else:

@@ -1,0 +1,49 @@
+"""Every example runs as its first lines say."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEADS = ROOT.parent / "shared" / "data" / "heads"
+
+
+def run(name: str, *arguments: object, cwd: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_01_python_api(tmp_path: Path) -> None:
+    assert "MAE in the body" in run("01_python_api.py", "out", cwd=tmp_path)
+    assert (tmp_path / "out/case_001_sct.nii.gz").exists()
+
+
+@pytest.mark.skipif(not HEADS.is_dir(), reason="needs ../shared/data/heads")
+def test_02_real_heads(tmp_path: Path) -> None:
+    narrow = ["--set", "model.generator.filters=4", "--set", "model.discriminator.filters=4"]
+    told = run(
+        "02_real_heads.py", "--data", HEADS, "-o", "out", "--steps", 2, "--score-every", 1, *narrow, cwd=tmp_path
+    )
+    assert "head: 513235 voxels" in told
+    assert "best constant: MAE 70.1 HU" in told
+    assert "in hand: MAE 64.1 HU" in told
+    with (tmp_path / "out/run/exam.csv").open(newline="") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["1", "2"]
+
+
+def test_every_example_is_run_here() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    for example in (ROOT / "examples").glob("*.py"):
+        assert f'"{example.name}"' in source
