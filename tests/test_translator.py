@@ -126,6 +126,8 @@ def test_loaded_run_translates_both_ways(run: Path, cohort: phantom.Cohort, tmp_
     written = nib.load(tmp_path / "sct.nii.gz")
     np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
     assert (written.dataobj.slope, written.dataobj.inter, written.get_data_dtype()) == (1, 0, np.int16)
+    codes = ("sform_code", "qform_code")
+    assert [int(written.header[code]) for code in codes] == [int(source.header[code]) for code in codes]
     assert b"not for clinical use" in written.header["descrip"].tobytes()
     np.testing.assert_array_equal(sct.to_metatensor().numpy()[0], np.asarray(written.dataobj))
     smr = load_translator(run, direction="ba", device="cpu")(cohort.test_ct[0])

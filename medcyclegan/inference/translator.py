@@ -31,12 +31,14 @@ class Translation:
         grid: the source's shape and affine.
         modality: "CT" or "MR".
         description: what made it, for the file's header.
+        nifti_codes: sform and qform code of the source, if it was NIfTI: what its world coordinates mean.
     """
 
     array: npt.NDArray[Any]
     grid: Grid
     modality: str
     description: str
+    nifti_codes: tuple[int, int] | None = None
 
     @property
     def affine(self) -> npt.NDArray[np.float64]:
@@ -49,7 +51,7 @@ class Translation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to .nii, .nii.gz, .mha, .mhd or .nrrd, atomically."""
-        write_volume(Path(path), self.array, self.grid, description=self.description)
+        write_volume(Path(path), self.array, self.grid, description=self.description, nifti_codes=self.nifti_codes)
 
 
 class Translator:
@@ -111,4 +113,5 @@ class Translator:
         )
         restored = restore(values, case.grid, case.source_grid, self.scaler, case.body)
         array = to_int16(restored) if self.modality == "CT" else restored
-        return Translation(array, grid_of(volume), self.modality, self.description)
+        codes = (volume.meta["sform_code"], volume.meta["qform_code"]) if "sform_code" in volume.meta else None
+        return Translation(array, grid_of(volume), self.modality, self.description, codes)

@@ -99,9 +99,6 @@ class CycleGANTrainer(Trainer):
         self.losses: Losses = {}
         self.interrupted = False
         networks = objective.networks.to(device)
-        for network in networks.values():
-            if any(p.ndim == 4 for p in network.parameters()):
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
