@@ -91,8 +91,8 @@ print(f"best intensity-to-HU table, fitted with the answer in hand: MAE {np.abs(
 
 settings = Path(__file__).parents[1] / "configs" / "brain_2d_cpu.yaml"
 steps = [f"training.steps={arguments.steps}", f"training.checkpoint_every={arguments.score_every}"]
-experiment = config.with_folders(
-    config.load(settings, [*steps, *arguments.overrides]), arguments.output / "mr", arguments.output / "ct"
+experiment = config.with_data(
+    config.load(settings, [*steps, *arguments.overrides]), {"a": arguments.output / "mr", "b": arguments.output / "ct"}
 )
 run = arguments.output / "run"
 scorer = ScoreWhileTraining(run, arguments.data / MR[0], ct, mask, arguments.score_every)

@@ -81,6 +81,7 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
         spacing=settings.spacing,
         ct_window=settings.ct_window,
         mr_percentiles=settings.mr_percentiles,
+        mr_inverted=settings.mr_inverted,
         progress=progress,
     )
 
@@ -328,7 +329,7 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
             )
         for field in settings.model_fields_set:
             value, made = getattr(settings, field), getattr(done, field)
-            if value is not None and tuple(value) != tuple(made) and domain == "a":
+            if value is not None and value != made and domain == "a":
                 problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
     raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
     for group, cases in prepared.failed.items():
@@ -338,7 +339,10 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
         update={
             "data": config.Data(prepared=prepared.folder.resolve()),
             "preparation": config.Preparation(
-                spacing=done.spacing, ct_window=done.ct_window, mr_percentiles=done.mr_percentiles
+                spacing=done.spacing,
+                ct_window=done.ct_window,
+                mr_percentiles=done.mr_percentiles,
+                mr_inverted=done.mr_inverted,
             ),
             "patches": experiment.patches.model_copy(update={"size": experiment.patches.size or _window_for(prepared)}),
         }

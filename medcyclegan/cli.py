@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -32,6 +31,9 @@ app = typer.Typer(
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the experiment, e.g. seed=1.")
+]
 MaskFolder = Annotated[Path | None, typer.Option(help="Folder of body masks with the same case ids.")]
 
 
@@ -77,24 +79,17 @@ def prepare(
     masks_b: MaskFolder = None,
     pairs: Annotated[Path | None, typer.Option(help="CSV: case, a, b and optionally mask, for validation.")] = None,
     datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
-    spacing: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Working spacing in mm; by default the median.")
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
-    modality_a: Annotated[str, typer.Option(help="MR or CT.")] = "MR",
-    modality_b: Annotated[str, typer.Option(help="MR or CT.")] = "CT",
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring two folders of volumes onto a common working grid, once, for training."""
     from medcyclegan import config
 
-    experiment = config.parse(
-        {
-            "domains": {"a": _domain(modality_a), "b": _domain(modality_b)},
-            "data": _given(a=a, b=b, masks_a=masks_a, masks_b=masks_b, pairs=pairs, datalist=datalist),
-            "preparation": _given(spacing=spacing),
-        },
-        "the command line",
-    )
+    data = {"a": a, "b": b, "masks_a": masks_a, "masks_b": masks_b, "pairs": pairs, "datalist": datalist}
+    experiment = config.with_data(config.load(config_file, overrides or ()), data)
     from medcyclegan import build
     from medcyclegan.progress import Terminal
 
@@ -117,9 +112,7 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new folder for the run.")] = None,
     a: Annotated[Path | None, typer.Option(help="Folder of MR volumes, instead of data in a config.")] = None,
     b: Annotated[Path | None, typer.Option(help="Folder of CT volumes, instead of data in a config.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key, e.g. training.steps=2000.")
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -139,7 +132,7 @@ def train(
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or ())
         if a is not None or b is not None:
-            experiment = config.with_folders(experiment, a, b)
+            experiment = config.with_data(experiment, {"a": a, "b": b})
         from medcyclegan import build
 
         result = build.train(experiment, output, device=device, progress=Terminal())
@@ -228,15 +221,6 @@ def main() -> None:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"no permission: {error}. Choose a folder that you may write to.", 1)
         raise
-
-
-def _domain(modality: str) -> dict[str, str]:
-    return {"name": modality, "modality": modality}
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Only what was given; paths as text, so that the config checks them like its own."""
-    return {k: str(v) if isinstance(v, os.PathLike) else v for k, v in values.items() if v is not None}
 
 
 def _say(text: str) -> None:

@@ -68,6 +68,8 @@ class Preparation(_Section):
         (0.5, 99.5), description="percentiles of the MR inside the body mapped to -1 and 1; clipped beyond"
     )
 
+    mr_inverted: bool = Field(False, description="dark MR becomes 1 and bright MR -1, so that bone is bright as in CT")
+
     @model_validator(mode="after")
     def _ordered(self) -> Preparation:
         for name in ("ct_window", "mr_percentiles"):
@@ -194,10 +196,10 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:
     return parse(content, str(path) if path else "the configuration")
 
 
-def with_folders(experiment: Experiment, a: Path | None, b: Path | None) -> Experiment:
-    """The experiment on two folders of volumes instead of the data that its config names."""
-    folders = {"a": a and str(a), "b": b and str(b)}
-    return parse({**experiment.model_dump(mode="json", exclude_unset=True), "data": folders}, "the command line")
+def with_data(experiment: Experiment, data: Mapping[str, Path | None]) -> Experiment:
+    """The experiment on other data than its config names; keys as in `Data`, those that are None are left out."""
+    given = {key: str(path) for key, path in data.items() if path is not None}
+    return parse({**experiment.model_dump(mode="json", exclude_unset=True), "data": given}, "the command line")
 
 
 def save(experiment: Experiment, path: Path) -> None:

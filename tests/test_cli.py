@@ -134,7 +134,10 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
         ("prepare --a ct --b mr -o p", ["swapped"]),
         ("prepare --a mr --b ct -o full", ["full", "thesis.docx"]),
         ("prepare --a mr -o p", ["a and b are both needed"]),
-        ("prepare --a mr --b ct --modality-b PET -o p", ["modality", "'MR' or 'CT'", "PET"]),
+        (
+            "prepare --a mr --b ct --set domains.b.name=PET --set domains.b.modality=PET -o p",
+            ["modality", "'MR' or 'CT'", "PET"],
+        ),
         ("train --a mr --b ct -o full", ["full", "not empty"]),
         ("train wrong_key.yaml -o run", ["training.step", "Did you mean 'steps'?"]),
         ("train wrong_type.yaml -o run", ["training.steps", "integer", "many"]),

@@ -15,7 +15,7 @@ def test_parts_are_found_in_the_sources() -> None:
     assert "resnet" in GENERATORS.parts()
     assert "patchgan" in DISCRIMINATORS.parts()
     assert "cyclegan" in OBJECTIVES.parts()
-    assert GENERATORS.parts()["resnet"].summary.startswith("Two strided convolutions")
+    assert GENERATORS.parts()["resnet"].summary.startswith("Strided convolutions down")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
 
 def test_complete_spells_out_defaults_and_keeps_what_is_given() -> None:
     leaf = GENERATORS.complete({"_target_": "resnet", "blocks": 6})
-    assert leaf == {"_target_": "resnet", "filters": 64, "blocks": 6, "upsampling": "resize"}
+    assert leaf == {"_target_": "resnet", "filters": 64, "blocks": 6, "downsamplings": 2, "upsampling": "resize"}
 
 
 def test_a_value_that_the_class_refuses_is_an_input_error() -> None:

@@ -82,7 +82,8 @@ class PreparedCohort:
     def typical_scaler(self, domain: str) -> Scaler:
         """The median of the training volumes' scalers: what a translation into this domain is scaled back with."""
         scalers = [case.scaler for case in self.cases[domain]]
-        return Scaler(float(np.median([s.low for s in scalers])), float(np.median([s.high for s in scalers])))
+        low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
+        return Scaler(low, high, scalers[0].inverted)
 
 
 def prepare_cohort(
@@ -93,6 +94,7 @@ def prepare_cohort(
     spacing: tuple[float, float, float] | None = None,
     ct_window: tuple[float, float] = CT_WINDOW,
     mr_percentiles: tuple[float, float] = (0.5, 99.5),
+    mr_inverted: bool = False,
     progress: Progress | None = None,
 ) -> PreparedCohort:
     """Prepare every case of a cohort into `output`, reusing what is already there and unchanged.
@@ -105,6 +107,7 @@ def prepare_cohort(
             rounded to 0.01 mm.
         ct_window: HU that become -1 and 1.
         mr_percentiles: percentiles inside the body that become -1 and 1.
+        mr_inverted: they become 1 and -1 instead.
 
     Raises:
         InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
@@ -122,7 +125,9 @@ def prepare_cohort(
     warnings = _check_modalities(known, modalities)
     _require_both(known, failed)
     chosen = spacing or _median_spacing([source.grid for source in known.values()])
-    preparations = {domain: Preparation(modalities[domain], chosen, ct_window, mr_percentiles) for domain in ("a", "b")}
+    preparations = {
+        domain: Preparation(modalities[domain], chosen, ct_window, mr_percentiles, mr_inverted) for domain in ("a", "b")
+    }
     for name, source in progress.track(known.items(), len(known), "preparing volumes"):
         preparation = preparations[_domain(name)]
         key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}

@@ -7,7 +7,7 @@ percentiles inside its body.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,15 +30,17 @@ class Scaler:
     """The linear map of [low, high] to [-1, 1], with clipping, and its inverse.
 
     All arithmetic is float32. `low` and `high` go to exactly -1 and 1, and -1 and 1 go back to exactly `low` and `high`
-    (as float32).
+    (as float32); the other way round where `inverted`.
 
     Attributes:
         low: value that becomes -1.
         high: value that becomes 1; above `low`.
+        inverted: `low` becomes 1 and `high` becomes -1.
     """
 
     low: float
     high: float
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         low, high = float(self.low), float(self.high)
@@ -55,17 +57,20 @@ class Scaler:
         # 2 (x - low) / (high - low) - 1: at x = high the quotient is a number divided by itself, exactly 1.
         if isinstance(values, torch.Tensor):
             scaled = values.float().clamp(float(low), float(high)) - float(low)
-            return scaled.div_(float(high - low)).mul_(2).sub_(1)
+            scaled = scaled.div_(float(high - low)).mul_(2).sub_(1)
+            return scaled.neg_() if self.inverted else scaled
         result = np.clip(values, low, high, dtype=np.float32, casting="unsafe")
         result -= low
         result /= high - low
         result *= np.float32(2)
         result -= np.float32(1)
-        return result
+        return -result if self.inverted else result
 
     def undo(self, values: Values) -> Values:
         """Values in [-1, 1], any shape -> float32 in [low, high]; outside [-1, 1] they are clipped."""
         low, high = np.float32(self.low), np.float32(self.high)
+        if self.inverted:
+            low, high = high, low
         # ((1 - y) low + (1 + y) high) / 2: at y = -1 and y = 1 one term vanishes and the other is exact.
         if isinstance(values, torch.Tensor):
             unit = values.float().clamp(-1, 1)
@@ -78,13 +83,13 @@ class Scaler:
         result += unit
         return result
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints; numbers survive exactly."""
-        return {"low": self.low, "high": self.high}
+        return {"low": self.low, "high": self.high, "inverted": self.inverted}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, float]) -> Scaler:
-        return cls(float(content["low"]), float(content["high"]))
+    def from_dict(cls, content: Mapping[str, Any]) -> Scaler:
+        return cls(float(content["low"]), float(content["high"]), bool(content["inverted"]))
 
 
 def mr_scaler(volume: np.ndarray, body: np.ndarray, percentiles: tuple[float, float] = MR_PERCENTILES) -> Scaler:
@@ -152,7 +157,8 @@ class ScaleCTd(_ScaleD):
         self, keys: KeysCollection, window: Sequence[float] = CT_WINDOW, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.window = Scaler(*window)
+        low, high = window
+        self.window = Scaler(low, high)
 
     def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
         return self.window
@@ -165,6 +171,7 @@ class ScaleMRd(_ScaleD):
         keys: keys of MetaTensors (1, X, Y, Z).
         body_key: key of the body mask, same shape.
         percentiles: lower and upper, in [0, 100].
+        inverted: dark becomes 1 and bright -1.
     """
 
     def __init__(
@@ -172,15 +179,17 @@ class ScaleMRd(_ScaleD):
         keys: KeysCollection,
         body_key: Hashable = "body",
         percentiles: tuple[float, float] = MR_PERCENTILES,
+        inverted: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.body_key = body_key
         self.percentiles = percentiles
+        self.inverted = inverted
 
     def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
         body = torch.as_tensor(data[self.body_key]).detach().cpu().numpy()
-        return mr_scaler(volume, body, self.percentiles)
+        return replace(mr_scaler(volume, body, self.percentiles), inverted=self.inverted)
 
 
 def fitted_scaler(volume: Any) -> Scaler:

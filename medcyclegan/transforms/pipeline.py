@@ -38,12 +38,15 @@ class Preparation:
         spacing: of the working grid along the RAS axes, mm.
         ct_window: HU of -1 and of 1.
         mr_percentiles: percentiles inside the body that become -1 and 1.
+        mr_inverted: they become 1 and -1 instead, so that cortical bone, dark in MR, is bright as in CT. A generator's
+            first guess, to keep bright bright, and the identity loss then pull the same way as the translation.
     """
 
     modality: str
     spacing: tuple[float, float, float]
     ct_window: tuple[float, float] = CT_WINDOW
     mr_percentiles: tuple[float, float] = MR_PERCENTILES
+    mr_inverted: bool = False
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
@@ -89,7 +92,7 @@ def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
     if preparation.modality == "CT":
         steps.append(ScaleCTd("image", preparation.ct_window))
     else:
-        steps.append(ScaleMRd("image", "body", preparation.mr_percentiles))
+        steps.append(ScaleMRd("image", "body", preparation.mr_percentiles, preparation.mr_inverted))
     steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), ("linear", "nearest")))
     steps.append(OutsideBodyd("image", "body", -1.0))
     return Compose(steps)

@@ -19,7 +19,7 @@ from medcyclegan.registry import GENERATORS
 
 @GENERATORS.register("resnet")
 class ResNetGenerator(nn.Module):
-    """Two strided convolutions down, residual blocks, two up-samplings; the CycleGAN paper's generator.
+    """Strided convolutions down, residual blocks, up-samplings; the CycleGAN paper's generator.
 
     In the paper's notation c7s1-F, d2F, 4F, R4F x blocks, u2F, uF, c7s1-out with F = `filters`; reflection padding,
     instance norm without parameters, tanh. Axes of any length of at least 16 voxels are taken.
@@ -30,6 +30,8 @@ class ResNetGenerator(nn.Module):
         spatial_dims: 2 or 3.
         filters: channels after the first convolution.
         blocks: residual blocks; the paper uses 6 for 128 x 128 and 9 for 256 x 256.
+        downsamplings: strided convolutions; 2 in the paper. With 1 the residual blocks work at half and not at a
+            quarter of the resolution, at the same cost, which keeps structures that are one or two voxels thin.
         upsampling: "resize" (no checkerboard) or "transposed" (as in the paper).
 
     Shape: (B, in_channels, *spatial) to (B, out_channels, *spatial), both in [-1, 1].
@@ -42,12 +44,17 @@ class ResNetGenerator(nn.Module):
         spatial_dims: int = 2,
         filters: int = 64,
         blocks: int = 9,
+        downsamplings: int = 2,
         upsampling: str = "resize",
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        if filters < 1 or blocks < 1:
-            raise ValueError(f"filters and blocks are at least 1, got filters={filters}, blocks={blocks}")
+        if min(filters, blocks, downsamplings) < 1:
+            raise ValueError(
+                f"filters, blocks and downsamplings are at least 1, got {filters}, {blocks} and {downsamplings}"
+            )
+        self.multiple = 2**downsamplings
+        widths = [filters * 2**level for level in range(downsamplings + 1)]
 
         def down(channels: int) -> nn.Module:
             # Zero padding, as in the paper: only the stride-1 convolutions reflect.
@@ -60,14 +67,12 @@ class ResNetGenerator(nn.Module):
         )
         self.layers = nn.Sequential(
             stem,
-            down(filters),
-            down(2 * filters),
-            *(ResidualBlock(spatial_dims, 4 * filters) for _ in range(blocks)),
-            Upsample(spatial_dims, 4 * filters, 2 * filters, upsampling),
-            Upsample(spatial_dims, 2 * filters, filters, upsampling),
+            *(down(width) for width in widths[:-1]),
+            *(ResidualBlock(spatial_dims, widths[-1]) for _ in range(blocks)),
+            *(Upsample(spatial_dims, 2 * width, width, upsampling) for width in reversed(widths[:-1])),
             TanhHead(spatial_dims, filters, out_channels, kernel=7),
         )
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return crop_to(self.layers(pad_to_multiple(x, 4)), x.shape[2:])
+        return crop_to(self.layers(pad_to_multiple(x, self.multiple)), x.shape[2:])
