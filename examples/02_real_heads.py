@@ -1,6 +1,6 @@
 """A small real exam: learn MR to CT from unpaired slices of real heads, and score against a real CT.
 
-    python examples/02_real_heads.py --data ../shared/data/heads -o real-heads [--steps 6000]
+    python examples/02_real_heads.py --data ../shared/data/heads -o real-heads [--steps 4500]
 
 The folder holds T1 heads and a CT template in HU on one grid (91 x 109 x 91 voxels of 2 mm). Training draws MR slices
 and CT slices independently of each other; that the volumes are aligned is used by the score alone. The volume that is
@@ -70,8 +70,8 @@ class ScoreWhileTraining:
 parser = argparse.ArgumentParser(description="Train on real heads without pairing and score against a real CT.")
 parser.add_argument("--data", type=Path, required=True, help="folder with the heads")
 parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
-parser.add_argument("--steps", type=int, default=6000)
-parser.add_argument("--score-every", type=int, default=1000)
+parser.add_argument("--steps", type=int, default=4500)
+parser.add_argument("--score-every", type=int, default=500)
 parser.add_argument("--set", action="append", default=[], dest="overrides", help="any key of the config")
 arguments = parser.parse_args()
 

@@ -74,14 +74,16 @@ def choose_device(name: str) -> torch.device:
 def prepare(experiment: Experiment, output: Path, progress: Progress | None = None) -> PreparedCohort:
     """Prepare the cohort that `experiment.data` names into `output`."""
     settings = experiment.preparation
+    modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
+    between_mr_and_ct = set(modalities.values()) == {"MR", "CT"}
     return prepare_cohort(
         _cohort(experiment),
         output,
-        modalities={"a": experiment.domains.a.modality, "b": experiment.domains.b.modality},
+        modalities=modalities,
         spacing=settings.spacing,
         ct_window=settings.ct_window,
         mr_percentiles=settings.mr_percentiles,
-        mr_inverted=settings.mr_inverted,
+        mr_inverted=between_mr_and_ct if settings.mr_inverted is None else settings.mr_inverted,
         progress=progress,
     )
 

@@ -200,7 +200,8 @@ def evaluate(
     else:
         for name, values in result.summary["metrics"].items():
             if values["mean"] is not None:
-                _say(f"{name}: {values['mean']:.4g} (sd {values['sd']:.2g}, n {values['n']})")
+                spread = "" if values["sd"] is None else f"sd {values['sd']:.2g}, "
+                _say(f"{name}: {values['mean']:.4g} ({spread}n {values['n']})")
         _say(f"{output / 'cases.csv'}")
     _end_with_failures(dict(result.failed))
 

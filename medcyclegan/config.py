@@ -68,7 +68,11 @@ class Preparation(_Section):
         (0.5, 99.5), description="percentiles of the MR inside the body mapped to -1 and 1; clipped beyond"
     )
 
-    mr_inverted: bool = Field(False, description="dark MR becomes 1 and bright MR -1, so that bone is bright as in CT")
+    mr_inverted: bool | None = Field(
+        None,
+        description="dark MR becomes 1 and bright MR -1, so that bone is bright in both domains; "
+        "null: where the other domain is CT",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Preparation:

@@ -120,3 +120,32 @@ class TestDictionaryTransforms:
     def test_a_volume_that_was_not_scaled_has_no_scaler(self) -> None:
         with pytest.raises(ValueError, match="no intensity transform"):
             fitted_scaler(MetaTensor(torch.zeros(1, 2, 2, 2)))
+
+
+class TestInverted:
+    def test_ends_swap_and_everything_comes_back(self) -> None:
+        scaler = Scaler(10.0, 250.0, inverted=True)
+        values = np.linspace(10, 250, 1001).astype(np.float32)
+        for kind in (np.asarray, torch.from_numpy):
+            scaled = scaler.apply(kind(values.copy()))
+            assert (float(scaled[0]), float(scaled[-1])) == (1.0, -1.0)
+            np.testing.assert_allclose(np.asarray(scaler.undo(scaled)), values, rtol=1e-6)
+        assert Scaler.from_dict(scaler.to_dict()) == scaler
+
+    def test_transform_is_the_mirror_image_and_inverts(self) -> None:
+        data = mr_data()
+        plain = ScaleMRd("image", "body")(data)["image"]
+        transform = ScaleMRd("image", "body", inverted=True)
+        scaled = transform(data)
+        np.testing.assert_array_equal(scaled["image"].numpy(), -plain.numpy())
+        low, high = np.percentile(data["image"].numpy()[0][data["body"].numpy()[0] > 0], (0.5, 99.5))
+        expected = data["image"].numpy().clip(low, high)
+        np.testing.assert_allclose(transform.inverse(scaled)["image"].numpy(), expected, rtol=1e-4)
+
+
+def mr_data() -> dict[str, MetaTensor]:
+    """A random MR and a body that fills half of it."""
+    values = torch.from_numpy(np.random.default_rng(1).uniform(5, 900, (1, 6, 6, 6)).astype(np.float32))
+    body = torch.zeros(1, 6, 6, 6)
+    body[:, :3] = 1
+    return {"image": MetaTensor(values), "body": MetaTensor(body)}

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medcyclegan import phantom
+from medcyclegan import build, config, phantom
 from medcyclegan.data.datalist import from_folders
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError
@@ -139,3 +139,21 @@ def test_detached_data_counts_as_content(tmp_path: Path) -> None:
     before = _content_hash(tmp_path / "x.mhd")
     (tmp_path / "x.raw").write_bytes(b"\x01" * 128)
     assert _content_hash(tmp_path / "x.mhd") != before
+
+
+def test_mr_is_inverted_towards_ct_and_only_there(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    """Cortical bone, dark in MR, is bright in both domains."""
+    mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
+
+    def made(**settings: object) -> PreparedCohort:
+        content = {"data": {"a": str(mr), "b": str(ct)}, "preparation": settings}
+        return build.prepare(config.parse(content, "the test"), tmp_path / "prepared")
+
+    inverted, plain = made(), made(mr_inverted=False)
+    assert inverted.preparations["a"].mr_inverted and not plain.preparations["a"].mr_inverted
+    again = made()
+    assert again.cases["a"][0].scaler.inverted and not again.cases["b"][0].scaler.inverted
+    image, body = np.array(again.cases["a"][0].image), np.array(again.cases["a"][0].body)
+    straight = np.array(made(mr_inverted=False).cases["a"][0].image)
+    np.testing.assert_allclose(image[body], -straight[body], atol=1e-6)
+    assert (image[~body] == -1).all() and (straight[~body] == -1).all()
