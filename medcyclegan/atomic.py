@@ -6,6 +6,7 @@ a full disk or an interruption leaves what was there before.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_FULL_BYTES = 1 << 20  # less free space than this after a failed write is the reason why it failed
 
 
 @contextmanager
@@ -26,7 +29,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        with _full_disk_named(target):
+            yield temporary
         # mkstemp makes files that only the owner may read; give what an ordinary open() would have given.
         umask = os.umask(0)
         os.umask(umask)
@@ -45,7 +49,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
     try:
-        yield temporary
+        with _full_disk_named(target):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
@@ -54,6 +59,17 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_named(target: Path) -> Iterator[None]:
+    """Libraries report a failed write in words of their own; if the disk is full, say that and where."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if shutil.disk_usage(target.parent).free < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -96,7 +96,8 @@ def train(
     Raises:
         InputError: if the run folder holds something already, or the experiment cannot be carried out.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # A preparation that was interrupted in a new run goes on where it stopped.
+    if run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - {"prepared"}):
         remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
         raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
     where = choose_device(device)
@@ -334,8 +335,10 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
             if value is not None and value != made and domain == "a":
                 problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
     raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
-    for group, cases in prepared.failed.items():
-        warnings.warn(f"not trained on, because it could not be prepared: {group}: {cases}", stacklevel=2)
+    for name, reason in prepared.failed.items():
+        warnings.warn(f"not trained on, because it could not be prepared: {name}: {reason}", stacklevel=2)
+    for line in prepared.warnings:
+        warnings.warn(line, stacklevel=2)
     done = prepared.preparations["a"]
     return experiment.model_copy(
         update={

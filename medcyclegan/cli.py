@@ -221,7 +221,7 @@ def main() -> None:
             _fail(f"no space is left on the disk: {error}. Free some and run the same command again.", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"no permission: {error}. Choose a folder that you may write to.", 1)
-        raise
+        _fail(f"a file or folder could not be read or written: {error}.", 1)
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import stat
 from pathlib import Path
 
@@ -51,3 +53,20 @@ def test_json_is_strict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("902629 requested and 524256 written"), RuntimeError("unexpected pos 1594688")]
+)
+def test_a_full_disk_is_called_so_whatever_a_library_says(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4096))
+    for writing in (atomic_file, atomic_folder):
+        with pytest.raises(OSError, match="No space left") as caught, writing(tmp_path / "out"):
+            raise error
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 30))
+    with pytest.raises(type(error), match=str(error)), atomic_file(tmp_path / "out"):
+        raise error
