@@ -34,7 +34,7 @@ EXPERIMENT: dict[str, Any] = {
         "discriminator": {"filters": 16, "layers": 3},
     },
     "training": {
-        "steps": 2500,
+        "steps": 3200,
         "learning_rate": 4e-4,
         "ema_decay": 0.99,  # an average over about 100 steps; the default's 1000 would lag behind so short a training
         "picture_every": 500,
