@@ -24,7 +24,9 @@ def bf16_is_safe(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # torch has no public question for this; where the private ones are gone, float32 is the safe answer.
+        questions = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+        return any(question is not None and question() for question in questions)
     return False
 
 
