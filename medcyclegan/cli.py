@@ -218,7 +218,7 @@ def main() -> None:
         _fail("interrupted.", 130)
     except OSError as error:
         if error.errno == errno.ENOSPC or "No space left" in str(error):
-            _fail(f"no space is left on the disk: {error}. Free some and run the same command again.", 1)
+            _fail(f"no space is left on the disk: {error}. Free some and try again.", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"no permission: {error}. Choose a folder that you may write to.", 1)
         _fail(f"a file or folder could not be read or written: {error}.", 1)
