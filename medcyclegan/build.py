@@ -330,16 +330,16 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
             problems.append(
                 f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
             )
-        for field in settings.model_fields_set:
-            value, made = getattr(settings, field), getattr(done, field)
-            if value is not None and value != made and domain == "a":
-                problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
+    done = prepared.preparations["a"]  # both domains share all but the modality
+    for field in settings.model_fields_set:
+        value, made = getattr(settings, field), getattr(done, field)
+        if value is not None and value != made:
+            problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
     raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
     for name, reason in prepared.failed.items():
         warnings.warn(f"not trained on, because it could not be prepared: {name}: {reason}", stacklevel=2)
     for line in prepared.warnings:
         warnings.warn(line, stacklevel=2)
-    done = prepared.preparations["a"]
     return experiment.model_copy(
         update={
             "data": config.Data(prepared=prepared.folder.resolve()),

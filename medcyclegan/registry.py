@@ -72,7 +72,6 @@ class Registry:
         """Class decorator that marks a part; the name is read from the source."""
 
         def mark(cls: C) -> C:
-            cls.registered_name = name  # type: ignore[attr-defined]
             return cls
 
         return mark

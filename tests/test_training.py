@@ -75,6 +75,29 @@ def test_resumed_metrics_have_every_step_once(experiment: Experiment, tmp_path: 
     assert {"cycle_a", "identity_b", "adversarial_ab", "discriminator_a", "learning_rate"} <= set(rows[0])
 
 
+def test_steps_done_again_after_a_crash_are_written_once(experiment: Experiment, tmp_path: Path) -> None:
+    """The pictures of step 2 are validated before its checkpoint; the crash at step 4 throws steps 3 and 4 away."""
+    every = {"picture_every": 1, "checkpoint_every": 2}
+    experiment = experiment.model_copy(update={"training": experiment.training.model_copy(update=every)})
+
+    class Crash:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.ITERATION_STARTED(once=4), self)
+
+        def __call__(self, engine: Any) -> None:
+            raise RuntimeError("power failure")
+
+    with pytest.raises(RuntimeError, match="power failure"):
+        build.train(experiment, tmp_path / "run", device="cpu", handlers=[Crash()])
+    assert load_checkpoint(tmp_path / "run")["step"] == 2
+    with (tmp_path / "run" / "metrics.csv").open("a") as stream:
+        stream.write("1,0.5")  # a line that the crash cut off
+    build.resume(tmp_path / "run", device="cpu")
+    for name in ("metrics.csv", "validation.csv"):
+        with (tmp_path / "run" / name).open(newline="") as stream:
+            assert [row["step"] for row in csv.DictReader(stream)] == ["1", "2", "3", "4"], name
+
+
 def test_a_finished_run_resumes_to_nothing(run: Path) -> None:
     before = (run / "checkpoint.pt").read_bytes()
     assert build.resume(run, device="cpu").step == 4

@@ -16,6 +16,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from medcyclegan.atomic import atomic_file
 from medcyclegan.training.guards import require_finite
 
 PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
@@ -62,11 +63,11 @@ class RunRecorder:
 
     def _start(self, engine: Any) -> None:
         self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=engine.state.iteration + 1)
-        self.started = self.last_log = self.last_line = time.monotonic()
-        self.first_step = engine.state.iteration
+        self.started = self.last_log = time.monotonic()
         self.display = _Display(engine.state.epoch_length, engine.state.iteration)
         (self.run / "pictures").mkdir(parents=True, exist_ok=True)
-        _drop_rows_after(self.run / "metrics.csv", engine.state.iteration)
+        for name in ("metrics.csv", "validation.csv"):
+            _drop_rows_after(self.run / name, engine.state.iteration)
 
     def _step(self, engine: Any) -> None:
         step, last = engine.state.iteration, engine.state.iteration == engine.state.epoch_length
@@ -188,8 +189,13 @@ def _append_row(path: Path, row: dict[str, float]) -> None:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    """Forget lines of steps that a resumed run does again."""
-    if path.exists():
-        header, *rows = path.read_text(encoding="utf-8").splitlines()
-        kept = [row for row in rows if int(row.split(",", 1)[0]) <= step]
-        path.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    """Forget lines of steps that a resumed run does again, and a line that a crash cut off."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+    if kept:
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join([lines[0], *kept]), encoding="utf-8", newline="")
+    else:
+        path.unlink()
