@@ -17,16 +17,26 @@ from torch import Tensor, nn
 
 from medcyclegan import __version__, config
 from medcyclegan.config import Experiment
+from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.datalist import Cohort, from_folders, from_json
-from medcyclegan.data.patches import UnpairedSlices, crop_or_pad
+from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.planes import translate_slices
 from medcyclegan.inference.translator import Translator
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
+from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.registry import DISCRIMINATORS, GENERATORS, OBJECTIVES
+from medcyclegan.registry import (
+    ADVERSARIAL_LOSSES,
+    DISCRIMINATORS,
+    GENERATORS,
+    OBJECTIVES,
+    RECONSTRUCTION_LOSSES,
+    STRUCTURE_LOSSES,
+)
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.objectives import Objective
 from medcyclegan.training.recorder import RunRecorder
 from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
 from medcyclegan.transforms.intensity import Scaler
@@ -34,7 +44,7 @@ from medcyclegan.transforms.pipeline import Preparation
 
 T = TypeVar("T")
 NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS, "disc_b": DISCRIMINATORS}
-LARGEST_WINDOW = 256
+LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
 
 
@@ -84,6 +94,7 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
         ct_window=settings.ct_window,
         mr_percentiles=settings.mr_percentiles,
         mr_inverted=between_mr_and_ct if settings.mr_inverted is None else settings.mr_inverted,
+        mr_floor=settings.mr_floor,
         progress=progress,
     )
 
@@ -120,11 +131,34 @@ def resume(run: Path, *, device: str = "auto", handlers: Any = ()) -> TrainingRe
 
 
 def make_networks(experiment: Experiment) -> nn.ModuleDict:
-    """The four networks with fresh weights; the same seed gives the same weights."""
+    """The objective's networks with fresh weights; the same seed gives the same weights."""
     torch.manual_seed(experiment.seed)
-    generator, discriminator = experiment.model.generator, experiment.model.discriminator
-    leaves = {"gen_ab": generator, "gen_ba": generator, "disc_a": discriminator, "disc_b": discriminator}
-    return nn.ModuleDict({name: _make_network(name, leaf) for name, leaf in leaves.items()})
+    objective = OBJECTIVES.part_class(experiment.objective)
+    return nn.ModuleDict({name: _make_network(name, experiment, objective.paired) for name in objective.required})
+
+
+def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float] | None]) -> Objective:
+    """The objective with fresh networks.
+
+    Args:
+        windows: domain -> the HU that are -1 and 1; None for a domain that is not CT.
+    """
+    losses = experiment.losses
+    structure = {}
+    for leaf in losses.structure:
+        given = {"windows": windows} if STRUCTURE_LOSSES.takes(leaf, "windows") else {}
+        structure[leaf["_target_"].rpartition(".")[2]] = STRUCTURE_LOSSES.build(leaf, **given)
+    example = torch.full((1, 2 * experiment.patches.neighbors + 1, *[32] * experiment.patches.spatial_dims), -1.0)
+    objective: Objective = OBJECTIVES.build(
+        experiment.objective,
+        networks=make_networks(experiment),
+        adversarial=ADVERSARIAL_LOSSES.build(losses.adversarial),
+        reconstruction=RECONSTRUCTION_LOSSES.build(losses.reconstruction),
+        structure=structure,
+        example={"a": example, "b": example},
+        seed=experiment.seed,
+    )
+    return objective
 
 
 def make_trainer(
@@ -143,22 +177,27 @@ def make_trainer(
     settings, patches = experiment.training, experiment.patches
     if patches.size is None:
         raise ValueError("make_trainer takes a resolved experiment, whose patches.size is set")
-    slices = UnpairedSlices(
+    shape = Shape(patches.size, patches.plane, patches.neighbors)
+    windows = {d: p.ct_window if p.modality == "CT" else None for d, p in prepared.preparations.items()}
+    objective = make_objective(experiment, windows)
+    dataset = UnpairedPatches(
         prepared.cases["a"],
         prepared.cases["b"],
-        size=patches.size,
+        shape=shape,
         batch_size=settings.batch_size,
         steps=settings.steps,
         seed=experiment.seed,
         minimum_body=patches.minimum_body,
         flip=patches.flip,
+        matching=patches.matching,
+        paired=objective.paired,
+        augmentation=_augmentation(experiment, prepared),
     )
     start = checkpoint["step"] if checkpoint else 0
-    objective = OBJECTIVES.build(experiment.objective, networks=make_networks(experiment), seed=experiment.seed)
     trainer = CycleGANTrainer(
         device=device,
         objective=objective,
-        loader=slices.loader(start, workers=settings.workers, pin_memory=device.type == "cuda"),
+        loader=dataset.loader(start, workers=settings.workers, pin_memory=device.type == "cuda"),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         betas=settings.betas,
@@ -173,9 +212,9 @@ def make_trainer(
         run,
         log_every=settings.log_every,
         picture_every=settings.picture_every,
-        picture_batch=_picture_batch(prepared, patches.size),
+        picture_batch=_picture_batch(prepared, shape),
         window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
-        validate=_validation(prepared, trainer, patches.size, domains["b"]),
+        validate=_validation(prepared, trainer, shape, domains["b"]),
     ).attach(trainer)
     header = {"program": _versions(), "experiment": experiment.to_dict(), "domains": domains}
     CheckpointHandler(run / FILE_NAME, header, settings.checkpoint_every).attach(trainer)
@@ -209,7 +248,7 @@ def load_translator(path: str | Path, *, direction: str = "ab", device: str = "a
         raise InputError(
             f"{path} holds no generator for the direction '{direction}'; it has {', '.join(content['ema'])}."
         )
-    generator = _make_network(name, experiment.model.generator)
+    generator = _make_network(name, experiment)
     generator.load_state_dict(content["ema"][name])
     source, target = (content["domains"][domain] for domain in direction)
     if experiment.patches.size is None:
@@ -348,27 +387,62 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
                 ct_window=done.ct_window,
                 mr_percentiles=done.mr_percentiles,
                 mr_inverted=done.mr_inverted,
+                mr_floor=done.mr_floor,
             ),
-            "patches": experiment.patches.model_copy(update={"size": experiment.patches.size or _window_for(prepared)}),
+            "patches": experiment.patches.model_copy(
+                update={"size": experiment.patches.size or _window_for(prepared, experiment.patches)}
+            ),
         }
     )
 
 
-def _window_for(prepared: PreparedCohort) -> tuple[int, int]:
-    """The smallest window, in multiples of 16 voxels up to 256, that holds every body in the axial plane."""
+def _window_for(prepared: PreparedCohort, patches: config.Patches) -> tuple[int, ...]:
+    """The smallest window, in multiples of 16 voxels up to a limit, that holds every body."""
     extents = []
     for case in (*prepared.cases["a"], *prepared.cases["b"]):
         body = case.body
-        occupied = [np.flatnonzero(body.any(axis=axes)) for axes in ((1, 2), (0, 2))]
+        occupied = [np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != axis))) for axis in range(3)]
         extents.append([int(indices[-1] - indices[0]) + 1 for indices in occupied])
-    x, y = (int(min(LARGEST_WINDOW, -(-largest // 16) * 16)) for largest in np.max(extents, axis=0))
-    return x, y
+    limit = LARGEST_WINDOW[patches.spatial_dims]
+    window = [int(min(limit, -(-largest // 16) * 16)) for largest in np.max(extents, axis=0)]
+    if patches.spatial_dims == 2:
+        del window[PLANES[patches.plane]]
+    return tuple(window)
 
 
-def _make_network(name: str, leaf: dict[str, Any]) -> nn.Module:
-    channels = {"in_channels": 1, "out_channels": 1} if name.startswith("gen") else {"in_channels": 1}
-    network: nn.Module = NETWORKS[name].build(leaf, spatial_dims=2, **channels)
-    return network
+def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str, Augmentation]:
+    """How each domain's patches are varied; empty if not at all."""
+    settings = experiment.augmentation
+    if settings == config.Augmentation():
+        return {}
+    varied = {}
+    for domain, preparation in prepared.preparations.items():
+        spacing = list(preparation.spacing)
+        if experiment.patches.spatial_dims == 2:
+            del spacing[PLANES[experiment.patches.plane]]
+        chosen = settings.model_dump()
+        if preparation.modality != "MR":
+            chosen |= {"bias_field": 0.0, "gamma": 0.0, "noise": 0.0}
+        varied[domain] = Augmentation(spacing=tuple(spacing), inverted=preparation.mr_inverted, **chosen)
+    return varied
+
+
+def _make_network(name: str, experiment: Experiment, paired: bool = False) -> nn.Module:
+    """One network with fresh weights; the discriminator of a paired objective sees the source too."""
+    channels = 2 * experiment.patches.neighbors + 1
+    dims = experiment.patches.spatial_dims
+    network: nn.Module
+    if name.startswith("gen"):
+        leaf = experiment.model.generator
+        network = NETWORKS[name].build(leaf, in_channels=channels, out_channels=channels, spatial_dims=dims)
+        return network
+    judged = channels * (2 if paired else 1)
+    leaf, window = experiment.model.discriminator, experiment.model.discriminator_window
+    if window is None or getattr(experiment.domains, name[-1]).modality != "CT":
+        network = NETWORKS[name].build(leaf, in_channels=judged, spatial_dims=dims)
+        return network
+    low, high = Scaler(*experiment.preparation.ct_window).apply(np.array(window)).tolist()
+    return Windowed(NETWORKS[name].build(leaf, in_channels=judged + channels, spatial_dims=dims), (low, high), channels)
 
 
 def _wants_bf16(precision: str, device: torch.device) -> bool:
@@ -394,22 +468,30 @@ def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _picture_batch(prepared: PreparedCohort, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Two slices of each domain's first case, at 40 and 65 % of the body's height."""
+def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
+    """Two patches of each domain's first case, around 40 and 65 % of the body's extent across the slices."""
     batch = {}
+    axis = PLANES[shape.plane]
     for domain in ("a", "b"):
         case = (prepared.cases[f"pairs_{domain}"] or prepared.cases[domain])[0]
-        image, body = case.image, case.body
-        slices = np.flatnonzero(body.any(axis=(0, 1)))
-        chosen = [slices[int(share * (len(slices) - 1))] for share in (0.4, 0.65)]
+        image, body = np.asarray(case.image), np.asarray(case.body)
+        slices = np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != axis)))
+        chosen = [int(slices[int(share * (len(slices) - 1))]) for share in (0.4, 0.65)]
         random = np.random.default_rng(0)
-        stack = np.stack([crop_or_pad(image[:, :, k], body[:, :, k], size, random) for k in chosen])
-        batch[domain] = torch.from_numpy(stack[:, None])
+        if shape.spatial_dims == 3:
+            patches = [crop_or_pad(image[None], body[None], shape.size, random)]
+        else:
+            stacks = [
+                (stack_of_slices(image, axis, k, shape.neighbors), stack_of_slices(body, axis, k, shape.neighbors))
+                for k in chosen
+            ]
+            patches = [crop_or_pad(values, inside, shape.size, random) for values, inside in stacks]
+        batch[domain] = torch.from_numpy(np.stack(patches))
     return batch
 
 
 def _validation(
-    prepared: PreparedCohort, trainer: CycleGANTrainer, size: tuple[int, int], target: dict[str, Any]
+    prepared: PreparedCohort, trainer: CycleGANTrainer, shape: Shape, target: dict[str, Any]
 ) -> Callable[[], dict[str, float]] | None:
     """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit."""
     pairs = list(zip(prepared.cases["pairs_a"], prepared.cases["pairs_b"], strict=True))
@@ -419,7 +501,7 @@ def _validation(
 
     def error(a: StoredCase, b: StoredCase) -> float:
         device = trainer.state.device
-        values = translate_slices(trainer.ema.averages["gen_ab"], a.image, a.body, window=size, device=device)
+        values = translate_slices(trainer.ema.averages["gen_ab"], a.image, a.body, window=shape.size, device=device)
         inside = np.asarray(b.body)
         return float(np.abs(scaler.undo(values[inside]) - b.scaler.undo(b.image[inside])).mean())
 

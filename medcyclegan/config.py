@@ -14,24 +14,49 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.registry import DISCRIMINATORS, GENERATORS, OBJECTIVES, did_you_mean
+from medcyclegan.registry import (
+    ADVERSARIAL_LOSSES,
+    DISCRIMINATORS,
+    GENERATORS,
+    OBJECTIVES,
+    RECONSTRUCTION_LOSSES,
+    STRUCTURE_LOSSES,
+    did_you_mean,
+)
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Leaf = dict[str, Any]
-DEFAULT_PARTS = {"generator": "resnet", "discriminator": "patchgan", "objective": "cyclegan"}
-REGISTRIES = {"generator": GENERATORS, "discriminator": DISCRIMINATORS, "objective": OBJECTIVES}
+DEFAULT_PARTS = {
+    "generator": "resnet",
+    "discriminator": "patchgan",
+    "objective": "cyclegan",
+    "adversarial": "lsgan",
+    "reconstruction": "l1",
+}
+REGISTRIES = {
+    "generator": GENERATORS,
+    "discriminator": DISCRIMINATORS,
+    "objective": OBJECTIVES,
+    "adversarial": ADVERSARIAL_LOSSES,
+    "reconstruction": RECONSTRUCTION_LOSSES,
+    "structure": STRUCTURE_LOSSES,
+}
 
 
 def _complete_leaf(value: Any, info: ValidationInfo) -> Any:
     """Spell a leaf out: without `_target_` it is the default part; arguments not given take the part's defaults."""
     name = str(info.field_name)
+    if isinstance(value, list):
+        return [_complete_leaf(leaf, info) for leaf in value]
     if not isinstance(value, dict):
         return value
     registry = REGISTRIES[name]
-    leaf = {"_target_": DEFAULT_PARTS[name], **value}
+    if "_target_" not in value and name not in DEFAULT_PARTS:
+        raise ValueError(f"a {registry.kind} needs _target_, one of: {', '.join(registry.parts())}")
+    leaf = {"_target_": DEFAULT_PARTS.get(name), **value}
     if problems := registry.check(leaf):
         raise ValueError("; ".join(problems))
     return registry.complete(leaf)
@@ -73,6 +98,9 @@ class Preparation(_Section):
         description="dark MR becomes 1 and bright MR -1, so that bone is bright in both domains; "
         "null: where the other domain is CT",
     )
+    mr_floor: Annotated[float, Field(ge=-1, lt=1)] = Field(
+        -1.0, description="lowest value inside the body of an MR; above -1 it differs from the background outside"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Preparation:
@@ -108,13 +136,51 @@ class Data(_Section):
 class Patches(_Section):
     """What the networks see while they learn."""
 
-    size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = Field(
+    spatial_dims: Literal[2, 3] = Field(2, description="2: slices; 3: boxes")
+    plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="orientation of slices")
+    neighbors: Annotated[int, Field(ge=0)] = Field(
+        0, description="slices on either side that the networks see and give as further channels (2.5D); 0: none"
+    )
+    size: Annotated[tuple[Annotated[int, Field(ge=16)], ...], Field(min_length=2, max_length=3)] | None = Field(
         None,
-        description="voxels of an axial slice along right and anterior; larger is cropped, smaller padded; "
-        "null: holds every body, at most 256 x 256",
+        description="voxels of a patch along the axes that it has of right, anterior, superior; larger is cropped, "
+        "smaller padded; null: holds every body, at most 256 x 256 or 96 x 96 x 96",
     )
     minimum_body: Share = Field(0.05, description="slices with a smaller share of body (of the fullest) are left out")
     flip: bool = Field(False, description="mirror left and right at random")
+    matching: Literal["off", "extent", "vertex"] = Field(
+        "off",
+        description="draw a and b at similar heights: extent: share of the way through the body; "
+        "vertex: distance from the top of the head relative to its size",
+    )
+
+    @model_validator(mode="after")
+    def _dimensions(self) -> Patches:
+        if self.size is not None and len(self.size) != self.spatial_dims:
+            raise ValueError(f"size: {self.spatial_dims} numbers are needed (spatial_dims), got {len(self.size)}")
+        if self.spatial_dims == 3 and (self.neighbors or self.plane != "axial"):
+            raise ValueError("plane and neighbors are for slices (spatial_dims 2), boxes have neither")
+        return self
+
+
+class Augmentation(_Section):
+    """How patches are varied; every amount is a limit, and 0 (resize_jitter: 1) is off."""
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = Field(0.0, description="degrees")
+    scale: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of the size, 0.1: 90 to 110 %")
+    translate: Annotated[float, Field(ge=0)] = Field(0.0, description="mm")
+    resize_jitter: Annotated[float, Field(ge=1, le=2)] = Field(
+        1.0, description="enlarge, then crop at random; 286 / 256 = 1.117 in the original CycleGAN"
+    )
+    bias_field: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="MR only: largest coefficient of the logarithm of a smooth field; 0.3 is strong"
+    )
+    gamma: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="MR only: the exponent lies between exp(-gamma) and exp(gamma)"
+    )
+    noise: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="MR only: standard deviation as a share of the intensity range"
+    )
 
 
 class Model(_Section):
@@ -122,8 +188,35 @@ class Model(_Section):
 
     generator: Leaf = {}
     discriminator: Leaf = {}
+    discriminator_window: tuple[float, float] | None = Field(
+        None, description="HU window that discriminators of CT see stretched as further channels; null: none"
+    )
 
     _complete = field_validator("generator", "discriminator", mode="before")(_complete_leaf)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Model:
+        window = self.discriminator_window
+        if window is not None and window[0] >= window[1]:
+            raise ValueError(f"discriminator_window: the first value must be below the second, got {list(window)}")
+        return self
+
+
+class Losses(_Section):
+    """What is minimized; an objective leaves alone what its method has no place for."""
+
+    adversarial: Leaf = {}
+    reconstruction: Leaf = {}
+    structure: list[Leaf] = Field([], description="what keeps anatomy in place, each with its weight")
+
+    _complete = field_validator("adversarial", "reconstruction", "structure", mode="before")(_complete_leaf)
+
+    @model_validator(mode="after")
+    def _once(self) -> Losses:
+        names = [leaf["_target_"] for leaf in self.structure]
+        if len(set(names)) < len(names):
+            raise ValueError(f"structure: each loss is given once, got {', '.join(names)}")
+        return self
 
 
 class Training(_Section):
@@ -150,8 +243,10 @@ class Experiment(_Section):
     data: Data = Data()
     preparation: Preparation = Preparation()
     patches: Patches = Patches()
+    augmentation: Augmentation = Augmentation()
     model: Model = Model()
     objective: Leaf = {}
+    losses: Losses = Losses()
     training: Training = Training()
 
     _complete = field_validator("objective", mode="before")(_complete_leaf)

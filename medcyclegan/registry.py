@@ -68,7 +68,7 @@ class Registry:
         self.package = package
         self.given = given
 
-    def register(self, name: str) -> Callable[[C], C]:
+    def register(self, name: str, paper: str = "") -> Callable[[C], C]:
         """Class decorator that marks a part; the name is read from the source."""
 
         def mark(cls: C) -> C:
@@ -79,12 +79,14 @@ class Registry:
     def parts(self) -> dict[str, Part]:
         """All parts by name, read from the sources without importing them."""
         folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        single = folder.with_suffix(".py")
         found: dict[str, Part] = {}
-        for file in sorted(folder.glob("*.py")):
+        for file in [single] if single.is_file() else sorted(folder.glob("*.py")):
+            module = self.package if file == single else f"{self.package}.{file.stem}"
             for node in ast.parse(file.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef) and (name := _registered_name(node)):
                     summary = (ast.get_docstring(node) or "").split("\n")[0]
-                    found[name] = Part(name, f"{self.package}.{file.stem}", node.name, summary, _arguments(node))
+                    found[name] = Part(name, module, node.name, summary, _arguments(node))
         return found
 
     def check(self, leaf: Mapping[str, Any]) -> list[str]:
@@ -118,6 +120,16 @@ class Registry:
         defaults = {key: a.default for key, a in arguments.items() if key not in self.given}
         return {"_target_": leaf["_target_"], **defaults, **leaf}
 
+    def takes(self, leaf: Mapping[str, Any], argument: str) -> bool:
+        """Whether the part that a leaf names has an argument of this name."""
+        return argument in self.parts()[leaf["_target_"]].arguments
+
+    def part_class(self, leaf: Mapping[str, Any]) -> type[Any]:
+        """Import the class that a leaf names."""
+        part = self.parts()[leaf["_target_"]]
+        cls: type[Any] = getattr(importlib.import_module(part.module), part.class_name)
+        return cls
+
     def build(self, leaf: Mapping[str, Any], **given: Any) -> Any:
         """Import the class that a leaf names and call it with the leaf's arguments and those of the program.
 
@@ -126,13 +138,12 @@ class Registry:
         """
         if problems := self.check(leaf):
             raise InputError("; ".join(problems))
-        part = self.parts()[leaf["_target_"]]
-        cls = getattr(importlib.import_module(part.module), part.class_name)
+        cls = self.part_class(leaf)
         arguments = {key: value for key, value in leaf.items() if key != "_target_"}
         try:
             return cls(**arguments, **given)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{self.kind} '{part.name}' cannot be built: {error}") from error
+            raise InputError(f"{self.kind} '{leaf['_target_']}' cannot be built: {error}") from error
 
 
 def _registered_name(node: ast.ClassDef) -> str | None:
@@ -168,4 +179,11 @@ GENERATORS = Registry(
     "generator", "medcyclegan.networks.generators", given=("in_channels", "out_channels", "spatial_dims")
 )
 DISCRIMINATORS = Registry("discriminator", "medcyclegan.networks.discriminators", given=("in_channels", "spatial_dims"))
-OBJECTIVES = Registry("objective", "medcyclegan.training.objectives", given=("networks", "seed"))
+OBJECTIVES = Registry(
+    "objective",
+    "medcyclegan.training.objectives",
+    given=("networks", "seed", "adversarial", "reconstruction", "structure", "example"),
+)
+ADVERSARIAL_LOSSES = Registry("adversarial loss", "medcyclegan.losses.adversarial")
+RECONSTRUCTION_LOSSES = Registry("reconstruction loss", "medcyclegan.losses.reconstruction")
+STRUCTURE_LOSSES = Registry("structure loss", "medcyclegan.losses.structure", given=("windows",))

@@ -22,6 +22,8 @@ def test_defaults_follow_the_paper() -> None:
         "_target_": "cyclegan",
         "cycle_weight": 10.0,
         "identity_weight": 0.5,
+        "mask_sparsity": 0.0,
+        "mask_agreement": 0.0,
         "pool_size": 50,
     }
     assert (experiment.training.learning_rate, experiment.training.betas) == (2e-4, (0.5, 0.999))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy import ndimage
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
@@ -247,3 +248,36 @@ def test_a_real_oblique_patient_comes_back() -> None:
     body = body_mask(array, grid_of(given).spacing.tolist(), "MR")
     inside = body & (array >= case.scaler.low) & (array <= case.scaler.high)
     np.testing.assert_allclose(back[inside], array[inside], atol=1e-4)
+
+
+def test_inverted_mr_has_no_bright_rim() -> None:
+    """The air around the body is black, so inverted it would be as bright as bone and bleed into the skin."""
+    index = np.indices((40, 40, 40), dtype=float)
+    radius = np.sqrt(((index - 19.5) ** 2).sum(axis=0))
+    mr = np.where(radius < 12, 100.0, 0.0) + np.where(radius < 6, 50.0, 0.0)  # bright skin, brighter middle
+    volume = MetaTensor(torch.from_numpy(mr.astype(np.float32))[None], affine=torch.eye(4, dtype=torch.float64))
+    case = prepare(
+        volume,
+        Preparation("MR", (1.7, 1.7, 1.7), mr_percentiles=(0, 100), mr_inverted=True, mr_floor=-0.5),
+        radius < 12,
+    )
+    middle = float(case.image[case.image.shape[0] // 2, case.image.shape[1] // 2, case.image.shape[2] // 2])
+    assert middle == pytest.approx(-0.5, abs=1e-3)  # the brightest value is the floor, above the background
+    assert case.image[case.body].max() <= 1.0 + 1e-6
+    shell = case.body & ~ndimage.binary_erosion(case.body)
+    assert case.image[shell].max() <= 1.0 and (case.image[~case.body] == -1).all()
+    inner = ndimage.binary_erosion(case.body, iterations=2)
+    assert case.image[shell].mean() < case.image[inner & (case.image > 0)].mean()
+
+
+def test_floor_leaves_a_gap_that_undo_closes() -> None:
+    for inverted in (False, True):
+        scaler = Scaler(0.0, 8.0, inverted, floor=-0.5)
+        values = np.array([0.0, 2.0, 8.0, 9.0], np.float32)
+        ends = [-0.5, -0.125, 1.0, 1.0]
+        expected = [0.5 - x for x in ends] if inverted else ends
+        np.testing.assert_allclose(scaler.apply(values), expected, atol=1e-6)
+        np.testing.assert_allclose(scaler.undo(scaler.apply(values)), [0, 2, 8, 8], atol=1e-5)
+        assert Scaler.from_dict(scaler.to_dict()) == scaler
+    with pytest.raises(InputError, match="floor"):
+        Scaler(0.0, 1.0, floor=1.0)

@@ -1,13 +1,16 @@
-"""Unpaired axial slices for training, drawn from prepared volumes.
+"""Patches for training, drawn from prepared volumes: slices, stacks of neighboring slices, or 3D boxes.
 
-What step s sees is a function of (seed, s, rank) alone: no state is kept, so a resumed training goes on as if it had
-not stopped, and the number of reading processes changes nothing.
+A *patch* is (C, *spatial): one channel and two axes for a slice, 2 k + 1 channels for a slice with k neighbors on
+either side (2.5D), one channel and three axes for a box. What step s sees is a function of (seed, s, rank) alone: no
+state is kept, so a resumed training goes on as if it had not stopped, and the number of reading processes changes
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medcyclegan.errors import InputError
+from medcyclegan.data.augment import Augmentation
+from medcyclegan.errors import InputError, raise_all
 
 BACKGROUND = -1.0
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of the working grid that a slice is cut across
+CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
+MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
+TRIES = 20
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Matching = Literal["off", "extent", "vertex"]
+Values = TypeVar("Values", bound=np.generic)
 
 
 class PatchSource(Protocol):
@@ -27,27 +40,70 @@ class PatchSource(Protocol):
     def id(self) -> str: ...
 
     @property
-    def image(self) -> npt.NDArray[np.float32]: ...
+    def image(self) -> Floats: ...
 
     @property
-    def body(self) -> npt.NDArray[np.bool_]: ...
+    def body(self) -> Bools: ...
 
 
-class UnpairedSlices(Dataset[dict[str, Tensor]]):
-    """The batches of a training: item `step` holds slices of both domains, drawn independently of each other.
+@dataclass(frozen=True)
+class Shape:
+    """Which part of a volume one patch is.
 
     Args:
-        a: cases of domain a; every case is equally likely, then every eligible slice of it.
-        b: cases of domain b.
-        size: voxels along right and anterior, (X, Y). A larger slice is cropped at random where the body is, a smaller
-            one is placed at random and surrounded by background.
-        batch_size: slices of each domain.
+        size: voxels along the patch's axes: two for slices (right and anterior for axial ones, the remaining axes in
+            the order right, anterior, superior for the others), three for boxes.
+        plane: orientation of slices.
+        neighbors: slices on either side that become further channels.
+    """
+
+    size: tuple[int, ...]
+    plane: str = "axial"
+    neighbors: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.size) not in (2, 3) or self.plane not in PLANES or self.neighbors < 0:
+            raise ValueError(f"no such patches: {self}")
+        if len(self.size) == 3 and self.neighbors:
+            raise ValueError("boxes have no neighboring slices")
+
+    @property
+    def spatial_dims(self) -> int:
+        return len(self.size)
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.neighbors + 1
+
+
+class UnpairedPatches(Dataset[dict[str, Tensor]]):
+    """The batches of a training: item `step` holds patches of both domains.
+
+    Every case is equally likely, then every eligible slice of it (for boxes: every eligible height of their middle).
+    The domains are drawn independently of each other, or, with `matching`, the patch of b at a height similar to a's:
+
+    - "extent": share of the way from the lowest to the highest slice with body, for scans that cover the same anatomy;
+    - "vertex": distance from the top of the body in units of the body's width, for heads, whose top is in the scan
+      while their lower end depends on the coverage.
+
+    Args:
+        a: cases of domain a.
+        b: cases of domain b; with `paired` the same patients in the same order, on the same grids.
+        shape: of the patches. What is longer than the patch is cropped at random where the body is, what is shorter is
+            placed at random and surrounded by background.
+        batch_size: patches of each domain.
         steps: length of the training.
         seed, rank: what the drawing depends on besides the step.
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
+        matching: "off", "extent" or "vertex".
+        paired: the patch of b is of the same patient and place as that of a.
+        augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
 
-    Item: {"a": (B, 1, X, Y), "b": (B, 1, X, Y)}, float32 in [-1, 1].
+    Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape.
+
+    Raises:
+        InputError: if a case has nothing to learn from, or paired cases do not fit.
     """
 
     def __init__(
@@ -55,39 +111,92 @@ class UnpairedSlices(Dataset[dict[str, Tensor]]):
         a: Sequence[PatchSource],
         b: Sequence[PatchSource],
         *,
-        size: tuple[int, int],
+        shape: Shape,
         batch_size: int,
         steps: int,
         seed: int,
         rank: int = 0,
         minimum_body: float = 0.05,
         flip: bool = False,
+        matching: Matching = "off",
+        paired: bool = False,
+        augmentation: dict[str, Augmentation] | None = None,
     ) -> None:
         self.cases = {"a": list(a), "b": list(b)}
-        self.size = size
+        self.shape = shape
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
         self.rank = rank
         self.flip = flip
-        self.slices = {d: [eligible_slices(case, minimum_body) for case in cases] for d, cases in self.cases.items()}
+        self.matching = matching
+        self.paired = paired
+        self.augmentation = augmentation or {}
+        self.axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
+        if paired:
+            _require_pairs(self.cases["a"], self.cases["b"])
+        self.slices = {
+            d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
+        }
+        self.heights = {
+            d: [relative_height(case, self.axis, matching) for case in cases] if matching != "off" else []
+            for d, cases in self.cases.items()
+        }
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         random = np.random.default_rng([self.seed, self.rank, step])
-        return {
-            domain: torch.from_numpy(np.stack([self._draw(domain, random) for _ in range(self.batch_size)])[:, None])
-            for domain in ("a", "b")
-        }
+        drawn: dict[str, list[npt.NDArray[np.generic]]] = {"a": [], "body_a": [], "b": [], "body_b": []}
+        for _ in range(self.batch_size):
+            for domain, (image, body) in self._draw(random).items():
+                drawn[domain].append(image)
+                drawn[f"body_{domain}"].append(body)
+        return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
-    def _draw(self, domain: str, random: np.random.Generator) -> npt.NDArray[np.float32]:
-        index = int(random.integers(len(self.cases[domain])))
-        case = self.cases[domain][index]
-        k = int(random.choice(self.slices[domain][index]))
-        patch = crop_or_pad(case.image[:, :, k], case.body[:, :, k], self.size, random)
-        return patch[::-1].copy() if self.flip and random.random() < 0.5 else patch
+    def _draw(self, random: np.random.Generator) -> dict[str, tuple[Floats, Bools]]:
+        """One patch of each domain."""
+        index = int(random.integers(len(self.cases["a"])))
+        k = int(random.choice(self.slices["a"][index]))
+        if self.paired:
+            places = {"a": (index, k), "b": (index, k)}
+        else:
+            other = int(random.integers(len(self.cases["b"])))
+            places = {"a": (index, k), "b": (other, self._matched(index, k, other, random))}
+        # Paired patches go through the same random numbers, so that they stay the same place.
+        seeds = dict.fromkeys(("a", "b"), int(random.integers(2**31))) if self.paired else {}
+        patches = {}
+        for domain, (case, middle) in places.items():
+            seed = seeds.get(domain, int(random.integers(2**31)))
+            patches[domain] = self._patch(domain, self.cases[domain][case], middle, seed)
+        return patches
+
+    def _matched(self, index: int, k: int, other: int, random: np.random.Generator) -> int:
+        eligible = self.slices["b"][other]
+        if self.matching == "off":
+            return int(random.choice(eligible))
+        apart = np.abs(self.heights["b"][other][eligible] - self.heights["a"][index][k])
+        near = eligible[apart <= max(MATCH_TOLERANCE, apart.min())]
+        return int(random.choice(near))
+
+    def _patch(self, domain: str, case: PatchSource, middle: int, seed: int) -> tuple[Floats, Bools]:
+        """Cut, place, mirror and vary one patch; placed anew while it shows too little."""
+        image, body = _slab(case.image, self.axis, middle, self.shape), _slab(case.body, self.axis, middle, self.shape)
+        for attempt in range(TRIES):
+            random = np.random.default_rng([seed, attempt])
+            start = None if self.shape.spatial_dims == 2 else {3: middle}
+            source, target = choose_window(body, self.shape.size, random, start)
+            patch = np.full((self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
+            inside = np.zeros(patch.shape, dtype=bool)
+            patch[target], inside[target] = image[source], body[source]
+            if np.ptp(patch) > CONTRAST:
+                break
+        if self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0):
+            patch, inside = patch[:, ::-1].copy(), inside[:, ::-1].copy()
+        if domain in self.augmentation:
+            patch, inside = self.augmentation[domain](patch, inside, seed)
+        return patch, inside
 
     def loader(self, start: int = 0, *, workers: int = 0, pin_memory: bool = False) -> DataLoader[dict[str, Tensor]]:
         """The batches of the steps `start` to the end, in order."""
@@ -102,16 +211,16 @@ class UnpairedSlices(Dataset[dict[str, Tensor]]):
         )
 
 
-def eligible_slices(case: PatchSource, minimum_body: float) -> npt.NDArray[np.intp]:
-    """Axial slices with enough body; nearly constant ones are left out, because instance norm blows them up.
+def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
+    """Slices across `axis` with enough body; nearly constant ones are left out, because instance norm blows them up.
 
     Raises:
         InputError: if the case has no such slice.
     """
-    area = case.body.sum(axis=(0, 1))
+    area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
     enough = np.flatnonzero(area >= max(1, minimum_body * area.max()))
     image = case.image
-    chosen = [k for k in enough if np.ptp(image[:, :, k]) > 0.05]
+    chosen = [k for k in enough if np.ptp(image.take(k, axis=axis)) > CONTRAST]
     if not chosen:
         raise InputError(
             f"case {case.id} has no slice with body and contrast to learn from.",
@@ -120,31 +229,86 @@ def eligible_slices(case: PatchSource, minimum_body: float) -> npt.NDArray[np.in
     return np.array(chosen)
 
 
-def crop_or_pad(
-    image: npt.NDArray[np.float32], body: npt.NDArray[np.bool_], size: Sequence[int], random: np.random.Generator
-) -> npt.NDArray[np.float32]:
-    """Bring a slice to `size`: crop around the body where it is larger, place it in background where it is smaller.
+def relative_height(case: PatchSource, axis: int, matching: Matching) -> npt.NDArray[np.float64]:
+    """Where each slice across `axis` lies in the body: see `UnpairedPatches`."""
+    body = case.body
+    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
+    occupied = np.flatnonzero(area)
+    index = np.arange(len(area), dtype=float)
+    if matching == "extent":
+        return (index - occupied[0]) / max(1, occupied[-1] - occupied[0])
+    if matching != "vertex":
+        raise ValueError(f"matching is 'extent' or 'vertex', got {matching!r}")
+    # The working grid is the same for every case, so widths in voxels can be compared; the root of the largest area
+    # measures the head's size whatever part of the neck is in the scan.
+    return (index - occupied[-1]) / float(np.sqrt(area.max()))
+
+
+def choose_window(
+    body: Bools, size: Sequence[int], random: np.random.Generator, middle: dict[int, int] | None = None
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where to cut a patch from a volume, and where in the patch to place it.
 
     Args:
-        image: any number of axes, [-1, 1].
-        body: the same shape.
-        size: voxels per axis.
+        body: (C, *spatial).
+        size: voxels of the patch along the spatial axes.
         random: decides the offsets.
+        middle: axis -> index on which the patch is centered, as far as the volume allows.
+
+    Returns:
+        Slices of the volume and of the patch, (C, *spatial) each: `patch[target] = image[source]`.
     """
-    patch = np.full(tuple(size), BACKGROUND, dtype=np.float32)
-    source, target = [], []
-    for axis, (length, wanted) in enumerate(zip(image.shape, size, strict=True)):
+    source, target = [slice(None)], [slice(None)]
+    for axis, wanted in enumerate(size, start=1):
+        length = body.shape[axis]
         if length > wanted:
-            occupied = np.flatnonzero(body.any(axis=tuple(i for i in range(body.ndim) if i != axis)))
-            first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, length - 1)
-            # The window lies over the body, or the body in the window, whichever is longer; never beyond the image.
-            ends = sorted((first, last + 1 - wanted))
-            start = int(random.integers(max(0, ends[0]), min(length - wanted, max(0, ends[1])) + 1))
+            if middle and axis in middle:
+                start = int(np.clip(middle[axis] - wanted // 2, 0, length - wanted))
+            else:
+                occupied = np.flatnonzero(body.any(axis=tuple(i for i in range(body.ndim) if i != axis)))
+                first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, length - 1)
+                # The window lies over the body, or the body in the window, whichever is longer; never beyond the image.
+                ends = sorted((first, last + 1 - wanted))
+                start = int(random.integers(max(0, ends[0]), min(length - wanted, max(0, ends[1])) + 1))
             source.append(slice(start, start + wanted))
             target.append(slice(0, wanted))
         else:
             start = int(random.integers(wanted - length + 1))
             source.append(slice(0, length))
             target.append(slice(start, start + length))
-    patch[tuple(target)] = image[tuple(source)]
+    return tuple(source), tuple(target)
+
+
+def crop_or_pad(image: Floats, body: Bools, size: Sequence[int], random: np.random.Generator) -> Floats:
+    """Bring (C, *spatial) to `size`: crop around the body where it is larger, place it in background where smaller."""
+    patch = np.full((len(image), *size), BACKGROUND, dtype=np.float32)
+    source, target = choose_window(body, size, random)
+    patch[target] = image[source]
     return patch
+
+
+def stack_of_slices(volume: npt.NDArray[Values], axis: int, middle: int, neighbors: int) -> npt.NDArray[Values]:
+    """(2 neighbors + 1, *slice): the slices around `middle`; beyond the volume its last slice is repeated."""
+    chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis] - 1)
+    return np.moveaxis(volume.take(chosen, axis=axis), axis, 0)
+
+
+def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> npt.NDArray[Values]:
+    """(C, *spatial): the part of a volume from which a patch is cut."""
+    if shape.spatial_dims == 3:
+        return volume[None]
+    return stack_of_slices(volume, axis, middle, shape.neighbors)
+
+
+def _require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource]) -> None:
+    problems = []
+    if [case.id for case in a] != [case.id for case in b]:
+        alone = sorted({case.id for case in a} ^ {case.id for case in b})
+        problems.append(f"these cases have no partner of the same id: {', '.join(alone)}")
+    else:
+        problems += [
+            f"{x.id}: a is {x.image.shape} and b {y.image.shape} voxels on the working grid"
+            for x, y in zip(a, b, strict=True)
+            if x.image.shape != y.image.shape
+        ]
+    raise_all(problems, "paired training needs every patient in both domains, on the same grid:")

@@ -35,7 +35,7 @@ from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
 from medcyclegan.transforms.pipeline import Preparation, PreparedCase, prepare
 
 FORMAT = "medcyclegan-prepared"
-VERSION = 1  # raise it when the preparation of the same input gives other values
+VERSION = 2  # raise it when the preparation of the same input gives other values
 GROUPS = ("a", "b", "pairs_a", "pairs_b")
 
 
@@ -83,7 +83,7 @@ class PreparedCohort:
         """The median of the training volumes' scalers: what a translation into this domain is scaled back with."""
         scalers = [case.scaler for case in self.cases[domain]]
         low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
-        return Scaler(low, high, scalers[0].inverted)
+        return Scaler(low, high, scalers[0].inverted, scalers[0].floor)
 
 
 def prepare_cohort(
@@ -95,6 +95,7 @@ def prepare_cohort(
     ct_window: tuple[float, float] = CT_WINDOW,
     mr_percentiles: tuple[float, float] = (0.5, 99.5),
     mr_inverted: bool = False,
+    mr_floor: float = -1.0,
     progress: Progress | None = None,
 ) -> PreparedCohort:
     """Prepare every case of a cohort into `output`, reusing what is already there and unchanged.
@@ -108,6 +109,7 @@ def prepare_cohort(
         ct_window: HU that become -1 and 1.
         mr_percentiles: percentiles inside the body that become -1 and 1.
         mr_inverted: they become 1 and -1 instead.
+        mr_floor: lowest value inside the body, in [-1, 1).
 
     Raises:
         InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
@@ -126,7 +128,8 @@ def prepare_cohort(
     _require_both(known, failed)
     chosen = spacing or _median_spacing([source.grid for source in known.values()])
     preparations = {
-        domain: Preparation(modalities[domain], chosen, ct_window, mr_percentiles, mr_inverted) for domain in ("a", "b")
+        domain: Preparation(modalities[domain], chosen, ct_window, mr_percentiles, mr_inverted, mr_floor)
+        for domain in ("a", "b")
     }
     for name, source in progress.track(known.items(), len(known), "preparing volumes"):
         preparation = preparations[_domain(name)]

@@ -77,7 +77,7 @@ class Translator:
         preparation: Preparation,
         scaler: Scaler,
         modality: str,
-        window: tuple[int, int],
+        window: tuple[int, ...],
         device: torch.device,
         description: str = "medcyclegan",
     ) -> None:

@@ -31,7 +31,7 @@ class RunRecorder:
         run: folder of the run.
         log_every: steps between lines of metrics.csv; each line is the mean over those steps.
         picture_every: steps between picture panels.
-        picture_batch: {"a": (B, 1, X, Y), "b": ...}, the same images every time.
+        picture_batch: {"a": (B, C, *spatial), "b": ...}, the same images every time.
         window: "a", "b" -> what is shown black and white, in [-1, 1].
         validate: gives further values by name, called at every picture.
     """
@@ -123,20 +123,22 @@ def make_panel(images: dict[str, Tensor], window: dict[str, tuple[float, float]]
     """Rows of real a, fake b, cycle a and of real b, fake a, cycle b, one pair of rows per image of the batch.
 
     Args:
-        images: name -> (B, 1, X, Y); names as in `PANEL_ROWS`, those missing stay black.
+        images: name -> (B, C, X, Y) or (B, C, X, Y, Z), of which the middle channel and the middle Z are shown; names
+            as in `PANEL_ROWS`, those missing stay black.
         window: "a", "b" -> the values shown black and white.
 
     Returns:
         (rows * Y, 3 * X) in [0, 1]; anterior is up and the patient's right is at the left.
     """
-    count, _, width, height = images["real_a"].shape
+    images = {name: image[..., image.shape[-1] // 2] if image.dim() == 5 else image for name, image in images.items()}
+    count, channels, width, height = images["real_a"].shape
     panel = np.zeros((count * 2 * height, 3 * width), dtype=np.float32)
     for sample in range(count):
         for row, names in enumerate(PANEL_ROWS):
             for column, name in enumerate(names):
                 if name in images:
                     low, high = window[name[-1]]
-                    tile = images[name][sample, 0].float().cpu().numpy().T[::-1]
+                    tile = images[name][sample, channels // 2].float().cpu().numpy().T[::-1]
                     top = (2 * sample + row) * height
                     panel[top : top + height, column * width : (column + 1) * width] = (tile - low) / (high - low)
     return panel.clip(0, 1)

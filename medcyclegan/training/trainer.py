@@ -114,7 +114,8 @@ class CycleGANTrainer(Trainer):
             role: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_decay(step, steps, decay_start))
             for role, optimizer in self.optimizers.items()
         }
-        self.ema = ExponentialMovingAverage({name: networks[name] for name in objective.generators}, ema_decay)
+        translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
+        self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
         super().__init__(
             device=device,
             max_epochs=1,
@@ -128,20 +129,20 @@ class CycleGANTrainer(Trainer):
         self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
-        real = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
+        batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
         autocast = torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.bf16)
 
         with self._training("generators"):
             with autocast:
-                generator_losses, images = self.objective.generator_losses(real)
+                generator_losses, images = self.objective.generator_losses(batch)
             self._descend("generators", generator_losses)
         self.images = {
-            **{f"real_{d}": image for d, image in real.items()},
+            **{f"real_{d}": batch[d] for d in ("a", "b")},
             **{n: i.detach() for n, i in images.items()},
         }
         with self._training("discriminators"):
             with autocast:
-                discriminator_losses = self.objective.discriminator_losses(real, self.images)
+                discriminator_losses = self.objective.discriminator_losses(batch, self.images)
             self._descend("discriminators", discriminator_losses)
         self.ema.update(self.state.iteration)
         self.losses = {name: loss.detach() for name, loss in (generator_losses | discriminator_losses).items()}

@@ -30,17 +30,20 @@ class Scaler:
     """The linear map of [low, high] to [-1, 1], with clipping, and its inverse.
 
     All arithmetic is float32. `low` and `high` go to exactly -1 and 1, and -1 and 1 go back to exactly `low` and `high`
-    (as float32); the other way round where `inverted`.
+    (as float32); the other way round where `inverted`. A `floor` above -1 maps to [floor, 1] instead, so that the
+    background outside the body, -1, differs from everything inside it.
 
     Attributes:
         low: value that becomes -1.
         high: value that becomes 1; above `low`.
         inverted: `low` becomes 1 and `high` becomes -1.
+        floor: lowest value that `apply` gives, in [-1, 1).
     """
 
     low: float
     high: float
     inverted: bool = False
+    floor: float = -1.0
 
     def __post_init__(self) -> None:
         low, high = float(self.low), float(self.high)
@@ -48,11 +51,21 @@ class Scaler:
             raise InputError(
                 f"an intensity window needs two finite values, the second above the first: [{low}, {high}]."
             )
+        if not -1 <= self.floor < 1:
+            raise InputError(f"the floor of an intensity window lies in [-1, 1), got {self.floor}.")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
     def apply(self, values: Values) -> Values:
-        """Values in the unit of the window, any shape -> float32 in [-1, 1]; outside the window they are clipped."""
+        """Values in the unit of the window, any shape -> float32 in [floor, 1]; outside the window they are clipped."""
+        result = self._to_unit(values)
+        if self.floor > -1:
+            result += 1
+            result *= (1 - self.floor) / 2
+            result += self.floor
+        return result
+
+    def _to_unit(self, values: Values) -> Values:
         low, high = np.float32(self.low), np.float32(self.high)
         # 2 (x - low) / (high - low) - 1: at x = high the quotient is a number divided by itself, exactly 1.
         if isinstance(values, torch.Tensor):
@@ -67,7 +80,9 @@ class Scaler:
         return -result if self.inverted else result
 
     def undo(self, values: Values) -> Values:
-        """Values in [-1, 1], any shape -> float32 in [low, high]; outside [-1, 1] they are clipped."""
+        """Values in [-1, 1], any shape -> float32 in [low, high]; outside [floor, 1] they are clipped."""
+        if self.floor > -1:
+            values = (values - self.floor) * (2 / (1 - self.floor)) - 1
         low, high = np.float32(self.low), np.float32(self.high)
         if self.inverted:
             low, high = high, low
@@ -85,11 +100,13 @@ class Scaler:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints; numbers survive exactly."""
-        return {"low": self.low, "high": self.high, "inverted": self.inverted}
+        return {"low": self.low, "high": self.high, "inverted": self.inverted, "floor": self.floor}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Scaler:
-        return cls(float(content["low"]), float(content["high"]), bool(content["inverted"]))
+        return cls(
+            float(content["low"]), float(content["high"]), bool(content["inverted"]), float(content.get("floor", -1.0))
+        )
 
 
 def mr_scaler(volume: np.ndarray, body: np.ndarray, percentiles: tuple[float, float] = MR_PERCENTILES) -> Scaler:
@@ -172,6 +189,7 @@ class ScaleMRd(_ScaleD):
         body_key: key of the body mask, same shape.
         percentiles: lower and upper, in [0, 100].
         inverted: dark becomes 1 and bright -1.
+        floor: lowest value inside the body, see `Scaler`.
     """
 
     def __init__(
@@ -180,16 +198,18 @@ class ScaleMRd(_ScaleD):
         body_key: Hashable = "body",
         percentiles: tuple[float, float] = MR_PERCENTILES,
         inverted: bool = False,
+        floor: float = -1.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.body_key = body_key
         self.percentiles = percentiles
         self.inverted = inverted
+        self.floor = floor
 
     def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
         body = torch.as_tensor(data[self.body_key]).detach().cpu().numpy()
-        return replace(mr_scaler(volume, body, self.percentiles), inverted=self.inverted)
+        return replace(mr_scaler(volume, body, self.percentiles), inverted=self.inverted, floor=self.floor)
 
 
 def fitted_scaler(volume: Any) -> Scaler:

@@ -40,6 +40,8 @@ class Preparation:
         mr_percentiles: percentiles inside the body that become -1 and 1.
         mr_inverted: they become 1 and -1 instead, so that cortical bone, dark in MR, is bright as in CT. A generator's
             first guess, to keep bright bright, and the identity loss then pull the same way as the translation.
+        mr_floor: lowest value inside the body of an MR; above -1 it leaves a gap to the background. Without one,
+            inverted fat would be as dark as air.
     """
 
     modality: str
@@ -47,6 +49,7 @@ class Preparation:
     ct_window: tuple[float, float] = CT_WINDOW
     mr_percentiles: tuple[float, float] = MR_PERCENTILES
     mr_inverted: bool = False
+    mr_floor: float = -1.0
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
@@ -92,7 +95,11 @@ def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
     if preparation.modality == "CT":
         steps.append(ScaleCTd("image", preparation.ct_window))
     else:
-        steps.append(ScaleMRd("image", "body", preparation.mr_percentiles, preparation.mr_inverted))
+        steps.append(
+            ScaleMRd("image", "body", preparation.mr_percentiles, preparation.mr_inverted, preparation.mr_floor)
+        )
+        # Before resampling too: the air around an inverted MR is as bright as bone and would leave a rim.
+        steps.append(OutsideBodyd("image", "body", -1.0))
     steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), ("linear", "nearest")))
     steps.append(OutsideBodyd("image", "body", -1.0))
     return Compose(steps)

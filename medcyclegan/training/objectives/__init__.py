@@ -2,34 +2,101 @@
 
 An objective owns its networks and says which are trained as generators and which as discriminators. A step is:
 
-1. `generator_losses(real)` gives the weighted terms that the generators minimize and the images made on the way;
-2. `discriminator_losses(real, images)` gives the terms that the discriminators minimize.
+1. `generator_losses(batch)` gives the weighted terms that the generators minimize and the images made on the way;
+2. `discriminator_losses(batch, images)` gives the terms that the discriminators minimize.
 
-`real` maps "a" and "b" to (B, C, *spatial) in [-1, 1]. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
+`batch` maps "a" and "b" to real images (B, C, *spatial) in [-1, 1], and "body_a" and "body_b" to where they show the
+body, boolean, of the same shape. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
+
+Every objective is built with the adversarial, the reconstruction and the structure losses of the experiment, and leaves
+alone what its method has no place for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from medcyclegan.losses.adversarial import AdversarialLoss, gradient_penalty, split
+from medcyclegan.losses.structure import StructureLoss, View
+from medcyclegan.losses.structure.patch_nce import PatchNCE
 
 Losses = dict[str, Tensor]
 Images = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """One method of training."""
+    """One method of training.
+
+    Attributes:
+        networks: all of them, by name; an objective may add its own helpers to those it is given.
+        generators, discriminators: names of those that are trained in each of a step's two halves.
+        required: names of the networks that the program must make for it.
+        paired: whether "a" and "b" must show the same patient at the same place.
+    """
 
     networks: nn.ModuleDict
     generators: tuple[str, ...]
     discriminators: tuple[str, ...]
+    required: tuple[str, ...]
+    paired: bool
 
-    def generator_losses(self, real: Images) -> tuple[Losses, Images]: ...
+    def generator_losses(self, batch: Images) -> tuple[Losses, Images]: ...
 
-    def discriminator_losses(self, real: Images, images: Images) -> Losses: ...
+    def discriminator_losses(self, batch: Images, images: Images) -> Losses: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None: ...
+
+
+def translate(generator: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The translation and, of a generator that has one, its attention mask (B, 1, *spatial) in [0, 1]."""
+    with_mask = getattr(generator, "forward_with_mask", None)
+    if with_mask is None:
+        return generator(image), None
+    output, mask, _ = with_mask(image)
+    return output, mask
+
+
+def judge(discriminator: nn.Module, loss: AdversarialLoss, real: Tensor, fake: Tensor, domain: str) -> Losses:
+    """What one discriminator minimizes; instance norm lets it see real and fake images in one batch."""
+    real_logits, fake_logits = split(discriminator(torch.cat([real, fake.detach()])), [len(real), len(fake)])
+    losses = {f"discriminator_{domain}": loss.discriminator(real_logits, fake_logits)}
+    if loss.penalty_weight:
+        penalty = gradient_penalty(discriminator, real, fake)
+        losses[f"gradient_penalty_{domain}"] = loss.penalty_weight * penalty
+    return losses
+
+
+def structure_terms(structure: Mapping[str, StructureLoss], views: Sequence[View]) -> Losses:
+    """The weighted structure losses by name: "mind_ab" for the translation of a into b."""
+    return {
+        f"{name}_{'ab' if view.domain == 'b' else 'ba'}": loss.weight * loss(view)
+        for view in views
+        for name, loss in structure.items()
+    }
+
+
+def connect_heads(
+    networks: nn.ModuleDict, structure: Mapping[str, StructureLoss], directions: Mapping[str, str], example: Images
+) -> tuple[str, ...]:
+    """Add the projection heads that a PatchNCE loss learns to `networks`, and give their names.
+
+    Args:
+        directions: name of a generator -> the domain that it translates into.
+        example: an image of each domain, (1, C, *spatial).
+    """
+    names = []
+    for loss in structure.values():
+        if isinstance(loss, PatchNCE):
+            for generator, domain in directions.items():
+                names.append(f"heads_{generator.removeprefix('gen_')}")
+                if names[-1] in networks:
+                    raise ValueError("PatchNCE is given twice; the objective `cut` brings its own")
+                source = "a" if domain == "b" else "b"
+                networks[names[-1]] = loss.connect(networks[generator], domain, example[source])
+    return tuple(names)

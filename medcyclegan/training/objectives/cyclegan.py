@@ -2,82 +2,131 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from medcyclegan.losses.adversarial import LSGAN
+from medcyclegan.losses.adversarial import LSGAN, AdversarialLoss
+from medcyclegan.losses.reconstruction import L1, ReconstructionLoss
+from medcyclegan.losses.structure import StructureLoss, View
 from medcyclegan.registry import OBJECTIVES
-from medcyclegan.training.objectives import Images, Losses
+from medcyclegan.training.objectives import Images, Losses, connect_heads, judge, structure_terms, translate
 from medcyclegan.training.pool import ImagePool
 
 
-@OBJECTIVES.register("cyclegan")
+@OBJECTIVES.register("cyclegan", paper="Zhu et al. 2017, Unpaired Image-to-Image Translation, arXiv:1703.10593")
 class CycleGAN:
-    """Adversarial (LSGAN), cycle-consistency and identity losses between two unpaired domains.
+    """Adversarial, cycle-consistency, identity and structure losses between two unpaired domains.
 
     L = L_GAN(gen_ab, disc_b) + L_GAN(gen_ba, disc_a) + cycle_weight (|gen_ba(gen_ab(a)) - a| + |gen_ab(gen_ba(b)) - b|)
-      + identity_weight cycle_weight (|gen_ab(b) - b| + |gen_ba(a) - a|)
+      + identity_weight cycle_weight (|gen_ab(b) - b| + |gen_ba(a) - a|) + structure terms
 
-    (the paper's equation 3 and, for the identity term, section 5.2; |.| is the mean absolute difference). Instance norm
-    treats every image of a batch alone, so running fakes and identities through a generator together changes nothing
-    but the speed.
+    (the paper's equation 3 and, for the identity term, section 5.2; |.| is the reconstruction loss, by default the mean
+    absolute difference). Instance norm treats every image of a batch alone, so running fakes and identities through a
+    generator together changes nothing but the speed.
 
     Args:
         networks: `gen_ab`, `gen_ba`, `disc_a`, `disc_b`; `disc_b` judges whether an image belongs to B.
+        adversarial, reconstruction: the losses.
+        structure: by name, applied to both directions.
+        example: one image of "a" and of "b", (1, C, *spatial); needed where a structure loss learns.
         cycle_weight: weight of the cycle-consistency loss.
         identity_weight: weight of the identity loss as a multiple of `cycle_weight`; 0 leaves it out.
+        mask_sparsity: weight of the mean attention mask of generators that have one (`mask_guided`): what the mask
+            leaves out is copied from the source, so a sparse mask changes no more than needed.
+        mask_agreement: weight of the mean absolute difference between attention mask and body mask.
         pool_size: past fakes from which the discriminators are fed.
         seed: of the pools' random numbers.
     """
 
-    generators = ("gen_ab", "gen_ba")
+    required = ("gen_ab", "gen_ba", "disc_a", "disc_b")
     discriminators = ("disc_a", "disc_b")
+    paired = False
 
     def __init__(
         self,
         networks: nn.ModuleDict,
+        adversarial: AdversarialLoss | None = None,
+        reconstruction: ReconstructionLoss | None = None,
+        structure: Mapping[str, StructureLoss] | None = None,
+        example: Images | None = None,
         cycle_weight: float = 10.0,
         identity_weight: float = 0.5,
+        mask_sparsity: float = 0.0,
+        mask_agreement: float = 0.0,
         pool_size: int = 50,
         seed: int = 0,
     ) -> None:
-        if cycle_weight < 0 or identity_weight < 0:
-            raise ValueError(f"weights are at least 0, got cycle {cycle_weight}, identity {identity_weight}")
+        weights = (cycle_weight, identity_weight, mask_sparsity, mask_agreement)
+        if min(weights) < 0:
+            raise ValueError(f"weights are at least 0, got {weights} for cycle, identity, sparsity and agreement")
         self.networks = networks
         self.cycle_weight = cycle_weight
         self.identity_weight = identity_weight
-        self.adversarial = LSGAN()
+        self.mask_sparsity = mask_sparsity
+        self.mask_agreement = mask_agreement
+        self.adversarial = adversarial or LSGAN()
+        self.reconstruction = reconstruction or L1()
+        self.structure = dict(structure or {})
+        if example and identity_weight and example["a"].shape[1] != example["b"].shape[1]:
+            warnings.warn(
+                f"the identity loss is left out: a has {example['a'].shape[1]} channels and b {example['b'].shape[1]}",
+                stacklevel=2,
+            )
+            self.identity_weight = 0.0
+        heads = connect_heads(networks, self.structure, {"gen_ab": "b", "gen_ba": "a"}, example or {})
+        self.generators = ("gen_ab", "gen_ba", *heads)
         self.pools = {"a": ImagePool(pool_size, seed), "b": ImagePool(pool_size, seed + 1)}
 
-    def generator_losses(self, real: Images) -> tuple[Losses, Images]:
-        a, b = real["a"], real["b"]
+    def generator_losses(self, batch: Images) -> tuple[Losses, Images]:
+        a, b = batch["a"], batch["b"]
         gen_ab, gen_ba = self.networks["gen_ab"], self.networks["gen_ba"]
         losses: Losses = {}
         if self.identity_weight > 0:
-            fake_b, same_b = gen_ab(torch.cat([a, b])).split([len(a), len(b)])
-            fake_a, same_a = gen_ba(torch.cat([b, a])).split([len(b), len(a)])
+            both_b, mask_b = translate(gen_ab, torch.cat([a, b]))
+            both_a, mask_a = translate(gen_ba, torch.cat([b, a]))
+            fake_b, same_b = both_b.split([len(a), len(b)])
+            fake_a, same_a = both_a.split([len(b), len(a)])
             weight = self.identity_weight * self.cycle_weight
-            losses["identity_a"] = weight * F.l1_loss(same_a, a)
-            losses["identity_b"] = weight * F.l1_loss(same_b, b)
+            losses["identity_a"] = weight * self.reconstruction(same_a, a)
+            losses["identity_b"] = weight * self.reconstruction(same_b, b)
         else:
-            fake_b, fake_a = gen_ab(a), gen_ba(b)
+            (fake_b, mask_b), (fake_a, mask_a) = translate(gen_ab, a), translate(gen_ba, b)
         cycle_a, cycle_b = gen_ba(fake_b), gen_ab(fake_a)
-        losses["cycle_a"] = self.cycle_weight * F.l1_loss(cycle_a, a)
-        losses["cycle_b"] = self.cycle_weight * F.l1_loss(cycle_b, b)
+        losses["cycle_a"] = self.cycle_weight * self.reconstruction(cycle_a, a)
+        losses["cycle_b"] = self.cycle_weight * self.reconstruction(cycle_b, b)
         losses["adversarial_ab"] = self.adversarial.generator(self.networks["disc_b"](fake_b))
         losses["adversarial_ba"] = self.adversarial.generator(self.networks["disc_a"](fake_a))
+        if self.structure:
+            views = [
+                View(a, fake_b, cycle_a, batch["body_a"], "b", gen_ab),
+                View(b, fake_a, cycle_b, batch["body_b"], "a", gen_ba),
+            ]
+            losses |= structure_terms(self.structure, views)
+        for direction, mask, body in (("ab", mask_b, batch.get("body_a")), ("ba", mask_a, batch.get("body_b"))):
+            if mask is not None:
+                mask = mask[: len(a if direction == "ab" else b)]  # without the identity half
+                if self.mask_sparsity:
+                    losses[f"mask_sparsity_{direction}"] = self.mask_sparsity * mask.mean()
+                if self.mask_agreement and body is not None:
+                    difference = (mask - body.any(dim=1, keepdim=True).to(mask.dtype)).abs().mean()
+                    losses[f"mask_agreement_{direction}"] = self.mask_agreement * difference
         return losses, {"fake_b": fake_b, "fake_a": fake_a, "cycle_a": cycle_a, "cycle_b": cycle_b}
 
-    def discriminator_losses(self, real: Images, images: Images) -> Losses:
-        return {f"discriminator_{d}": self._judge(d, real[d], images[f"fake_{d}"]) for d in ("a", "b")}
-
-    def _judge(self, domain: str, real: Tensor, fake: Tensor) -> Tensor:
-        both = torch.cat([real, self.pools[domain].query(fake)])
-        real_logits, fake_logits = self.networks[f"disc_{domain}"](both).split([len(real), len(fake)])
-        return self.adversarial.discriminator(real_logits, fake_logits)
+    def discriminator_losses(self, batch: Images, images: Images) -> Losses:
+        losses: Losses = {}
+        for domain in ("a", "b"):
+            losses |= judge(
+                self.networks[f"disc_{domain}"],
+                self.adversarial,
+                batch[domain],
+                self.pools[domain].query(images[f"fake_{domain}"]),
+                domain,
+            )
+        return losses
 
     def state_dict(self) -> dict[str, Any]:
         return {"pools": {domain: pool.state_dict() for domain, pool in self.pools.items()}}
