@@ -39,7 +39,8 @@ def test_all_mistakes_are_reported_at_once() -> None:
 
 def test_complete_spells_out_defaults_and_keeps_what_is_given() -> None:
     leaf = GENERATORS.complete({"_target_": "resnet", "blocks": 6})
-    assert leaf == {"_target_": "resnet", "filters": 64, "blocks": 6, "downsamplings": 2, "upsampling": "resize"}
+    defaults = {"filters": 64, "downsamplings": 2, "upsampling": "resize", "dropout": 0.0, "checkpointing": False}
+    assert leaf == {"_target_": "resnet", "blocks": 6, **defaults}
 
 
 def test_a_value_that_the_class_refuses_is_an_input_error() -> None:

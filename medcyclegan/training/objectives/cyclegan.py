@@ -14,7 +14,10 @@ from medcyclegan.training.objectives import Images, Losses
 from medcyclegan.training.pool import ImagePool
 
 
-@OBJECTIVES.register("cyclegan")
+@OBJECTIVES.register(
+    "cyclegan",
+    paper="Zhu et al. 2017, Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks, ICCV",
+)
 class CycleGAN:
     """Adversarial (LSGAN), cycle-consistency and identity losses between two unpaired domains.
 
