@@ -7,6 +7,7 @@ followed as Python would: packages are folders, `from .swin_unetr import SwinUNE
 from __future__ import annotations
 
 import ast
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -108,9 +109,10 @@ def _member(module: str, file: Path, names: list[str], depth: int) -> Definition
     if file.name == "__init__.py":
         for candidate in (file.parent / name / "__init__.py", file.parent / f"{name}.py"):
             # `from .senet import senet` binds a name of its own over the submodule's.
-            if candidate.is_file() and (rest or not _binds(file, name)):
+            if candidate.is_file() and (rest or name not in _bound(file)):
                 return _member(f"{module}.{name}", candidate, rest, depth)
-        if any(file.parent.glob(f"{name}.*")) or (file.parent / name).is_dir():
+        unread = any(file.parent.glob(f"{name}.*")) or (file.parent / name).is_dir()
+        if unread and name not in _bound(file):
             return None  # compiled, or a folder without __init__.py
     stars: list[str] = []
     for node in _statements(file):
@@ -139,18 +141,19 @@ def _member(module: str, file: Path, names: list[str], depth: int) -> Definition
         found = _resolve(".".join([origin, *names]), depth + 1)
         if found is None or isinstance(found, Definition):
             return found
-    if _binds(file, "__getattr__"):
+    if "__getattr__" in _bound(file):
         return None
-    return f"there is no '{name}' in {module}"
+    close = difflib.get_close_matches(name, list(_bound(file)), n=1, cutoff=0.5)
+    return f"there is no '{name}' in {module}" + (f". Did you mean '{close[0]}'?" if close else "")
 
 
-def _binds(file: Path, name: str) -> bool:
+def _bound(file: Path) -> Iterator[str]:
+    """Names of the classes, functions and imported things of a module."""
     for node in _statements(file):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return True
-        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
-            return True
-    return False
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
 
 
 def _absolute(node: ast.ImportFrom, module: str, file: Path) -> str:
