@@ -120,9 +120,9 @@ def train(
     return _run(trainer, experiment, run)
 
 
-def resume(run: Path, *, device: str = "auto", handlers: Any = ()) -> TrainingResult:
-    """Continue a training from its last checkpoint as if it had not stopped."""
-    checkpoint = load_checkpoint(run)
+def resume(run: Path, *, device: str = "auto", handlers: Any = (), allow: Iterable[str] = ()) -> TrainingResult:
+    """Continue a training from its last checkpoint as if it had not stopped; `allow` as in `load_translator`."""
+    checkpoint = load_checkpoint(run, allow)
     experiment = config.parse(checkpoint["experiment"], f"the config in {run / FILE_NAME}")
     prepared = open_prepared(Path(str(experiment.data.prepared)))
     _resolve(experiment, prepared)
@@ -133,7 +133,7 @@ def resume(run: Path, *, device: str = "auto", handlers: Any = ()) -> TrainingRe
 def make_networks(experiment: Experiment) -> nn.ModuleDict:
     """The objective's networks with fresh weights; the same seed gives the same weights."""
     torch.manual_seed(experiment.seed)
-    objective = OBJECTIVES.part_class(experiment.objective)
+    objective = OBJECTIVES.class_of(experiment.objective)
     return nn.ModuleDict({name: _make_network(name, experiment, objective.paired) for name in objective.required})
 
 
@@ -144,10 +144,9 @@ def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float
         windows: domain -> the HU that are -1 and 1; None for a domain that is not CT.
     """
     losses = experiment.losses
-    structure = {}
-    for leaf in losses.structure:
-        given = {"windows": windows} if STRUCTURE_LOSSES.takes(leaf, "windows") else {}
-        structure[leaf["_target_"].rpartition(".")[2]] = STRUCTURE_LOSSES.build(leaf, **given)
+    structure = {
+        leaf["_target_"].rpartition(".")[2]: STRUCTURE_LOSSES.build(leaf, windows=windows) for leaf in losses.structure
+    }
     example = torch.full((1, 2 * experiment.patches.neighbors + 1, *[32] * experiment.patches.spatial_dims), -1.0)
     objective: Objective = OBJECTIVES.build(
         experiment.objective,
@@ -223,16 +222,19 @@ def make_trainer(
     return trainer
 
 
-def load_translator(path: str | Path, *, direction: str = "ab", device: str = "auto") -> Translator:
+def load_translator(
+    path: str | Path, *, direction: str = "ab", device: str = "auto", allow: Iterable[str] = ()
+) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.
 
     Args:
         path: the output folder of `medcyclegan train`, or a checkpoint file.
         direction: "ab" (source to target, MR to CT by default) or "ba".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        allow: modules or packages of your own from which the checkpoint may name a network; importing runs their code.
 
     Raises:
-        InputError: if the path holds no checkpoint of ours.
+        InputError: if the path holds no checkpoint of ours, or names a network from elsewhere.
 
     Examples:
         >>> sct = load_translator("runs/brain")("mr.nii.gz")  # doctest: +SKIP
@@ -241,7 +243,7 @@ def load_translator(path: str | Path, *, direction: str = "ab", device: str = "a
     if direction not in ("ab", "ba"):
         raise InputError(f"direction is 'ab' or 'ba', got '{direction}'.")
     where = choose_device(device)
-    content = load_checkpoint(Path(path))
+    content = load_checkpoint(Path(path), allow)
     experiment = config.parse(content["experiment"], f"the config in {path}")
     name = f"gen_{direction}"
     if name not in content["ema"]:
@@ -289,6 +291,7 @@ def convert(
     overwrite: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
+    allow: Iterable[str] = (),
 ) -> Conversion:
     """Translate files and folders of volumes; a case that fails is listed and the others go on.
 
@@ -296,8 +299,9 @@ def convert(
         inputs: volumes, or folders of which every volume is taken.
         output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
         overwrite: replace files that exist; without it they are refused before anything is computed.
+        allow: as in `load_translator`.
     """
-    translator = load_translator(checkpoint, direction=direction, device=device)
+    translator = load_translator(checkpoint, direction=direction, device=device, allow=allow)
     files: dict[str, Path] = {}
     for path in inputs:
         for case, file in list_volumes(path).items() if path.is_dir() else [(case_id(path), path)]:

@@ -34,6 +34,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the experiment, e.g. seed=1.")
 ]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="MODULE", help="Import networks that the checkpoint names from this module."),
+]
 MaskFolder = Annotated[Path | None, typer.Option(help="Folder of body masks with the same case ids.")]
 
 
@@ -115,6 +119,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
     device: Device = "auto",
+    allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Train both generators and discriminators into a run folder. Ctrl-C saves and says how to continue."""
@@ -126,8 +131,10 @@ def train(
             raise InputError("--resume continues a run as it was; it takes no config, data, output or --set.")
         from medcyclegan import build
 
-        result = build.resume(resume, device=device)
+        result = build.resume(resume, device=device, allow=allow or ())
     else:
+        if allow:
+            raise InputError("--allow is for checkpoints; a config of your own needs no allowance.")
         if output is None:
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or ())
@@ -164,6 +171,7 @@ def convert(
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     device: Device = "auto",
+    allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate volumes; each result lies on its source's own grid, CT in Hounsfield units."""
@@ -171,7 +179,14 @@ def convert(
     from medcyclegan.progress import Terminal
 
     result = build.convert(
-        checkpoint, inputs, output, direction=direction, overwrite=overwrite, device=device, progress=Terminal()
+        checkpoint,
+        inputs,
+        output,
+        direction=direction,
+        overwrite=overwrite,
+        device=device,
+        progress=Terminal(),
+        allow=allow or (),
     )
     if as_json:
         _print_json({"written": {c: str(file) for c, file in result.written.items()}, "failed": result.failed})
@@ -204,6 +219,25 @@ def evaluate(
                 _say(f"{name}: {values['mean']:.4g} ({spread}n {values['n']})")
         _say(f"{output / 'cases.csv'}")
     _end_with_failures(dict(result.failed))
+
+
+@app.command(name="list")
+def list_parts(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="generators, discriminators, losses or objectives.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a config can name: every part with its paper, its arguments and their defaults."""
+    from medcyclegan.registry import listing
+
+    parts = listing(kind)
+    if as_json:
+        _print_json({kind: parts})
+        return
+    for part in parts:
+        _say(f"{part['name']} ({part['kind']}): {part['summary']}")
+        _say(f"    paper: {part['paper']}")
+        shown = [a["name"] if a["required"] else f"{a['name']}={a.get('default')!r}" for a in part["arguments"]]
+        _say(f"    arguments: {', '.join(shown) or 'none'}")
 
 
 def main() -> None:

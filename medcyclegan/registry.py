@@ -1,8 +1,12 @@
 """Names for replaceable parts: name -> class, with did-you-mean and a check of the arguments.
 
 A *part* is a class in a file of one package (a generator, a discriminator, an objective). Decorating it with
-`@PARTS.register("name")` is all that it takes: the registry finds the file by reading the package's sources, so the
-names, their arguments and any mistake in them are known without importing torch.
+`@PARTS.register("name", paper="...")` is all that it takes: the registry finds the file by reading the package's
+sources, so the names, their arguments and any mistake in them are known without importing torch.
+
+A *leaf* is a part as a config names it: `{_target_: name, argument: value, ...}`. Its `_target_` is a registered name,
+or a *dotted path* to anybody's class, for example `monai.networks.nets.UNet`. The class of a dotted path is read from
+its source too; only where there is no source to read are its arguments checked when it is built.
 """
 
 from __future__ import annotations
@@ -10,16 +14,21 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.sources import Definition, find_class, find_init, package_exists
 
 C = TypeVar("C", bound=type)
 REQUIRED = object()
+UNKNOWN = object()  # there is a default, which is not plain data
 PLAIN_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+# Where the class of a dotted path in a checkpoint may be defined without being allowed by the user.
+TRUSTED = ("medcyclegan", "monai.networks.nets")
 
 
 def did_you_mean(given: str, allowed: list[str]) -> str:
@@ -45,31 +54,55 @@ class Argument:
 
 @dataclass(frozen=True)
 class Part:
-    """A registered class as its source describes it."""
+    """A class as its source describes it.
+
+    Attributes:
+        name: registered name or dotted path.
+        module: dotted name of the module that defines the class.
+        class_name: its name there.
+        summary: first line of its docstring.
+        paper: where the method comes from.
+        arguments: by name, in the order of the signature.
+        open_ended: takes further keyword arguments, which cannot be checked.
+    """
 
     name: str
     module: str
     class_name: str
     summary: str
-    arguments: dict[str, Argument]
+    paper: str = ""
+    arguments: dict[str, Argument] = field(default_factory=dict)
+    open_ended: bool = False
 
 
 class Registry:
-    """The parts of one kind, found in the sources of one package.
+    """The parts of one kind, found in the sources of one package or module.
 
     Args:
         kind: what a part is called in messages, for example "generator".
-        package: dotted name of the package whose files hold the parts, one each.
+        package: dotted name of the package whose files hold the parts, or of a single module that holds them all.
         given: arguments that the program itself passes, which a config may not set.
+        offered: likewise, but passed only to the parts that take them.
+        adapter: dotted path of a function `(part, **given) -> part` that makes a part from outside this program keep
+            the contract of its kind.
     """
 
-    def __init__(self, kind: str, package: str, given: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        given: tuple[str, ...] = (),
+        offered: tuple[str, ...] = (),
+        adapter: str | None = None,
+    ) -> None:
         self.kind = kind
         self.package = package
-        self.given = given
+        self.given = given + offered
+        self.offered = offered
+        self.adapter = adapter
 
-    def register(self, name: str, paper: str = "") -> Callable[[C], C]:
-        """Class decorator that marks a part; the name is read from the source."""
+    def register(self, name: str, *, paper: str = "") -> Callable[[C], C]:
+        """Class decorator that marks a part; name and paper are read from the source, so both are literals."""
 
         def mark(cls: C) -> C:
             return cls
@@ -77,57 +110,76 @@ class Registry:
         return mark
 
     def parts(self) -> dict[str, Part]:
-        """All parts by name, read from the sources without importing them."""
-        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
-        single = folder.with_suffix(".py")
+        """All registered parts by name, read from the sources without importing them."""
+        place = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        single = place.with_suffix(".py")
         found: dict[str, Part] = {}
-        for file in [single] if single.is_file() else sorted(folder.glob("*.py")):
+        for file in [single] if single.is_file() else sorted(place.glob("*.py")):
             module = self.package if file == single else f"{self.package}.{file.stem}"
             for node in ast.parse(file.read_text(encoding="utf-8")).body:
-                if isinstance(node, ast.ClassDef) and (name := _registered_name(node)):
-                    summary = (ast.get_docstring(node) or "").split("\n")[0]
-                    found[name] = Part(name, module, node.name, summary, _arguments(node))
+                if isinstance(node, ast.ClassDef) and (marked := _registration(node)):
+                    name, paper = marked
+                    if name in found:
+                        raise ValueError(f"two {self.kind}s are called '{name}', in {found[name].module} and {module}")
+                    found[name] = _described(name, paper, Definition(module, file, node))
         return found
 
+    def find(self, target: str) -> Part | str | None:
+        """The part that a `_target_` names, what is wrong with it, or None if its source cannot be read."""
+        if "." not in target:
+            parts = self.parts()
+            hint = did_you_mean(target, list(parts))
+            missing = f"there is no {self.kind} '{target}'; there are: {', '.join(parts)}, and dotted paths.{hint}"
+            return parts.get(target, missing)
+        if not package_exists(target):
+            top = target.split(".")[0]
+            return (
+                f"{self.kind} '{target}': there is no package '{top}'; install it, or put its folder on PYTHONPATH, "
+                "or give a registered name"
+            )
+        definition = find_class(target)
+        if isinstance(definition, str):
+            return f"{self.kind} '{target}': {definition}"
+        if definition is None or find_init(definition) is None:
+            return None
+        return _described(target, "", definition)
+
     def check(self, leaf: Mapping[str, Any]) -> list[str]:
-        """What is wrong with a config leaf `{_target_: name, argument: value, ...}`; empty if nothing."""
-        parts = self.parts()
-        name = leaf.get("_target_")
-        if name not in parts:
-            hint = did_you_mean(str(name), list(parts))
-            return [f"there is no {self.kind} '{name}'; there are: {', '.join(parts)}.{hint}"]
-        arguments = parts[name].arguments
-        allowed = [argument for argument in arguments if argument not in self.given]
-        problems = []
-        for key in leaf:
-            if key == "_target_":
-                continue
-            if key in self.given:
-                problems.append(f"{self.kind} '{name}': '{key}' is set by the program and cannot be configured")
-            elif key not in allowed:
-                hint = did_you_mean(key, allowed)
-                problems.append(f"{self.kind} '{name}' has no argument '{key}'; it has: {', '.join(allowed)}.{hint}")
-            elif not arguments[key].accepts(leaf[key]):
-                wanted = arguments[key].type_name
-                problems.append(f"{self.kind} '{name}': '{key}' must be a {wanted}, got {leaf[key]!r}")
-        missing = [key for key in allowed if arguments[key].default is REQUIRED and key not in leaf]
-        problems += [f"{self.kind} '{name}' needs the argument '{key}'" for key in missing]
-        return problems
+        """What is wrong with a leaf; empty if nothing, or if the source of a dotted path cannot be read."""
+        part = self.find(str(leaf.get("_target_")))
+        if isinstance(part, str):
+            return [part]
+        return [] if part is None else self._check_arguments(part, leaf)
 
     def complete(self, leaf: Mapping[str, Any]) -> dict[str, Any]:
-        """The leaf with every default spelled out, so that it means the same when the defaults have changed."""
-        arguments = self.parts()[leaf["_target_"]].arguments
-        defaults = {key: a.default for key, a in arguments.items() if key not in self.given}
+        """The leaf with every default spelled out, so that it means the same when the defaults have changed.
+
+        The defaults of classes outside this program belong to their libraries and are left alone.
+        """
+        part = self.find(leaf["_target_"])
+        arguments = part.arguments if isinstance(part, Part) and _under(part.module, ("medcyclegan",)) else {}
+        defaults = {
+            key: argument.default
+            for key, argument in arguments.items()
+            if key not in self.given and argument.default is not REQUIRED and argument.default is not UNKNOWN
+        }
         return {"_target_": leaf["_target_"], **defaults, **leaf}
 
-    def takes(self, leaf: Mapping[str, Any], argument: str) -> bool:
-        """Whether the part that a leaf names has an argument of this name."""
-        return argument in self.parts()[leaf["_target_"]].arguments
+    def class_of(self, leaf: Mapping[str, Any]) -> type[Any]:
+        """Import the class that a leaf names, without calling it.
 
-    def part_class(self, leaf: Mapping[str, Any]) -> type[Any]:
-        """Import the class that a leaf names."""
-        part = self.parts()[leaf["_target_"]]
-        cls: type[Any] = getattr(importlib.import_module(part.module), part.class_name)
+        Raises:
+            InputError: for an unknown name, or what cannot be imported.
+        """
+        part = self.find(str(leaf.get("_target_")))
+        if part is None:
+            part = _imported(str(leaf["_target_"]), self.kind)
+        if isinstance(part, str):
+            raise InputError(part)
+        try:
+            cls: type[Any] = getattr(importlib.import_module(part.module), part.class_name)
+        except ImportError as error:
+            raise InputError(f"{self.kind} '{part.name}' cannot be imported: {error}.") from error
         return cls
 
     def build(self, leaf: Mapping[str, Any], **given: Any) -> Any:
@@ -136,17 +188,98 @@ class Registry:
         Raises:
             InputError: for an unknown name or argument, or a value that the class refuses.
         """
-        if problems := self.check(leaf):
+        part = self.find(str(leaf.get("_target_")))
+        if part is None:
+            part = _imported(str(leaf["_target_"]), self.kind)
+        if problems := [part] if isinstance(part, str) else self._check_arguments(part, leaf):
             raise InputError("; ".join(problems))
-        cls = self.part_class(leaf)
+        assert isinstance(part, Part)
+        cls = self.class_of(leaf)
         arguments = {key: value for key, value in leaf.items() if key != "_target_"}
+        given = {key: value for key, value in given.items() if key not in self.offered or key in part.arguments}
         try:
-            return cls(**arguments, **given)
+            built = cls(**arguments, **given)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{self.kind} '{leaf['_target_']}' cannot be built: {error}") from error
+            raise InputError(f"{self.kind} '{part.name}' cannot be built: {error}") from error
+        if self.adapter is None or _under(part.module, ("medcyclegan",)):
+            return built
+        module, _, function = self.adapter.rpartition(".")
+        return getattr(importlib.import_module(module), function)(built, **given)
+
+    def _check_arguments(self, part: Part, leaf: Mapping[str, Any]) -> list[str]:
+        name, arguments = part.name, part.arguments
+        allowed = [argument for argument in arguments if argument not in self.given]
+        problems = []
+        for key in leaf:
+            if key == "_target_":
+                continue
+            if key in self.given:
+                problems.append(f"{self.kind} '{name}': '{key}' is set by the program and cannot be configured")
+            elif key not in allowed:
+                if not part.open_ended:
+                    hint = did_you_mean(key, allowed)
+                    problems.append(
+                        f"{self.kind} '{name}' has no argument '{key}'; it has: {', '.join(allowed)}.{hint}"
+                    )
+            elif not arguments[key].accepts(leaf[key]):
+                wanted = arguments[key].type_name
+                problems.append(f"{self.kind} '{name}': '{key}' must be a {wanted}, got {leaf[key]!r}")
+        missing = [key for key in allowed if arguments[key].default is REQUIRED and key not in leaf]
+        problems += [f"{self.kind} '{name}' needs the argument '{key}'" for key in missing]
+        required = [key for key in self.given if key not in self.offered]
+        unwanted = [key for key in required if key not in arguments and not part.open_ended]
+        if unwanted:
+            problems.append(
+                f"{self.kind} '{name}' cannot serve: the program passes {', '.join(required)}, and it does not take "
+                f"{', '.join(unwanted)}"
+            )
+        return problems
 
 
-def _registered_name(node: ast.ClassDef) -> str | None:
+def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> None:
+    """Refuse plain data of somebody else, such as a checkpoint's config, that would import and run unknown code.
+
+    Every `_target_` in `content` that is a dotted path must be a class that is defined in this program or in
+    `monai.networks.nets`, or in a module that the user allows. Nothing is imported to find out.
+
+    Args:
+        content: nested dictionaries and lists.
+        source: what `content` belongs to, for the message.
+        allow: modules or packages that the user trusts, for example "mypackage".
+
+    Raises:
+        InputError: naming every module that is not trusted.
+    """
+    allowed = tuple(allow)
+    problems = []
+    for target in _targets(content):
+        if "." not in target:
+            continue
+        definition = find_class(target) if package_exists(target) else None
+        if isinstance(definition, Definition):
+            module, trusted = definition.module, _under(definition.module, (*TRUSTED, *allowed))
+        else:  # where the source cannot be read, the path itself is what the user has to allow
+            module, trusted = target, _under(target, allowed)
+        if not trusted:
+            problems.append(f"'{target}'; if you trust its author, allow it with --allow {module.split('.')[0]}")
+    raise_all(problems, f"{source} names code of its own, which would run on this machine:")
+
+
+def _targets(content: Any) -> list[str]:
+    if isinstance(content, Mapping):
+        own = [str(content["_target_"])] if "_target_" in content else []
+        return own + [target for value in content.values() for target in _targets(value)]
+    if isinstance(content, list | tuple):
+        return [target for value in content for target in _targets(value)]
+    return []
+
+
+def _under(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def _registration(node: ast.ClassDef) -> tuple[str, str] | None:
+    """Name and paper of `@X.register("name", paper="...")`."""
     for decorator in node.decorator_list:
         if (
             isinstance(decorator, ast.Call)
@@ -154,36 +287,109 @@ def _registered_name(node: ast.ClassDef) -> str | None:
             and decorator.func.attr == "register"
             and isinstance(decorator.args[0], ast.Constant)
         ):
-            return str(decorator.args[0].value)
+            papers = [str(ast.literal_eval(k.value)) for k in decorator.keywords if k.arg == "paper"]
+            return str(decorator.args[0].value), papers[0] if papers else ""
     return None
 
 
-def _arguments(node: ast.ClassDef) -> dict[str, Argument]:
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            positional = item.args.args[1:]
-            missing: list[ast.expr | None] = [None] * (len(positional) - len(item.args.defaults))
-            names = [*positional, *item.args.kwonlyargs]
-            defaults = [*missing, *item.args.defaults, *item.args.kw_defaults]
-            return {
-                name.arg: Argument(
-                    REQUIRED if default is None else ast.literal_eval(default),
-                    name.annotation.id if isinstance(name.annotation, ast.Name) else "",
-                )
-                for name, default in zip(names, defaults, strict=True)
-            }
-    return {}
+def _described(name: str, paper: str, definition: Definition) -> Part:
+    summary = (ast.get_docstring(definition.node) or "").split("\n")[0]
+    init = find_init(definition)
+    arguments = _arguments(init) if init is not None else {}
+    open_ended = init is not None and init.args.kwarg is not None
+    return Part(name, definition.module, definition.node.name, summary, paper, arguments, open_ended)
+
+
+def _arguments(init: ast.FunctionDef) -> dict[str, Argument]:
+    positional = [*init.args.posonlyargs, *init.args.args][1:]
+    missing: list[ast.expr | None] = [None] * (len(positional) - len(init.args.defaults))
+    names = [*positional, *init.args.kwonlyargs]
+    defaults = [*missing, *init.args.defaults, *init.args.kw_defaults]
+    return {
+        name.arg: Argument(_default(default), ast.unparse(name.annotation) if name.annotation else "")
+        for name, default in zip(names, defaults, strict=True)
+    }
+
+
+def _default(node: ast.expr | None) -> Any:
+    if node is None:
+        return REQUIRED
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return UNKNOWN
+
+
+def _imported(target: str, kind: str) -> Part | str:
+    """The part of a dotted path by importing it, for classes without a readable source."""
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+        signature = inspect.signature(cls)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return f"{kind} '{target}' cannot be imported: {error}"
+    if not isinstance(cls, type):
+        return f"{kind} '{target}' is not a class"
+    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    arguments = {p.name: Argument(REQUIRED if p.default is p.empty else p.default) for p in named}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    return Part(target, module_name, class_name, "", "", arguments, open_ended)
 
 
 GENERATORS = Registry(
-    "generator", "medcyclegan.networks.generators", given=("in_channels", "out_channels", "spatial_dims")
+    "generator",
+    "medcyclegan.networks.generators",
+    given=("in_channels", "out_channels", "spatial_dims"),
+    adapter="medcyclegan.networks.foreign.adapt_generator",
 )
-DISCRIMINATORS = Registry("discriminator", "medcyclegan.networks.discriminators", given=("in_channels", "spatial_dims"))
+DISCRIMINATORS = Registry(
+    "discriminator",
+    "medcyclegan.networks.discriminators",
+    given=("in_channels", "spatial_dims"),
+    adapter="medcyclegan.networks.foreign.adapt_discriminator",
+)
 OBJECTIVES = Registry(
     "objective",
     "medcyclegan.training.objectives",
-    given=("networks", "seed", "adversarial", "reconstruction", "structure", "example"),
+    given=("networks",),
+    offered=("adversarial", "reconstruction", "structure", "example", "seed"),
 )
 ADVERSARIAL_LOSSES = Registry("adversarial loss", "medcyclegan.losses.adversarial")
 RECONSTRUCTION_LOSSES = Registry("reconstruction loss", "medcyclegan.losses.reconstruction")
-STRUCTURE_LOSSES = Registry("structure loss", "medcyclegan.losses.structure", given=("windows",))
+STRUCTURE_LOSSES = Registry("structure loss", "medcyclegan.losses.structure", offered=("windows",))
+
+# What `medcyclegan list KIND` shows.
+LISTED: dict[str, tuple[Registry, ...]] = {
+    "generators": (GENERATORS,),
+    "discriminators": (DISCRIMINATORS,),
+    "losses": (ADVERSARIAL_LOSSES, RECONSTRUCTION_LOSSES, STRUCTURE_LOSSES),
+    "objectives": (OBJECTIVES,),
+}
+
+
+def listing(kind: str) -> list[dict[str, Any]]:
+    """The registered parts of a kind as plain data: name, kind, summary, paper, arguments with type and default.
+
+    Raises:
+        InputError: for an unknown kind.
+    """
+    if kind not in LISTED:
+        raise InputError(
+            f"there is no kind '{kind}'; there are: {', '.join(LISTED)}.{did_you_mean(kind, list(LISTED))}"
+        )
+    return [
+        {
+            "name": part.name,
+            "kind": registry.kind,
+            "summary": part.summary,
+            "paper": part.paper,
+            "arguments": [
+                {"name": name, "type": argument.type_name, "required": argument.default is REQUIRED}
+                | ({} if argument.default in (REQUIRED, UNKNOWN) else {"default": argument.default})
+                for name, argument in part.arguments.items()
+                if name not in registry.given
+            ],
+        }
+        for registry in LISTED[kind]
+        for part in registry.parts().values()
+    ]

@@ -221,9 +221,7 @@ def losses_by_name() -> list[str]:
 @pytest.mark.parametrize("name", losses_by_name())
 def test_every_structure_loss_moves_the_translation_in_any_dimension(name: str, dims: int) -> None:
     """A new file in losses/structure joins by itself."""
-    leaf = {"_target_": name}
-    given = {"windows": {"a": None, "b": CT}} if STRUCTURE_LOSSES.takes(leaf, "windows") else {}
-    loss = STRUCTURE_LOSSES.build(leaf, **given)
+    loss = STRUCTURE_LOSSES.build({"_target_": name}, windows={"a": None, "b": CT})
     generator = nn.Sequential(*[{2: nn.Conv2d, 3: nn.Conv3d}[dims](1, 1, 3, padding=1) for _ in range(4)])
     if isinstance(loss, PatchNCE):
         loss.connect(generator, "b", picture(dims, 16))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 Padding = Literal["reflect", "replicate", "zeros"]
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def check_spatial_dims(spatial_dims: int) -> None:
@@ -28,8 +31,9 @@ def conv_norm_act(
     stride: int = 1,
     padding_mode: Padding = "zeros",
     activation: nn.Module | None = None,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Convolution, instance norm without parameters, activation.
+    """Convolution, instance norm without parameters, activation, dropout.
 
     The convolution has no bias: the norm subtracts it again, and what is left of its gradient is rounding noise.
     """
@@ -39,17 +43,27 @@ def conv_norm_act(
         ),
         INSTANCE_NORM[spatial_dims](out_channels),
     ]
-    return nn.Sequential(*layers, *([activation] if activation is not None else []))
+    if activation is not None:
+        layers.append(activation)
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
 
 
 class ResidualBlock(nn.Module):
-    """x + norm(conv(relu(norm(conv(x))))), shape kept. (B, C, *spatial)."""
+    """x + norm(conv(dropout(relu(norm(conv(x)))))), shape kept. (B, C, *spatial)."""
 
-    def __init__(self, spatial_dims: int, channels: int) -> None:
+    def __init__(self, spatial_dims: int, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.body = nn.Sequential(
             conv_norm_act(
-                spatial_dims, channels, channels, kernel=3, padding_mode="reflect", activation=nn.ReLU(inplace=True)
+                spatial_dims,
+                channels,
+                channels,
+                kernel=3,
+                padding_mode="reflect",
+                activation=nn.ReLU(inplace=True),
+                dropout=dropout,
             ),
             conv_norm_act(spatial_dims, channels, channels, kernel=3, padding_mode="reflect"),
         )
@@ -95,23 +109,60 @@ class TanhHead(nn.Module):
     """The last convolution and tanh, in float32 even under autocast.
 
     bfloat16 has 8 significant bits: around 0 HU, which is -0.5 in [-1, 1], its steps are 4 HU wide.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the features.
+        out_channels: channels of the image.
+        kernel: width of the convolution: odd, or 4 for a transposed one.
+        transposed: a transposed convolution that doubles every axis, instead of one that keeps them.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, kernel: int) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, kernel: int, transposed: bool = False
+    ) -> None:
         super().__init__()
-        self.conv = CONV[spatial_dims](in_channels, out_channels, kernel, padding=kernel // 2, padding_mode="reflect")
+        self.conv: nn.Module
+        if transposed:
+            self.conv = CONV_TRANSPOSE[spatial_dims](in_channels, out_channels, kernel, stride=2, padding=1)
+        else:
+            self.conv = CONV[spatial_dims](
+                in_channels,
+                out_channels,
+                kernel,
+                padding=kernel // 2,
+                padding_mode="reflect" if kernel > 1 else "zeros",
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return torch.tanh(self.conv(x.float()))
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last voxels of each spatial axis until its length is a multiple of `multiple`."""
-    missing = [(-n) % multiple for n in x.shape[2:]]
+def run_layers(layers: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:
+    """Apply layers one after the other.
+
+    With `checkpointing`, what a layer computes inside is not kept for the backward pass but computed again there: the
+    memory of one layer instead of all, for about a third more time (Chen et al., Training Deep Nets with Sublinear
+    Memory Cost, 2016). The gradients are the same numbers.
+    """
+    for layer in layers:
+        recompute = checkpointing and torch.is_grad_enabled()
+        x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+    return x
+
+
+def pad_to_multiple(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
+    """Repeat the last voxels of each spatial axis until its length is a multiple of `multiple`, and `at_least`."""
+    missing = [max(at_least - n, 0) + (-max(n, at_least)) % multiple for n in x.shape[2:]]
     if not any(missing):
         return x
     return F.pad(x, [pad for n in reversed(missing) for pad in (0, n)], mode="replicate")
+
+
+def pad_to_halve(x: Tensor, multiple: int) -> Tensor:
+    """Pad so that an image divided by `multiple` has whole voxels, and more than one: instance norm needs two."""
+    return pad_to_multiple(x, multiple, at_least=2 * multiple if max(x.shape[2:]) <= multiple else 1)
 
 
 def crop_to(x: Tensor, shape: torch.Size) -> Tensor:

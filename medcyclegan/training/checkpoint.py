@@ -10,13 +10,15 @@ It is a dictionary of tensors and plain data:
     networks, ema       name -> state dict
     optimizers, schedulers, objective, random      the rest of the training's state
 
-It is loaded with `weights_only=True`: nothing in it can run.
+It is loaded with `weights_only=True`: nothing in it can run. Classes that its experiment names by a dotted path are
+imported only from this program, `monai.networks.nets` and modules that the user allows.
 """
 
 from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ignite.engine import Engine, Events
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
+from medcyclegan.registry import require_trusted
 from medcyclegan.training.guards import require_finite
 
 FORMAT = "medcyclegan-checkpoint"
@@ -46,11 +49,15 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
         raise OSError(f"the checkpoint {path} could not be written: {str(error).splitlines()[0]}") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, allow: Iterable[str] = ()) -> dict[str, Any]:
     """Read a checkpoint file, or the one of a run folder, onto the CPU.
 
+    Args:
+        path: the file or folder.
+        allow: modules or packages of the user's own from which the checkpoint's experiment may name classes.
+
     Raises:
-        InputError: if there is none, or it is damaged, not ours, or of a newer version.
+        InputError: if there is none, or it is damaged, not ours, of a newer version, or names classes from elsewhere.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -69,6 +76,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{file} was written by a newer medcyclegan (format {content['version']}, this program knows {VERSION}).",
             "Update medcyclegan.",
         )
+    require_trusted(content.get("experiment"), str(file), allow)
     return content
 
 

@@ -10,8 +10,8 @@ class Windowed(nn.Module):
     """Shows a discriminator its images twice: as they are, and with a narrow window stretched to the whole range.
 
     In [-1, 1] for 4096 HU, the 100 HU by which a brain may be wrong are 0.05, less than a discriminator cares for while
-    bone and air differ by 1.5. Radiologists solve this with a soft-tissue window, and so does this:
-    tanh((x - center) / half_width) of the last `channels` channels is appended, which keeps a gradient beyond the window.
+    bone and air differ by 1.5. Radiologists solve this with a soft-tissue window, and so does this: it appends
+    tanh((x - center) / half_width) of the last `channels` channels, which keeps a gradient beyond the window.
 
     Args:
         discriminator: takes `channels` more channels than its images have.

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from medcyclegan.losses.adversarial import LSGAN, AdversarialLoss
-from medcyclegan.losses.reconstruction import ReconstructionLoss
 from medcyclegan.losses.structure import StructureLoss, View
 from medcyclegan.losses.structure.patch_nce import PatchNCE
 from medcyclegan.registry import OBJECTIVES
@@ -29,7 +28,6 @@ class CUT:
     Args:
         networks: `gen_ab` and `disc_b`.
         adversarial: the loss.
-        reconstruction: not used; nothing is reconstructed.
         structure: further structure losses by name.
         example: one image of "a" and of "b", (1, C, *spatial), to find the sizes of the features.
         nce_weight, identity_weight: 1 and 1 in the paper; 10 and 0 are its FastCUT.
@@ -47,7 +45,6 @@ class CUT:
         networks: nn.ModuleDict,
         example: Images,
         adversarial: AdversarialLoss | None = None,
-        reconstruction: ReconstructionLoss | None = None,
         structure: Mapping[str, StructureLoss] | None = None,
         nce_weight: float = 1.0,
         identity_weight: float = 1.0,

@@ -29,7 +29,6 @@ class Pix2Pix:
         structure: by name.
         example: one image of "a" and of "b", (1, C, *spatial); needed where a structure loss learns.
         reconstruction_weight: 100 in the paper.
-        seed: not used; nothing here is random.
     """
 
     required = ("gen_ab", "disc_b")
@@ -44,7 +43,6 @@ class Pix2Pix:
         structure: Mapping[str, StructureLoss] | None = None,
         example: Images | None = None,
         reconstruction_weight: float = 100.0,
-        seed: int = 0,
     ) -> None:
         if reconstruction_weight < 0:
             raise ValueError(f"reconstruction_weight is at least 0, got {reconstruction_weight}")
