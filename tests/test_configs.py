@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medcyclegan import build, config
+from medcyclegan import build, config, phantom
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.training.checkpoint import load_checkpoint
 
@@ -15,15 +15,27 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 NARROW = ["model.generator.filters=4", "model.discriminator.filters=4", "training.steps=2", "training.workers=0"]
 
 
+WINDOW = {2: (64, 64), 3: (32, 32, 16)}
+
+
+@pytest.fixture(scope="module")
+def pairs(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
+    """The test head in both domains, for what learns from pairs."""
+    data = {"a": str(cohort.test_mr[0].parent), "b": str(cohort.test_ct[0].parent)}
+    return build.prepare(config.parse({"data": data}, "the test"), tmp_path_factory.mktemp("pairs") / "prepared")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_trains_two_steps(path: Path, prepared: PreparedCohort, tmp_path: Path) -> None:
+def test_trains_two_steps(path: Path, prepared: PreparedCohort, pairs: PreparedCohort, tmp_path: Path) -> None:
     experiment = config.load(path, NARROW)
     assert experiment.preparation.spacing is not None
+    paired = experiment.objective["_target_"] == "pix2pix"
+    window = WINDOW[experiment.patches.spatial_dims]
     onto_cohort = experiment.model_copy(
         update={
-            "data": config.Data(prepared=prepared.folder),
+            "data": config.Data(prepared=(pairs if paired else prepared).folder),
             "preparation": config.Preparation(),
-            "patches": experiment.patches.model_copy(update={"size": (64, 64)}),
+            "patches": experiment.patches.model_copy(update={"size": window}),
         }
     )
     result = build.train(onto_cohort, tmp_path / "run", device="cpu")
@@ -40,4 +52,4 @@ def test_is_short_and_says_how_to_run_it(path: Path) -> None:
 
 
 def test_there_are_configs() -> None:
-    assert len(CONFIGS) >= 2
+    assert len(CONFIGS) >= 9

@@ -95,8 +95,6 @@ def connect_heads(
         if isinstance(loss, PatchNCE):
             for generator, domain in directions.items():
                 names.append(f"heads_{generator.removeprefix('gen_')}")
-                if names[-1] in networks:
-                    raise ValueError("PatchNCE is given twice; the objective `cut` brings its own")
                 source = "a" if domain == "b" else "b"
                 networks[names[-1]] = loss.connect(networks[generator], domain, example[source])
     return tuple(names)

@@ -59,6 +59,8 @@ class CUT:
             raise ValueError(
                 f"nce_weight is above 0 and identity_weight at least 0, got {nce_weight} and {identity_weight}"
             )
+        if any(isinstance(loss, PatchNCE) for loss in (structure or {}).values()):
+            raise ValueError("PatchNCE is given twice: cut brings its own")
         self.networks = networks
         self.adversarial = adversarial or LSGAN()
         self.nce = PatchNCE(nce_weight, layers, patches, size, temperature)
