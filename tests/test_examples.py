@@ -43,6 +43,17 @@ def test_02_real_heads(tmp_path: Path) -> None:
         assert [row["step"] for row in csv.DictReader(stream)] == ["1", "2"]
 
 
+@pytest.mark.slow
+def test_04_methods_compared(tmp_path: Path) -> None:
+    few = ["--steps", 2, "--seeds", 0, "--heads", 1, "--test", 1, "--jobs", 1]
+    told = run(
+        "04_methods_compared.py", "-o", "out", *few, "--methods", "cyclegan", "pix2pix, true pairs", cwd=tmp_path
+    )
+    table = [line for line in told.splitlines() if line.startswith("|")]
+    assert len(table) == 4 and table[2].startswith("| cyclegan | ")
+    assert told.strip() == (tmp_path / "out/table.md").read_text().strip()
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):
