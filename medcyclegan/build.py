@@ -123,6 +123,8 @@ def train(
 def resume(run: Path, *, device: str = "auto", handlers: Any = (), allow: Iterable[str] = ()) -> TrainingResult:
     """Continue a training from its last checkpoint as if it had not stopped; `allow` as in `load_translator`."""
     checkpoint = load_checkpoint(run, allow)
+    if "optimizers" not in checkpoint:
+        raise InputError(f"{run} was imported and holds no state of a training to continue.", "It can only convert.")
     experiment = config.parse(checkpoint["experiment"], f"the config in {run / FILE_NAME}")
     prepared = open_prepared(Path(str(experiment.data.prepared)))
     _resolve(experiment, prepared)

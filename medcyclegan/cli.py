@@ -221,6 +221,53 @@ def evaluate(
     _end_with_failures(dict(result.failed))
 
 
+@app.command()
+def import_weights(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A *_net_G*.pth with instance norm.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="CHECKPOINT", help="A new file.")],
+    architecture: Annotated[str, typer.Option(help="resnet_9blocks, resnet_6blocks, unet_256 or unet_128.")],
+    modalities: Annotated[tuple[str, str], typer.Option(help="What it takes and gives, for example MR CT.")],
+    spacing: Annotated[
+        tuple[float, float, float],
+        typer.Option(help="Pixel size along right and anterior as the network saw it, and slice distance, mm."),
+    ],
+    orientation: Annotated[
+        str,
+        typer.Option(
+            help="Where rows and columns of the pictures ran; PL is down to posterior, right to the left side."
+        ),
+    ],
+    ct_window: Annotated[
+        tuple[float, float] | None, typer.Option(help="HU that were black and white; needed with CT.")
+    ] = None,
+    mr_percentiles: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Percentiles inside the body that were black and white; needed to translate MR."),
+    ] = None,
+    mr_inverted: Annotated[bool, typer.Option("--mr-inverted", help="The MR pictures were negatives.")] = False,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Pixels along right and anterior; by default the reference's 256 256."),
+    ] = None,
+) -> None:
+    """Make a checkpoint for convert from a generator of pytorch-CycleGAN-and-pix2pix."""
+    from medcyclegan import reference_weights
+
+    reference_weights.import_weights(
+        weights,
+        output,
+        architecture=architecture,
+        modalities=modalities,
+        spacing=spacing,
+        orientation=orientation,
+        ct_window=ct_window,
+        mr_percentiles=mr_percentiles,
+        mr_inverted=mr_inverted,
+        size=size,
+    )
+    _say(f"{output}: {architecture} from {modalities[0]} to {modalities[1]}")
+
+
 @app.command(name="list")
 def list_parts(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="generators, discriminators, losses or objectives.")],

@@ -28,7 +28,7 @@ REQUIRED = object()
 UNKNOWN = object()  # there is a default, which is not plain data
 PLAIN_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 # Where the class of a dotted path in a checkpoint may be defined without being allowed by the user.
-TRUSTED = ("medcyclegan", "monai.networks.nets")
+TRUSTED = ("medcyclegan.networks", "medcyclegan.losses", "medcyclegan.training.objectives", "monai.networks.nets")
 
 
 def did_you_mean(given: str, allowed: list[str]) -> str:
@@ -239,7 +239,7 @@ class Registry:
 def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> None:
     """Refuse plain data of somebody else, such as a checkpoint's config, that would import and run unknown code.
 
-    Every `_target_` in `content` that is a dotted path must be a class that is defined in this program or in
+    Every `_target_` in `content` that is a dotted path must be a class that is one of this program's parts or of
     `monai.networks.nets`, or in a module that the user allows. Nothing is imported to find out.
 
     Args:

@@ -27,8 +27,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"io", "transforms", ""},
     "report": GROUND | {"evaluation", "io", ""},
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
+    "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"config", "build", "demo", "evaluation", ""},
+    "cli": GROUND | {"reference_weights", "config", "build", "demo", "evaluation", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.
