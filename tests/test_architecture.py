@@ -26,8 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"io", "transforms", ""},
     "report": GROUND | {"evaluation", "io", ""},
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
-    "demo": GROUND | {"config", "phantom", "build", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"config", "build", "demo", "evaluation", ""},
+    "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
+    "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
+    "cli": GROUND | {"config", "build", "convert", "demo", "evaluation", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcyclegan.inference import planes
+from medcyclegan.inference import tiles
 from medcyclegan.inference.planes import translate_slices
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def test_field_of_view_does_not_change_what_the_network_sees() -> None:
 
 
 def test_slices_without_body_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planes, "BATCH_VOXELS", 3 * 40 * 40)
+    monkeypatch.setitem(tiles.BATCH_VOXELS, "cpu", 3 * 40 * 40)
     image, body = volume((40, 40, 9))
     network = Recorder()
     translate_slices(network, image, body, window=(16, 16), device=CPU)

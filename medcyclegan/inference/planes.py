@@ -28,7 +28,7 @@ ACROSS: dict[str, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 MARGIN = 4  # voxels kept around the body where a slice is larger than the training window
 FROZEN_MARGIN = 16  # voxels kept around the body once statistics are frozen
 FROZEN_MULTIPLE = 16  # windows of few different sizes, and no uneven ones for networks that halve them
-GATHERED = 48  # slices at most whose statistics are gathered, evenly spaced; neighbors overlap by far at this density
+GATHERED = 48  # slices at most whose statistics are gathered, evenly spaced
 
 
 @torch.inference_mode()

@@ -53,19 +53,17 @@ class WindowRunner:
         self.device = device
         self.bf16 = bf16
         self.tile = tuple(tile) if tile is not None else None
-        self._most_voxels: int | None = None  # in one call of the network
+        self._most_voxels: int | None = None  # in one call of the network, once measured
 
     def batch_size(self, voxels: int, channels: int, spatial_dims: int) -> int:
         """How many windows of so many voxels go into one call, at least 1."""
-        if self._most_voxels is None:
-            self._most_voxels = self._affordable(channels, spatial_dims)
-        return max(1, min(self._most_voxels, BATCH_VOXELS.get(self.device.type, BATCH_VOXELS["cpu"])) // voxels)
+        most = BATCH_VOXELS.get(self.device.type, BATCH_VOXELS["cpu"])
+        return max(1, min(most, self._affordable(max(most, voxels), channels, spatial_dims)) // voxels)
 
     def fits(self, shape: Sequence[int], channels: int) -> bool:
         """True if a window of `shape` can be shown whole."""
-        if self._most_voxels is None:
-            self._most_voxels = self._affordable(channels, len(shape))
-        return int(np.prod(shape)) <= self._most_voxels
+        voxels = int(np.prod(shape))
+        return voxels <= self._affordable(voxels, channels, len(shape))
 
     def gather(self, windows: Tensor, positions: Sequence[float]) -> None:
         """First pass: keep the statistics of `windows`, (B, C, *spatial), at slices `positions`, (B,)."""
@@ -133,7 +131,6 @@ class WindowRunner:
     def _in_tiles(self, window: Tensor, position: float, what: str) -> Tensor:
         """One window, blended from overlapping tiles."""
         tile = tuple(min(n, t) for n, t in zip(window.shape[2:], self.tile or window.shape[2:], strict=True))
-        self.batch_size(int(np.prod(tile)), window.shape[1], window.ndim - 2)
         result: Any = sliding_window_inference(
             window,
             roi_size=tile,
@@ -162,9 +159,21 @@ class WindowRunner:
             stacklevel=2,
         )
 
-    def _affordable(self, channels: int, spatial_dims: int) -> int:
-        """Voxels that one call may have, from what the layers of the network give for a small window."""
-        largest = 0
+    def _affordable(self, wanted: int, channels: int, spatial_dims: int) -> int:
+        """Voxels that one call may have, at least `wanted` where those fit."""
+        if self._most_voxels is None:
+            usable = MEMORY_SHARE * _free_memory(self.device)
+            # No layer is larger than the widest one at full resolution. Where even that fits, nothing is measured.
+            weights = [p for p in self.network.parameters() if p.ndim > 1]
+            widest = max((p.shape[0] + p.shape[1] for p in weights), default=2 * channels)
+            if wanted * PEAK_OVER_LAYER * 4 * widest <= usable:
+                return wanted
+            self._most_voxels = max(1, int(usable / self._bytes_per_voxel(channels, spatial_dims)))
+        return self._most_voxels
+
+    def _bytes_per_voxel(self, channels: int, spatial_dims: int) -> float:
+        """Peak memory, from what the layers of the network take and give for a small window."""
+        largest = 1
 
         def look(_: nn.Module, given: tuple[Any, ...], result: Any) -> None:
             nonlocal largest
@@ -179,8 +188,7 @@ class WindowRunner:
         finally:
             for hook in hooks:
                 hook.remove()
-        per_voxel = PEAK_OVER_LAYER * max(largest, 1) / side**spatial_dims
-        return max(1, int(MEMORY_SHARE * _free_memory(self.device) / per_voxel))
+        return PEAK_OVER_LAYER * largest / side**spatial_dims
 
 
 def _free_memory(device: torch.device) -> float:
