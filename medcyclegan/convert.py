@@ -229,7 +229,7 @@ class _Read:
 def _read(file: Path, translator: Translator) -> _Read:
     volume = read_volume(file)
     voxels = np.ascontiguousarray(volume.numpy()[0])
-    digest = hashlib.sha256(voxels)
+    digest = hashlib.sha256(voxels.tobytes())
     digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
     hu = looks_like_hu(voxels)
     expected = translator.preparation.modality

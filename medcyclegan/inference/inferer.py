@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,17 @@ from medcyclegan.inference.ensemble import Ensemble, fused, members
 from medcyclegan.inference.planes import Plane, plane_window, translate_volume
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.tiles import BACKGROUND
+
+
+class _Function(nn.Module):
+    """Anything that can be called, as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
 
 
 class TranslatorInferer(Inferer):
@@ -49,12 +60,12 @@ class TranslatorInferer(Inferer):
         self.statistics: Statistics = statistics
         self.ensemble = Ensemble(tuple(planes), flips, fuse)
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Translate.
 
         Args:
             inputs: (B, 1, X, Y, Z) on the working grid, axes RAS, in [-1, 1]; what is exactly -1 is background.
-            network: (B, C, *spatial) in [-1, 1] to the same shape and range; an `nn.Module`.
+            network: (B, C, *spatial) in [-1, 1] to the same shape and range.
 
         Returns:
             (B, 1, X, Y, Z) float32 in [-1, 1] on the device of `inputs`; background where there is none but background.
@@ -63,12 +74,13 @@ class TranslatorInferer(Inferer):
             raise ValueError(f"inputs are (B, 1, X, Y, Z), got {tuple(inputs.shape)}")
         if args or kwargs:
             raise TypeError("a translating network takes the volume only")
-        device = next((p.device for p in network.parameters()), inputs.device)
+        module = network if isinstance(network, nn.Module) else _Function(network)
+        device = next((p.device for p in module.parameters()), inputs.device)
 
         def translate(image: Any, body: Any, plane: Plane) -> Any:
             window = self.window if self.spatial_dims == 3 else plane_window(self.window, self.plane, plane)
             return translate_volume(
-                network,
+                module,
                 image,
                 body,
                 window=window,

@@ -95,17 +95,20 @@ def translate_slices(
     total = np.zeros(stack.shape, np.float32) if neighbours else None
     counted = np.zeros(len(stack), np.int32)
     for part in watch.track(parts, len(parts), f"translating {plane} slices"):
-        shown = _body_frame(mask[part].any(axis=0), frame) if pooled else frame
+        shown = _body_frame(np.asarray(mask[part].any(axis=0)), frame) if pooled else frame
         windows = _windows(stack, part, shown, neighbours)
-        output = runner(windows, part.tolist(), statistics if pooled else "window").cpu().numpy()
-        output = output[(slice(None), slice(None), *shown.inner)]
+        given = runner(windows, part.tolist(), statistics if pooled else "window").cpu().numpy()
+        rows, columns = shown.inner
+        output = given[:, :, rows, columns]
         if total is None:
-            into[(part, *shown.region)] = output[:, 0]
+            rows, columns = shown.region
+            into[part, rows, columns] = output[:, 0]
             continue
         for channel, offset in enumerate(range(-neighbours, neighbours + 1)):
             there = part + offset
             real = (there >= 0) & (there < len(stack))
-            total[(there[real], *shown.region)] += output[real, channel]
+            rows, columns = shown.region
+            total[there[real], rows, columns] += output[real, channel]
             counted[there[real]] += 1
     if total is not None:
         into[slices] = total[slices] / counted[slices, None, None]
@@ -150,7 +153,7 @@ def translate_patches(
             runner.gather(whole, [0.0])
         else:
             output = runner(whole, [0.0], "volume" if pooled else "window")
-    result[frame.region] = output[(0, 0, *frame.inner)].cpu().numpy()
+    result[frame.region] = output[0, 0].cpu().numpy()[frame.inner]
     return result
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,8 @@ class SharedNormNetwork(nn.Module):
 
 class _SharedNorm(nn.Module):
     """One instance norm; statistics in float32 whatever the input's type."""
+
+    norm: Any  # an nn.InstanceNorm1d, 2d or 3d
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import ensure_tuple
 
 
 class _Translated(Protocol):
@@ -59,12 +60,7 @@ class TranslateImaged(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        given = self.keys if output_keys is None else output_keys
-        self.output_keys: tuple[Hashable, ...] = (
-            given
-            if isinstance(given, tuple)
-            else tuple([given] if isinstance(given, str) or not isinstance(given, list) else given)
-        )
+        self.output_keys: tuple[Hashable, ...] = self.keys if output_keys is None else ensure_tuple(output_keys)
         if len(self.output_keys) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys and {len(self.output_keys)} output keys")
         self.translate = TranslateImage(translator)

@@ -91,7 +91,7 @@ def _mind(values: Map, body: Mask) -> list[Map]:
         # The edge voxel is its own neighbor beyond the border.
         index = np.clip(np.arange(values.shape[axis]) + step, 0, values.shape[axis] - 1)
         distances.append(gaussian_filter((values - values.take(index, axis=axis)) ** 2, _PATCH_SD))
-    variance = np.mean(distances, axis=0, dtype=np.float32)
+    variance = np.asarray(np.mean(distances, axis=0, dtype=np.float32))
     # A flat neighborhood has no structure: its variance is held up to a thousandth of the usual one.
     usual = float(variance[body].mean()) if body.any() else 0.0
     variance = np.clip(variance, max(1e-3 * usual, 1e-12), max(1e3 * usual, 1e-12))
