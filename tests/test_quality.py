@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from medcyclegan import phantom
@@ -26,7 +27,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> phantom.Cohort:
 
 
 @pytest.fixture(scope="module")
-def cohort(heads: phantom.Cohort) -> list[dict]:
+def known(heads: phantom.Cohort) -> list[dict]:
     return [features(prepared(read_volume(file))) for file in heads.train_mr]
 
 
@@ -48,16 +49,16 @@ def test_features_are_what_they_say(heads: phantom.Cohort) -> None:
     assert features(dataclasses.replace(case, source_grid=turned)) == found
 
 
-def test_a_head_like_those_trained_on_is_not_flagged(heads: phantom.Cohort, cohort: list[dict]) -> None:
+def test_a_head_like_those_trained_on_is_not_flagged(heads: phantom.Cohort, known: list[dict]) -> None:
     found = features(prepared(read_volume(heads.test_mr[0])))
-    assert flags(found, cohort, "MR") == []
+    assert flags(found, known, "MR") == []
 
 
-def test_strangers_are_flagged(heads: phantom.Cohort, cohort: list[dict]) -> None:
+def test_strangers_are_flagged(heads: phantom.Cohort, known: list[dict]) -> None:
     volume, ct = read_volume(heads.test_mr[0]), read_volume(heads.test_ct[0])
 
     def told(changed: object) -> str:
-        return " | ".join(flags(features(prepared(changed)), cohort, "MR"))
+        return " | ".join(flags(features(prepared(changed)), known, "MR"))
 
     coarse = volume.clone()
     coarse.affine[:3, int(np.abs(coarse.affine[2, :3].numpy()).argmax())] *= 2
@@ -66,10 +67,10 @@ def test_strangers_are_flagged(heads: phantom.Cohort, cohort: list[dict]) -> Non
     hu = ct.numpy()[0]
     labels, _ = ndimage.label(ndimage.binary_opening((hu > 0) & (hu < 70)))
     brain = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
-    assert "skull-stripped?" in told(volume * np.float32(brain)[None])
+    assert "skull-stripped?" in told(volume * torch.from_numpy(brain)[None])
     case = prepared(volume)
     other = dataclasses.replace(case, image=np.where(case.body, -case.image, -1).astype(np.float32))
-    assert "another sequence" in " ".join(flags(features(other), cohort, "MR"))
+    assert "another sequence" in " ".join(flags(features(other), known, "MR"))
 
 
 def test_jumping_slices_are_found_along_head_foot_whatever_the_axes() -> None:
