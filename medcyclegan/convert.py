@@ -147,6 +147,13 @@ def convert(
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
 
+    done = {
+        case: entry["voxels_sha256"] for case, entry in finished.items() if case in targets and targets[case].exists()
+    }
+
+    def start(case: str) -> Future[_Read]:
+        return reader.submit(_read, files[case], translator, done.get(case))
+
     def collect() -> None:
         case, writing = pending.pop(0)
         try:
@@ -161,7 +168,7 @@ def convert(
     try:
         ahead: Future[_Read] | None = None
         for number, case in enumerate(chosen):
-            reading = ahead or reader.submit(_read, files[case], translator)
+            reading = ahead or start(case)
             ahead = None
             begun = time.monotonic()
             try:
@@ -169,14 +176,14 @@ def convert(
             except InputError as error:
                 result.failed[case] = str(error)
                 continue
-            if case in finished and targets[case].exists() and finished[case]["voxels_sha256"] == read.digest:
+            if read.source is None:
                 result.skipped[case] = targets[case]
                 continue
-            if case in finished and targets[case].exists():
+            if case in done:
                 result.failed[case] = f"{files[case]} has changed since {targets[case]} was written. Allow --overwrite."
                 continue
             if number + 1 < len(chosen) and read.source.case.image.size <= LARGE:
-                ahead = reader.submit(_read, files[chosen[number + 1]], translator)
+                ahead = start(chosen[number + 1])
             name = f"{case} ({number + 1}/{len(chosen)})"
             try:
                 prediction = translator.predict(read.source, trust=trust, progress=_Named(progress or Silent(), name))
@@ -185,7 +192,7 @@ def convert(
                 continue
             while pending:
                 collect()
-            finish = _Finish(translator, files[case], targets[case], read, begun)
+            finish = _Finish(translator, files[case], targets[case], read, read.source, begun)
             pending.append((case, writer.submit(finish, prediction)))
             del read, reading, prediction
         while pending:
@@ -219,18 +226,21 @@ def options(*, planes: str | None, flips: bool, fuse: str, statistics: str) -> d
 
 @dataclass(frozen=True)
 class _Read:
-    """A volume that was read and prepared."""
+    """A volume that was read and, unless it is done already, prepared."""
 
-    source: Source
+    source: Source | None
     digest: str  # of its voxels and affine, whatever the file's format
     wrong_modality: str | None
 
 
-def _read(file: Path, translator: Translator) -> _Read:
+def _read(file: Path, translator: Translator, done: str | None) -> _Read:
+    """Read `file`; leave out the preparation where its voxels are those of the digest `done`."""
     volume = read_volume(file)
     voxels = np.ascontiguousarray(volume.numpy()[0])
-    digest = hashlib.sha256(voxels.tobytes())
+    digest = hashlib.sha256(memoryview(voxels).cast("B"))
     digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
+    if digest.hexdigest() == done:
+        return _Read(None, done, None)
     hu = looks_like_hu(voxels)
     expected = translator.preparation.modality
     wrong = None
@@ -249,10 +259,11 @@ class _Finish:
     file: Path
     target: Path
     read: _Read
+    source: Source
     begun: float
 
     def __call__(self, prediction: Any) -> dict[str, Any]:
-        translation = self.translator.finish(self.read.source, prediction)
+        translation = self.translator.finish(self.source, prediction)
         quality = translation.quality
         if self.read.wrong_modality:
             quality["flags"].insert(0, self.read.wrong_modality)

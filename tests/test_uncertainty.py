@@ -125,10 +125,10 @@ def test_planted_faults_are_found(tmp_path: Any) -> None:
         size = image.shape[:2]
         return translate_slices(network, image, body, window=size, device=torch.device("cpu"), statistics="neighbors")
 
-    there = trained(mr[1:], ct[1:], 400)
+    there = trained(mr[1:], ct[1:], 250)
     # Back from what `there` gives, as a cycle loss teaches it.
     given = [replace(c, image=np.where(c.body, run(there, c.image, c.body), -1).astype(np.float32)) for c in mr[1:]]
-    back = trained(given, mr[1:], 400)
+    back = trained(given, mr[1:], 250)
     case = mr[0]
     plain = np.where(case.body, run(there, case.image, case.body), -1).astype(np.float32)
     members = [plain, run(there, case.image[::-1], case.body[::-1])[::-1]]
