@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from medcyclegan.data.datalist import Cohort, from_folders, from_json
 from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.inference.planes import translate_slices
+from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.inference.planes import translate_volume
+from medcyclegan.inference.quality import features
+from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
-from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.registry import (
@@ -42,9 +44,9 @@ from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
-T = TypeVar("T")
 NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS, "disc_b": DISCRIMINATORS}
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
+DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
 DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
 
 
@@ -225,7 +227,14 @@ def make_trainer(
 
 
 def load_translator(
-    path: str | Path, *, direction: str = "ab", device: str = "auto", allow: Iterable[str] = ()
+    path: str | Path,
+    *,
+    direction: str = "ab",
+    device: str = "auto",
+    ensemble: Ensemble | None = None,
+    others: Sequence[str | Path] = (),
+    statistics: Statistics = "neighbors",
+    allow: Iterable[str] = (),
 ) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.
 
@@ -233,6 +242,9 @@ def load_translator(
         path: the output folder of `medcyclegan train`, or a checkpoint file.
         direction: "ab" (source to target, MR to CT by default) or "ba".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        ensemble: planes and flips to fuse; default: one translation along the plane of the training.
+        others: further runs or checkpoints to fuse with.
+        statistics: of instance norms, see `inference.statistics`.
         allow: modules or packages of your own from which the checkpoint may name a network; importing runs their code.
 
     Raises:
@@ -257,6 +269,12 @@ def load_translator(
     source, target = (content["domains"][domain] for domain in direction)
     if experiment.patches.size is None:
         raise InputError(f"{path}: the checkpoint's config has no patches.size; it is damaged.")
+    back = f"gen_{direction[::-1]}"
+    backward = None
+    if back in content["ema"]:
+        backward = _make_network(back, experiment)
+        backward.load_state_dict(content["ema"][back])
+        backward.eval().requires_grad_(False).to(where)
     return Translator(
         generator.eval().requires_grad_(False).to(where),
         preparation=Preparation(**source["preparation"]),
@@ -264,8 +282,26 @@ def load_translator(
         modality=target["preparation"]["modality"],
         window=experiment.patches.size,
         device=where,
-        description=f"synthetic {target['name']}, medcyclegan {__version__}, not for clinical use",
+        description=_description(target["name"], Path(path), content["step"]),
+        spatial_dims=experiment.patches.spatial_dims,
+        plane=experiment.patches.plane,
+        neighbors=experiment.patches.neighbors,
+        statistics=statistics,
+        bf16=bf16_is_safe(where),
+        ensemble=ensemble,
+        backward=backward,
+        cohort=source.get("cohort"),
+        others=[
+            load_translator(other, direction=direction, device=device, statistics=statistics, allow=allow)
+            for other in others
+        ],
     )
+
+
+def _description(target: str, path: Path, step: int) -> str:
+    """What the header of a result says; NIfTI has 79 characters, and what matters most comes first."""
+    run = path.resolve() if path.is_dir() else path.resolve().parent
+    return f"synthetic {target}, not for clinical use, medcyclegan {__version__}, model {run.name} step {step}"
 
 
 def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
@@ -274,76 +310,6 @@ def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
     experiment = config.parse(load_checkpoint(Path(path))["experiment"], f"the config in {path}")
     translator.generator.load_state_dict(make_networks(experiment)["gen_ab"].state_dict())
     return translator
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a conversion wrote, and what it could not: case id -> file, case id -> reason."""
-
-    written: dict[str, Path]
-    failed: dict[str, str]
-
-
-def convert(
-    checkpoint: Path,
-    inputs: list[Path],
-    output: Path,
-    *,
-    direction: str = "ab",
-    overwrite: bool = False,
-    device: str = "auto",
-    progress: Progress | None = None,
-    allow: Iterable[str] = (),
-) -> Conversion:
-    """Translate files and folders of volumes; a case that fails is listed and the others go on.
-
-    Args:
-        inputs: volumes, or folders of which every volume is taken.
-        output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
-        overwrite: replace files that exist; without it they are refused before anything is computed.
-        allow: as in `load_translator`.
-    """
-    translator = load_translator(checkpoint, direction=direction, device=device, allow=allow)
-    files: dict[str, Path] = {}
-    for path in inputs:
-        for case, file in list_volumes(path).items() if path.is_dir() else [(case_id(path), path)]:
-            if case in files:
-                raise InputError(f"the case id '{case}' occurs twice: {files[case]} and {file}.", "Convert them apart.")
-            files[case] = file
-    if output.name.lower().endswith(VOLUME_SUFFIXES):
-        if len(files) != 1:
-            raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
-        targets = dict.fromkeys(files, output)
-    else:
-        if output.exists() and not output.is_dir():
-            raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
-        targets = {case: output / f"{case}_s{translator.modality.lower()}.nii.gz" for case in files}
-    if not overwrite:
-        raise_all(
-            [str(target) for target in targets.values() if target.exists()],
-            "these files exist already; move them or allow --overwrite:",
-        )
-    written, failed = {}, {}
-    for number, (case, file) in enumerate(files.items(), start=1):
-        try:
-            translator(file, progress=_Named(progress or Silent(), f"{case} ({number}/{len(files)})")).save(
-                targets[case]
-            )
-            written[case] = targets[case]
-        except InputError as error:
-            failed[case] = str(error)
-    return Conversion(written, failed)
-
-
-@dataclass(frozen=True)
-class _Named:
-    """Progress that says which case it is about."""
-
-    progress: Progress
-    name: str
-
-    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
-        yield from self.progress.track(items, total, f"{self.name}: {description}")
 
 
 def _cohort(experiment: Experiment) -> Cohort:
@@ -462,9 +428,16 @@ def _describe_domains(experiment: Experiment, prepared: PreparedCohort) -> dict[
             "name": getattr(experiment.domains, domain).name,
             "preparation": asdict(prepared.preparations[domain]),
             "scaler": prepared.typical_scaler(domain).to_dict(),
+            "cohort": _features(prepared.cases[domain]),
         }
         for domain in ("a", "b")
     }
+
+
+def _features(cases: Sequence[StoredCase]) -> list[dict[str, Any]]:
+    """What the training volumes are like, of at most `DESCRIBED` of them, so that conversion can tell strangers."""
+    every = max(1, -(-len(cases) // DESCRIBED))
+    return [features(case) for case in cases[::every]]
 
 
 def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
@@ -507,7 +480,16 @@ def _validation(
 
     def error(a: StoredCase, b: StoredCase) -> float:
         device = trainer.state.device
-        values = translate_slices(trainer.ema.averages["gen_ab"], a.image, a.body, window=shape.size, device=device)
+        values = translate_volume(
+            trainer.ema.averages["gen_ab"],
+            np.asarray(a.image),
+            np.asarray(a.body),
+            window=shape.size,
+            device=device,
+            spatial_dims=shape.spatial_dims,
+            plane=shape.plane,
+            neighbors=shape.neighbors,
+        )
         inside = np.asarray(b.body)
         return float(np.abs(scaler.undo(values[inside]) - b.scaler.undo(b.image[inside])).mean())
 

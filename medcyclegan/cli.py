@@ -170,29 +170,65 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for a single volume.")],
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave out cases that are finished.")] = False,
+    file_format: Annotated[str, typer.Option("--format", help="nifti, mha or nrrd.")] = "nifti",
+    trust: Annotated[bool, typer.Option("--trust", help="Write trust maps too.")] = False,
+    planes: Annotated[
+        str | None, typer.Option(metavar="PLANE,...", help="Fuse slices along these: axial,coronal,sagittal.")
+    ] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Fuse with the mirrored volume.")] = False,
+    fuse: Annotated[str, typer.Option(help="mean or median.")] = "mean",
+    others: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="RUN", help="Fuse with a further run or checkpoint.")
+    ] = None,
+    statistics: Annotated[str, typer.Option(help="Of instance norms: neighbors, window or volume.")] = "neighbors",
     device: Device = "auto",
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate volumes; each result lies on its source's own grid, CT in Hounsfield units."""
-    from medcyclegan import build
+    from medcyclegan.convert import convert as run_conversion
+    from medcyclegan.convert import options as conversion_options
     from medcyclegan.progress import Terminal
 
-    result = build.convert(
+    chosen = conversion_options(planes=planes, flips=flips, fuse=fuse, statistics=statistics)
+    result = run_conversion(
         checkpoint,
         inputs,
         output,
         direction=direction,
         overwrite=overwrite,
+        resume=resume,
+        file_format=file_format,
+        trust=trust,
+        others=others or (),
         device=device,
         progress=Terminal(),
         allow=allow or (),
+        **chosen,
     )
+    for case, record in result.quality.items():
+        for flag in record["flags"]:
+            _warn(f"{case}: {flag}")
+        if record["cohort"] != "known":
+            _warn(f"{case}: whether it is like the training volumes is {record['cohort']}")
+        if record.get("flagged_slices"):
+            _warn(f"{case}: brightness jumps at slices {', '.join(map(str, record['flagged_slices']))}")
     if as_json:
-        _print_json({"written": {c: str(file) for c, file in result.written.items()}, "failed": result.failed})
+        _print_json(
+            {
+                "written": {c: str(file) for c, file in result.written.items()},
+                "skipped": {c: str(file) for c, file in result.skipped.items()},
+                "failed": result.failed,
+                "quality": result.quality,
+            }
+        )
     else:
-        for file in result.written.values():
-            _say(str(file))
+        for case, file in result.written.items():
+            share = result.quality[case].get("share_above_threshold")
+            _say(str(file) if share is None else f"{file}: {100 * share:.1f} % of the body is uncertain (--trust)")
+        for file in result.skipped.values():
+            _say(f"{file} (finished before)")
     _end_with_failures(result.failed)
 
 

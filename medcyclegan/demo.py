@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcyclegan import __version__, build, config, phantom
+from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.io.reader import grid_of, read_volume
@@ -65,7 +66,7 @@ def run_demo(output: Path, *, device: str = "auto", seed: int = 0, progress: Pro
     folders = {"a": str(cohort.train_mr[0].parent), "b": str(cohort.train_ct[0].parent)}
     experiment = config.parse({**EXPERIMENT, "seed": seed, "data": folders}, "the demo")
     result = build.train(experiment, output / "run", device=device, progress=watch)
-    conversion = build.convert(output / "run", list(cohort.test_mr), output / "sct", device=device, progress=watch)
+    conversion = convert(output / "run", list(cohort.test_mr), output / "sct", device=device, progress=watch)
     if conversion.failed:
         raise InputError(f"the demo could not convert its own phantoms: {conversion.failed}.")
     ct_folder, mask_folder = cohort.test_ct[0].parent, cohort.test_mask[0].parent

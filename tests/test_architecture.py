@@ -27,9 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"io", "transforms", ""},
     "report": GROUND | {"evaluation", "io", ""},
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
+    "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
-    "demo": GROUND | {"config", "phantom", "build", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"reference_weights", "config", "build", "demo", "evaluation", ""},
+    "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
+    "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.

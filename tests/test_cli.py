@@ -175,7 +175,11 @@ def test_mistakes_have_their_own_message(
 def test_a_failed_case_is_listed_last_and_the_others_are_done(run: Path, folders: Path) -> None:
     shutil.copy(folders / "broken/cut.nii.gz", folders / "mr")
     result = call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", code=1)
-    assert sorted(path.name for path in (folders / "out").iterdir()) == ["mr_001_sct.nii.gz", "mr_002_sct.nii.gz"]
+    assert sorted(path.name for path in (folders / "out").iterdir()) == [
+        "mr_001_sct.nii.gz",
+        "mr_002_sct.nii.gz",
+        "run.json",
+    ]
     assert result.stderr.strip().splitlines()[-1].strip().startswith("cut: ")
     assert "1 failed:" in result.stderr
 

@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 NARROW = ["model.generator.filters=4", "model.discriminator.filters=4", "training.steps=2", "training.workers=0"]
 
 
-WINDOW = {2: (64, 64), 3: (32, 32, 16)}
+WINDOW = {2: (64, 64), 3: (32, 32, 24)}
 
 
 @pytest.fixture(scope="module")

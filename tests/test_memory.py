@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,38 @@ def test_peak_memory_of_a_256_x_256_x_180_volume_is_below_4_gb() -> None:
     gigabytes = float(done.stdout)
     assert 0.01 < gigabytes < 4, gigabytes
     assert "translating slices: 1 of " in done.stderr
+
+
+LARGE = """
+import resource, sys
+import numpy as np, torch
+import nibabel as nib
+from medcyclegan.inference.translator import Translator
+from medcyclegan.networks.generators.resnet import ResNetGenerator
+from medcyclegan.transforms.intensity import Scaler
+from medcyclegan.transforms.pipeline import Preparation
+
+path, out = sys.argv[1:]
+x, y, z = np.ogrid[-1:1:512j, -1:1:512j, -1:1:600j]
+body = ((x / 0.8) ** 2 + (y / 0.9) ** 2 < 1) & (np.abs(z) < 0.95)
+mr = np.where(body, 500 + 300 * x + 50 * z, 5).astype(np.int16)
+nib.save(nib.Nifti1Image(mr, np.eye(4)), path)
+del body, mr
+translate = Translator(
+    ResNetGenerator(filters=1, blocks=1).eval(), preparation=Preparation("MR", (1.0, 1.0, 1.0)),
+    scaler=Scaler(-1024, 3071), modality="CT", window=(512, 512), device=torch.device("cpu"),
+)
+translate(path).save(out)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+def test_peak_memory_of_a_512_x_512_x_600_volume_is_below_8_gb(tmp_path: Path) -> None:
+    """The whole process, libraries included, from a compressed file to a compressed file."""
+    paths = [str(tmp_path / name) for name in ("mr.nii.gz", "sct.nii.gz")]
+    done = subprocess.run([sys.executable, "-c", LARGE, *paths], capture_output=True, text=True, check=True)
+    gigabytes = float(done.stdout)
+    print(f"{gigabytes:.2f} GB")
+    assert 1 < gigabytes < 8, gigabytes

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcyclegan.inference import planes
-from medcyclegan.inference.planes import translate_slices
+from medcyclegan.inference import tiles
+from medcyclegan.inference.planes import plane_window, translate_slices, translate_volume
+from medcyclegan.inference.seams import slice_flicker
 
 CPU = torch.device("cpu")
 
@@ -52,7 +53,7 @@ def test_field_of_view_does_not_change_what_the_network_sees() -> None:
 
 
 def test_slices_without_body_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planes, "BATCH_VOXELS", 3 * 40 * 40)
+    monkeypatch.setitem(tiles.BATCH_VOXELS, "cpu", 3 * 40 * 40)
     image, body = volume((40, 40, 9))
     network = Recorder()
     translate_slices(network, image, body, window=(16, 16), device=CPU)
@@ -60,3 +61,112 @@ def test_slices_without_body_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(len(batch) for batch in network.shown) > 1
     empty = translate_slices(network, image, np.zeros_like(body), window=(16, 16), device=CPU)
     assert (empty == -1).all()
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("neighbors", [0, 1, 2])
+def test_identity_reconstructs_along_every_plane_and_from_stacks(plane: str, neighbors: int) -> None:
+    image, body = volume((30, 26, 22))
+    result = translate_slices(nn.Identity(), image, body, window=(32, 32), device=CPU, plane=plane, neighbors=neighbors)
+    assert np.allclose(result, np.where(body.any(), image, -1), atol=1e-6)
+
+
+class Marker(nn.Module):
+    """Gives the index of each voxel along the second axis of its slice, scaled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.arange(x.shape[3], dtype=torch.float32).expand_as(x) / 100
+
+
+@pytest.mark.parametrize(("plane", "axis"), [("axial", 1), ("coronal", 2), ("sagittal", 2)])
+def test_the_axes_of_a_slice_keep_their_order(plane: str, axis: int) -> None:
+    image, body = volume((32, 32, 32))
+    result = translate_slices(Marker(), image, body, window=(32, 32), device=CPU, plane=plane)
+    shown = np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != {"axial": 2, "coronal": 1}.get(plane, 0))))
+    expected = np.moveaxis(np.broadcast_to(np.arange(32) / 100, (32, 32, 32)), 2, axis)
+    index = [slice(None)] * 3
+    index[{"axial": 2, "coronal": 1, "sagittal": 0}[plane]] = shown
+    np.testing.assert_allclose(result[tuple(index)], expected[tuple(index)], atol=1e-6)
+
+
+class NeighborNumbers(nn.Module):
+    """Channel c of every stack is c."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.arange(x.shape[1], dtype=torch.float32)[None, :, None, None].expand_as(x)
+
+
+def test_a_stack_of_slices_gives_the_mean_of_its_predictions() -> None:
+    image = np.zeros((16, 16, 5), np.float32)
+    body = np.ones(image.shape, bool)
+    result = translate_slices(NeighborNumbers(), image, body, window=(16, 16), device=CPU, neighbors=1)
+    # The first slice is the middle one (1) of its own stack and the lower one (0) of its neighbor's, and so on.
+    assert result[0, 0].tolist() == [0.5, 1, 1, 1, 1.5]
+
+
+def test_stacks_beyond_the_ends_are_background() -> None:
+    network = Recorder()
+    image = np.full((16, 16, 3), 0.5, np.float32)
+    translate_slices(network, image, np.ones(image.shape, bool), window=(16, 16), device=CPU, neighbors=1)
+    (shown,) = network.shown
+    assert (shown[0, 0] == -1).all() and (shown[2, 2] == -1).all() and (shown[1] == 0.5).all()
+
+
+@pytest.mark.parametrize("window", [(16, 16, 16), (32, 24, 16), (64, 64, 64)])
+def test_identity_reconstructs_through_3d_patches(window: tuple[int, int, int]) -> None:
+    image, body = volume((40, 37, 19))
+    result = translate_volume(nn.Identity(), image, body, window=window, device=CPU, spatial_dims=3)
+    assert np.abs(result - image).max() < 1e-6
+    network = Recorder()
+    translate_volume(network, image, body, window=window, device=CPU, spatial_dims=3)
+    assert all(shown.shape[2:] == window for shown in network.shown)
+    assert min(float(shown.min()) for shown in network.shown) == -1  # and no 0, which the image does not hold
+    assert not any((shown == 0).any() for shown in network.shown)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("statistics", ["neighbors", "volume"])
+def test_pooled_statistics_make_slices_of_the_same_tissue_alike(statistics: str, spatial_dims: int) -> None:
+    """One tissue beside one other that comes and goes: its brightness must not follow what else is in the slice."""
+    norm = nn.InstanceNorm2d(1) if spatial_dims == 2 else nn.InstanceNorm3d(1)
+    network = nn.Sequential(norm, nn.Tanh())
+    image = np.full((32, 32, 24), -1, np.float32)
+    image[8:24, 8:24] = 0.2
+    image[12:16, 12:16, ::2] = 0.9
+    body, window = image > -1, (32, 32) if spatial_dims == 2 else (16, 16, 16)
+    flicker = {}
+    tissue = body & (image < 0.5)
+    for kind in ("window", statistics):
+        result = translate_volume(
+            network, image, body, window=window, device=CPU, spatial_dims=spatial_dims, statistics=kind
+        )
+        flicker[kind] = slice_flicker(result, tissue)
+    assert flicker[statistics] < (0.1 * flicker["window"] if spatial_dims == 2 else 1e-4), flicker
+
+
+def test_frozen_windows_show_the_body_alone() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(tuple(x.shape[2:]))
+            return self.norm(x)
+
+    image, body = np.full((128, 128, 4), -1, np.float32), np.zeros((128, 128, 4), bool)
+    body[60:80, 50:90] = True
+    image[body] = 0.3
+    result = translate_slices(Sizes(), image, body, window=(128, 128), device=CPU, statistics="neighbors")
+    assert sizes == [(128, 128), (64, 80)]  # 20 and 40 voxels with 16 on either side, in steps of 16
+    own = translate_slices(Sizes(), image, body, window=(128, 128), device=CPU)
+    assert np.allclose(result[body], own[body], atol=1e-4)
+
+
+def test_windows_of_other_planes() -> None:
+    assert plane_window((96, 112), "axial", "axial") == (96, 112)
+    assert plane_window((96, 112), "axial", "coronal") == (96, 112)  # x keeps 96; z was never seen
+    assert plane_window((96, 112), "axial", "sagittal") == (112, 112)
+    assert plane_window((64, 80), "sagittal", "axial") == (80, 64)

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from isal import igzip
 from monai.data import ImageWriter
 from monai.data.image_writer import register_writer, resolve_writer
 
@@ -34,6 +35,7 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SCANNER = 1
 # Cosine between axes above which a qform, which is a rotation, cannot stand for the affine.
 _SHEAR_COSINE = 1e-5
+_GZIP_LEVEL = 2
 
 
 def write_volume(
@@ -53,7 +55,7 @@ def write_volume(
         path: .nii, .nii.gz, .mha, .mhd or .nrrd; its folder is made if need be.
         array: (X, Y, Z) int16, uint8, bool (stored as uint8) or float32.
         grid: where the voxels lie; same shape as `array`.
-        description: NIfTI `descrip`, cut to 79 characters; the other formats have no place for it.
+        description: NIfTI `descrip`, cut to 79 characters; a field `descrip` in the header of the other formats.
         nifti_codes: (sform_code, qform_code) of the source, kept so that viewers treat the result as they treat the
             source; (0, 0) for a source of unknown orientation. Default (1, 1), scanner coordinates. Both matrices are
             written with the affine of `grid` (the qform only where the axes are orthogonal).
@@ -80,9 +82,13 @@ def write_volume(
         if name.endswith((".nii", ".nii.gz")):
             image = _nifti_image(array, grid, description, nifti_codes)
             with atomic_file(path) as temporary:
-                nib.save(image, temporary)
+                content = image.to_bytes()
+                if name.endswith(".gz"):
+                    # The same size as zlib's level 1 in under a third of its time (0.08 for 0.29 s, 24 MB of sCT).
+                    content = igzip.compress(content, _GZIP_LEVEL)
+                temporary.write_bytes(content)
         else:
-            _write_itk(path, array, grid.affine)
+            _write_itk(path, array, grid.affine, description)
 
 
 def to_int16(values: npt.ArrayLike) -> npt.NDArray[np.int16]:
@@ -171,8 +177,10 @@ def _nifti_image(array: np.ndarray, grid: Grid, description: str, codes: tuple[i
     return image
 
 
-def _write_itk(path: Path, array: np.ndarray, affine: npt.NDArray[np.float64]) -> None:
+def _write_itk(path: Path, array: np.ndarray, affine: npt.NDArray[np.float64], description: str) -> None:
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    if description:
+        image.SetMetaData("descrip", " ".join(description.encode("ascii", "replace").decode().split()))
     lps = _RAS_TO_LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())

@@ -1,0 +1,428 @@
+"""Many volumes translated into files: reading, translating and writing at the same time, with a record of it all.
+
+The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha or .nrrd on request), trust maps in
+`trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model, versions, settings, and per case
+the seconds and the quality record. It is rewritten after every case, so that an interrupted conversion can be resumed.
+
+Under `torchrun` every process takes its own cases and writes its own `run-<rank>-of-<processes>.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+
+from medcyclegan import __version__
+from medcyclegan.atomic import write_json
+from medcyclegan.build import load_translator
+from medcyclegan.data.inspection import looks_like_hu
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.inference.statistics import Statistics
+from medcyclegan.inference.translator import Source, Translation, Translator
+from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes, read_volume
+from medcyclegan.progress import Progress, Silent
+from medcyclegan.training.checkpoint import FILE_NAME
+
+T = TypeVar("T")
+ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd"}
+FORMAT = "medcyclegan-conversion"
+VERSION = 1
+# Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
+LARGE = 64_000_000
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote, and what it could not.
+
+    Attributes:
+        written: case id -> file; those of an earlier run that `resume` left alone are not in it.
+        failed: case id -> reason.
+        skipped: case id -> file that an earlier run had finished.
+        quality: case id -> quality record, for the cases written.
+    """
+
+    written: dict[str, Path]
+    failed: dict[str, str]
+    skipped: dict[str, Path] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def convert(
+    checkpoint: Path,
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    direction: str = "ab",
+    overwrite: bool = False,
+    resume: bool = False,
+    file_format: str = "nifti",
+    trust: bool = False,
+    ensemble: Ensemble | None = None,
+    others: Sequence[Path] = (),
+    statistics: Statistics = "neighbors",
+    device: str = "auto",
+    progress: Progress | None = None,
+    allow: Iterable[str] = (),
+) -> Conversion:
+    """Translate files and folders of volumes; a case that fails is listed and the others go on.
+
+    Args:
+        checkpoint: a run or a checkpoint file.
+        inputs: volumes, or folders of which every volume is taken.
+        output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
+        direction: "ab" or "ba".
+        overwrite: replace files that exist; without it they are refused before anything is computed.
+        resume: leave out cases that `run.json` in `output` says were finished by the same model with the same settings
+            from the same voxels; their files may exist.
+        file_format: "nifti", "mha" or "nrrd"; of no meaning where `output` is a file.
+        trust: write trust maps too.
+        ensemble: planes, flips and how they are fused.
+        others: further runs or checkpoints of the ensemble.
+        statistics: of instance norms, see `inference.statistics`.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        progress: watches the slices.
+        allow: as in `load_translator`.
+
+    Raises:
+        InputError: nothing can be converted as asked; nothing is written then.
+    """
+    rank, processes = _place()
+    ensemble = ensemble or Ensemble()
+    if overwrite and resume:
+        raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
+    translator = load_translator(
+        checkpoint,
+        direction=direction,
+        device=_own_device(device),
+        ensemble=ensemble,
+        others=others,
+        statistics=statistics,
+        allow=allow,
+    )
+    files = _inputs(inputs)
+    targets = _targets(files, output, file_format, translator.modality)
+    chosen = list(files)[rank::processes]
+    record = _Record(
+        _record_path(output, rank, processes),
+        {
+            "model": {
+                "checkpoints": [
+                    {"path": str(path), "sha256": _sha256(path / FILE_NAME if path.is_dir() else path)}
+                    for path in (checkpoint, *others)
+                ],
+                "direction": direction,
+            },
+            "settings": {
+                "planes": list(ensemble.planes),
+                "flips": ensemble.flips,
+                "fuse": ensemble.fuse,
+                "statistics": statistics,
+                "trust": trust,
+            },
+        },
+    )
+    finished = record.finished() if resume else {}
+    if not overwrite:
+        remedy = "write somewhere else, or allow --overwrite or --resume"
+        raise_all(
+            [
+                f"{targets[case]}" + (", written with another model or settings" if resume else "")
+                for case in chosen
+                if targets[case].exists() and case not in finished
+            ],
+            f"these files exist already; {remedy}:",
+        )
+    started = time.monotonic()
+    result = Conversion({}, {})
+    reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    pending: list[tuple[str, Future[dict[str, Any]]]] = []
+
+    done = {
+        case: entry["voxels_sha256"] for case, entry in finished.items() if case in targets and targets[case].exists()
+    }
+
+    def start(case: str) -> Future[_Read]:
+        return reader.submit(_read, files[case], translator, done.get(case))
+
+    def collect() -> None:
+        case, writing = pending.pop(0)
+        try:
+            entry = writing.result()
+        except InputError as error:
+            result.failed[case] = str(error)
+        else:
+            result.written[case] = targets[case]
+            result.quality[case] = entry["quality"]
+            record.add(case, entry)
+
+    try:
+        ahead: Future[_Read] | None = None
+        for number, case in enumerate(chosen):
+            reading = ahead or start(case)
+            ahead = None
+            begun = time.monotonic()
+            try:
+                read = reading.result()
+            except InputError as error:
+                result.failed[case] = str(error)
+                continue
+            if read.source is None:
+                result.skipped[case] = targets[case]
+                continue
+            if case in done:
+                result.failed[case] = f"{files[case]} has changed since {targets[case]} was written. Allow --overwrite."
+                continue
+            if number + 1 < len(chosen) and read.source.case.image.size <= LARGE:
+                ahead = start(chosen[number + 1])
+            name = f"{case} ({number + 1}/{len(chosen)})"
+            try:
+                prediction = translator.predict(read.source, trust=trust, progress=_Named(progress or Silent(), name))
+            except InputError as error:
+                result.failed[case] = str(error)
+                continue
+            while pending:
+                collect()
+            finish = _Finish(translator, files[case], targets[case], read, read.source, begun)
+            pending.append((case, writer.submit(finish, prediction)))
+            del read, reading, prediction
+        while pending:
+            collect()
+    except BaseException:
+        # What is being written when everything stops is finished and recorded, so that it can be resumed from.
+        writer.shutdown()
+        for case, writing in pending:
+            if writing.exception() is None:
+                record.add(case, writing.result())
+        raise
+    finally:
+        reader.shutdown(cancel_futures=True)
+        writer.shutdown()
+    record.close(result, translator, time.monotonic() - started)
+    return result
+
+
+def options(*, planes: str | None, flips: bool, fuse: str, statistics: str) -> dict[str, Any]:
+    """The arguments `ensemble` and `statistics` of `convert` from words, for example "axial,coronal" and "mean".
+
+    Raises:
+        InputError: for a word that is not allowed.
+    """
+    if statistics not in get_args(Statistics):
+        raise InputError(f"statistics are one of {', '.join(get_args(Statistics))}, got '{statistics}'.")
+    named = tuple(word.strip() for word in planes.split(",")) if planes else ()
+    # What is in these strings is checked by Ensemble.
+    return {"ensemble": Ensemble(named, flips, fuse), "statistics": statistics}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A volume that was read and, unless it is done already, prepared."""
+
+    source: Source | None
+    digest: str  # of its voxels and affine, whatever the file's format
+    wrong_modality: str | None
+
+
+def _read(file: Path, translator: Translator, done: str | None) -> _Read:
+    """Read `file`; leave out the preparation where its voxels are those of the digest `done`."""
+    volume = read_volume(file)
+    voxels = np.ascontiguousarray(volume.numpy()[0])
+    digest = hashlib.sha256(voxels.view(np.uint8).data)
+    digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
+    if digest.hexdigest() == done:
+        return _Read(None, done, None)
+    hu = looks_like_hu(voxels)
+    expected = translator.preparation.modality
+    wrong = None
+    if hu and expected == "MR":
+        wrong = "the values look like a CT in Hounsfield units, and the model takes MR"
+    if not hu and expected == "CT":
+        wrong = "the values do not look like Hounsfield units, and the model takes CT"
+    return _Read(translator.read(volume), digest.hexdigest(), wrong)
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """The last stage of a case: back to its grid, and into files."""
+
+    translator: Translator
+    file: Path
+    target: Path
+    read: _Read
+    source: Source
+    begun: float
+
+    def __call__(self, prediction: Any) -> dict[str, Any]:
+        translation = self.translator.finish(self.source, prediction)
+        quality = translation.quality
+        if self.read.wrong_modality:
+            quality["flags"].insert(0, self.read.wrong_modality)
+        maps = self._save(translation)
+        return {
+            "input": str(self.file),
+            "voxels_sha256": self.read.digest,
+            "output": str(self.target),
+            "trust": maps,
+            "seconds": round(time.monotonic() - self.begun, 3),
+            "quality": quality,
+        }
+
+    def _save(self, translation: Translation) -> dict[str, str]:
+        ending = next(e for e in (".nii.gz", *VOLUME_SUFFIXES) if self.target.name.lower().endswith(e))
+        stem = self.target.name[: -len(ending)]
+        for suffix in ("_sct", "_smr"):
+            stem = stem.removesuffix(suffix)
+        maps = {name: self.target.parent / "trust" / f"{stem}_{name}{ending}" for name in translation.trust}
+        for name, path in maps.items():
+            translation.save_trust(name, path)
+        # Last, so that a result that exists is complete.
+        translation.save(self.target)
+        return {name: str(path) for name, path in maps.items()}
+
+
+class _Record:
+    """run.json: what was made of what, by what."""
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path = path
+        self.head = json.loads(json.dumps(head))
+        self.cases: dict[str, Any] = {}
+
+    def finished(self) -> dict[str, Any]:
+        """The cases that earlier runs, of any number of processes, finished with this model and these settings."""
+        found: dict[str, Any] = {}
+        beginning = self.path.name[: self.path.name.rindex("run")] + "run"
+        if not self.path.parent.is_dir():
+            return found
+        for path in sorted(self.path.parent.iterdir()):
+            if not (path.name.startswith(beginning) and path.suffix == ".json"):
+                continue
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if content["format"] != FORMAT or _identity(content) != _identity(self.head):
+                    continue
+                found |= content["cases"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # not a record of ours: it finishes nothing, and existing files are refused
+        return found
+
+    def add(self, case: str, entry: dict[str, Any]) -> None:
+        if not self.cases and self.path.exists():
+            self.cases = self._kept()
+        self.cases[case] = entry
+        self._write({})
+
+    def close(self, result: Conversion, translator: Translator, seconds: float) -> None:
+        if not self.cases and not result.failed:
+            return
+        if not self.cases:
+            self.cases = self._kept()
+        every = [translator, *translator.others]
+        self._write(
+            {
+                "failed": result.failed,
+                "device": str(translator.device),
+                "precision": ["bf16" if t.bf16 else "float32" for t in every],
+                "seconds": round(seconds, 3),
+            }
+        )
+
+    def _kept(self) -> dict[str, Any]:
+        """Cases of an earlier record in the same place whose files are still what that record says."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            same = content["format"] == FORMAT and _identity(content) == _identity(self.head)
+            return dict(content["cases"]) if same else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _write(self, tail: dict[str, Any]) -> None:
+        program = {"medcyclegan": __version__, "python": platform.python_version()}
+        program |= {name: version(name) for name in ("torch", "monai", "nibabel", "SimpleITK", "numpy")}
+        content = {"format": FORMAT, "version": VERSION, "program": program, **self.head, "cases": self.cases, **tail}
+        write_json(self.path, content)
+
+
+def _identity(content: dict[str, Any]) -> Any:
+    """What two runs share that give the same files: weights and settings, wherever the checkpoint lies."""
+    model = content["model"]
+    return [c["sha256"] for c in model["checkpoints"]], model["direction"], content["settings"]
+
+
+def _inputs(inputs: Sequence[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in inputs:
+        for case, file in list_volumes(path).items() if path.is_dir() else [(case_id(path), path)]:
+            if case in files:
+                raise InputError(f"the case id '{case}' occurs twice: {files[case]} and {file}.", "Convert them apart.")
+            files[case] = file
+    return files
+
+
+def _targets(files: dict[str, Path], output: Path, file_format: str, modality: str) -> dict[str, Path]:
+    if file_format not in ENDINGS:
+        raise InputError(f"there is no format '{file_format}'; allowed are {', '.join(ENDINGS)}.")
+    if output.name.lower().endswith(VOLUME_SUFFIXES):
+        if len(files) != 1:
+            raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
+        return dict.fromkeys(files, output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
+    return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
+
+
+def _record_path(output: Path, rank: int, processes: int) -> Path:
+    """run.json in the folder, or beside a single file under its name."""
+    name = "run.json" if processes == 1 else f"run-{rank}-of-{processes}.json"
+    if output.name.lower().endswith(VOLUME_SUFFIXES):
+        return output.with_name(f"{case_id(output)}.{name}")
+    return output / name
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun sets them; 0 and 1 without it."""
+    try:
+        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise InputError("RANK and WORLD_SIZE in the environment are not numbers.", "Unset them.") from None
+    if not 0 <= rank < processes:
+        raise InputError(f"RANK is {rank} and WORLD_SIZE {processes}: the rank is below the size.", "Unset them.")
+    return rank, processes
+
+
+def _own_device(device: str) -> str:
+    """The GPU of this process under torchrun, where the device was left open."""
+    import torch
+
+    if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Progress that says which case it is about."""
+
+    progress: Progress
+    name: str
+
+    def track(self, items: Iterable[T], total: int, description: str) -> Iterator[T]:
+        yield from self.progress.track(items, total, f"{self.name}: {description}")

@@ -1,0 +1,99 @@
+"""The windows of a translation as a MONAI inferer: slices along planes, or 3D patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from medcyclegan.inference.ensemble import Ensemble, fused, members
+from medcyclegan.inference.planes import Plane, plane_window, translate_volume
+from medcyclegan.inference.statistics import Statistics
+from medcyclegan.inference.tiles import BACKGROUND
+
+
+class _Function(nn.Module):
+    """Anything that can be called, as a module."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+class TranslatorInferer(Inferer):
+    """Runs a translating network over prepared volumes as `Translator` does.
+
+    Args:
+        window: size of the windows in training: along the two axes of a slice in RAS order, or (X, Y, Z).
+        spatial_dims: 2 or 3, of the network.
+        plane: of the slices in training.
+        neighbors: slices on either side that the network takes and gives as channels.
+        statistics: of instance norms, see `inference.statistics`.
+        planes: along which the slices are taken; none: `plane`.
+        flips: fuse with the mirrored volume.
+        fuse: "mean" or "median".
+    """
+
+    def __init__(
+        self,
+        window: Sequence[int],
+        *,
+        spatial_dims: int = 2,
+        plane: Plane = "axial",
+        neighbors: int = 0,
+        statistics: Statistics = "neighbors",
+        planes: Sequence[Plane] = (),
+        flips: bool = False,
+        fuse: Any = "mean",
+    ) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.spatial_dims = spatial_dims
+        self.plane: Plane = plane
+        self.neighbors = neighbors
+        self.statistics: Statistics = statistics
+        self.ensemble = Ensemble(tuple(planes), flips, fuse)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Translate.
+
+        Args:
+            inputs: (B, 1, X, Y, Z) on the working grid, axes RAS, in [-1, 1]; what is exactly -1 is background.
+            network: (B, C, *spatial) in [-1, 1] to the same shape and range.
+
+        Returns:
+            (B, 1, X, Y, Z) float32 in [-1, 1] on the device of `inputs`; background where there is none but background.
+        """
+        if inputs.ndim != 5 or inputs.shape[1] != 1:
+            raise ValueError(f"inputs are (B, 1, X, Y, Z), got {tuple(inputs.shape)}")
+        if args or kwargs:
+            raise TypeError("a translating network takes the volume only")
+        module = network if isinstance(network, nn.Module) else _Function(network)
+        device = next((p.device for p in module.parameters()), inputs.device)
+
+        def translate(image: Any, body: Any, plane: Plane) -> Any:
+            window = self.window if self.spatial_dims == 3 else plane_window(self.window, self.plane, plane)
+            return translate_volume(
+                module,
+                image,
+                body,
+                window=window,
+                device=device,
+                spatial_dims=self.spatial_dims,
+                plane=plane,
+                neighbors=self.neighbors,
+                statistics=self.statistics,
+            )
+
+        results = []
+        for volume in inputs:
+            image = torch.as_tensor(volume)[0].detach().float().cpu().numpy()
+            parts = members([(translate, self.plane)], image, image > BACKGROUND, self.ensemble)
+            results.append(torch.from_numpy(fused([values for _, values in parts], self.ensemble.fuse))[None])
+        return torch.stack(results).to(inputs.device)

@@ -1,0 +1,192 @@
+"""Conversion of many cases into files: formats, records, resuming, shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from medcyclegan import InputError, load_translator, phantom
+from medcyclegan.convert import convert, options
+from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of, read_volume
+from medcyclegan.io.writer import write_volume
+
+
+@pytest.fixture
+def mr(cohort: phantom.Cohort, tmp_path: Path) -> Path:
+    """A folder of three small MR volumes."""
+    folder = tmp_path / "mr"
+    folder.mkdir()
+    for name, file in zip(("p1", "p2", "p3"), (*cohort.train_mr, *cohort.test_mr), strict=True):
+        shutil.copy(file, folder / f"{name}.nii.gz")
+    return folder
+
+
+def record(folder: Path, name: str = "run.json") -> dict:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_run_json_says_what_was_made_of_what_by_what(run: Path, mr: Path, tmp_path: Path) -> None:
+    result = convert(run, [mr], tmp_path / "out", device="cpu")
+    assert not result.failed and set(result.written) == {"p1", "p2", "p3"}
+    content = record(tmp_path / "out")
+    assert content["program"]["medcyclegan"] and content["program"]["torch"] == torch.__version__
+    assert len(content["model"]["checkpoints"][0]["sha256"]) == 64 and content["model"]["direction"] == "ab"
+    assert content["precision"] in (["float32"], ["bf16"]) and content["device"] == "cpu" and content["seconds"] > 0
+    case = content["cases"]["p1"]
+    assert case["input"] == str(mr / "p1.nii.gz") and Path(case["output"]).exists() and case["seconds"] > 0
+    assert case["quality"]["cohort"] == "known" and case["quality"] == result.quality["p1"]
+    header = nib.load(result.written["p1"]).header["descrip"].tobytes()
+    assert b"medcyclegan" in header and b"not for clinical use" in header and b"step 4" in header
+
+
+def test_every_format_holds_the_same_sct_and_names_the_model(run: Path, mr: Path, tmp_path: Path) -> None:
+    voxels = []
+    for file_format, ending in (("nifti", ".nii.gz"), ("mha", ".mha"), ("nrrd", ".nrrd")):
+        result = convert(run, [mr / "p1.nii.gz"], tmp_path / file_format, file_format=file_format, device="cpu")
+        assert result.written["p1"].name == f"p1_sct{ending}"
+        volume = read_volume(result.written["p1"])
+        assert grid_of(volume).matches(grid_of(read_volume(mr / "p1.nii.gz")), 1e-3)
+        voxels.append(volume.numpy())
+        if ending != ".nii.gz":
+            assert "not for clinical use" in sitk.ReadImage(result.written["p1"]).GetMetaData("descrip")
+    assert all(np.array_equal(voxels[0], other) for other in voxels[1:])
+    with pytest.raises(InputError, match="nifti, mha, nrrd"):
+        convert(run, [mr], tmp_path / "x", file_format="png", device="cpu")
+
+
+def test_every_input_format_gives_the_same_sct_and_hash(run: Path, mr: Path, tmp_path: Path) -> None:
+    volume = read_volume(mr / "p1.nii.gz")
+    array, grid = volume.numpy()[0].astype(np.float32), grid_of(volume)
+    results, hashes = [], set()
+    for suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"):
+        write_volume(tmp_path / f"in{suffix}", array, Grid(array.shape, grid.affine))
+        out = tmp_path / f"of{suffix[1:]}"
+        results.append(read_volume(convert(run, [tmp_path / f"in{suffix}"], out, device="cpu").written["in"]).numpy())
+        hashes.add(record(out)["cases"]["in"]["voxels_sha256"])
+    assert len(hashes) == 1 and all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_resume_skips_what_is_finished_and_nothing_else(run: Path, mr: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copy(mr / "p3.nii.gz", tmp_path / "p3.nii.gz")
+    (mr / "p3.nii.gz").write_bytes(b"broken")
+    first = convert(run, [mr], out, device="cpu")
+    assert set(first.written) == {"p1", "p2"} and set(first.failed) == {"p3"}
+    stamps = {case: file.stat().st_mtime_ns for case, file in first.written.items()}
+    with pytest.raises(InputError, match="exist already"):
+        convert(run, [mr], out, device="cpu")
+    shutil.move(tmp_path / "p3.nii.gz", mr / "p3.nii.gz")
+    second = convert(run, [mr], out, resume=True, device="cpu")
+    assert set(second.written) == {"p3"} and set(second.skipped) == {"p1", "p2"} and not second.failed
+    assert {case: file.stat().st_mtime_ns for case, file in first.written.items()} == stamps
+    assert set(record(out)["cases"]) == {"p1", "p2", "p3"}
+    # Other settings or another model finished nothing of this.
+    with pytest.raises(InputError, match="another model or settings"):
+        convert(run, [mr], out, resume=True, ensemble=Ensemble(flips=True), device="cpu")
+    # An input that has changed since is told and not skipped.
+    shutil.copy(mr / "p2.nii.gz", mr / "p1.nii.gz")
+    third = convert(run, [mr], out, resume=True, device="cpu")
+    assert "has changed since" in third.failed["p1"] and set(third.skipped) == {"p2", "p3"}
+    # A result that was deleted is made again.
+    first.written["p2"].unlink()
+    assert set(convert(run, [mr / "p2.nii.gz"], out, resume=True, device="cpu").written) == {"p2"}
+    with pytest.raises(InputError, match="Choose one"):
+        convert(run, [mr], out, resume=True, overwrite=True, device="cpu")
+
+
+def test_trust_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> None:
+    plain = convert(run, [mr / "p1.nii.gz"], tmp_path / "plain", device="cpu")
+    result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", trust=True, device="cpu")
+    names = ("spread", "structure", "cycle", "combined")
+    assert {p.name for p in (tmp_path / "out" / "trust").iterdir()} == {f"p1_{name}.nii.gz" for name in names}
+    sct = nib.load(result.written["p1"])
+    for name in names:
+        image = nib.load(tmp_path / "out" / "trust" / f"p1_{name}.nii.gz")
+        assert image.shape == sct.shape and np.array_equal(image.affine, sct.affine)
+        values = image.get_fdata()
+        assert np.isfinite(values).all() and values.min() >= 0 and values.max() > 0
+        assert values[np.asarray(sct.dataobj) == -1024].max() <= values.max()
+    # Asking for trust does not change the result.
+    assert np.array_equal(sct.dataobj, nib.load(plain.written["p1"]).dataobj)
+    quality = result.quality["p1"]
+    assert quality["members"] == 1 and 0 <= quality["share_above_threshold"] <= 1
+
+
+def test_an_ensemble_is_the_mean_of_its_members(run: Path, cohort: phantom.Cohort) -> None:
+    def values(ensemble: Ensemble | None = None, **more: object) -> np.ndarray:
+        translator = load_translator(run, device="cpu", ensemble=ensemble, **more)  # type: ignore[arg-type]
+        translator.bf16 = False
+        source = translator.read(cohort.test_mr[0])
+        return translator.predict(source).values
+
+    planes = [values(Ensemble((plane,))) for plane in ("axial", "coronal", "sagittal")]  # type: ignore[arg-type]
+    assert np.array_equal(values(), planes[0])
+    together = values(Ensemble(("axial", "coronal", "sagittal")))
+    np.testing.assert_allclose(together, np.mean(planes, axis=0), atol=1e-6)
+    median = values(Ensemble(("axial", "coronal", "sagittal"), fuse="median"))
+    np.testing.assert_allclose(median, np.median(planes, axis=0), atol=1e-6)
+    np.testing.assert_allclose(values(others=[run]), planes[0], atol=1e-6)  # twice the same checkpoint
+
+
+def test_an_old_checkpoint_says_that_its_cohort_is_unknown(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    for domain in content["domains"].values():
+        del domain["cohort"]
+    torch.save(content, tmp_path / "old.pt")
+    result = convert(tmp_path / "old.pt", [cohort.test_mr[0]], tmp_path / "out", device="cpu")
+    (quality,) = result.quality.values()
+    assert quality["cohort"].startswith("unknown") and quality["flags"] == []
+
+
+def test_a_ct_given_as_mr_is_flagged(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
+    result = convert(run, [cohort.test_ct[0]], tmp_path / "out", device="cpu")
+    (quality,) = result.quality.values()
+    assert "look like a CT" in quality["flags"][0]
+
+
+def test_checkpoints_of_other_preparations_are_not_fused(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    content["domains"]["a"]["preparation"]["spacing"] = (1.0, 1.0, 1.0)
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="checkpoint 2"):
+        load_translator(run, device="cpu", others=[tmp_path / "other.pt"])
+
+
+def test_processes_of_torchrun_share_the_cases(run: Path, mr: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "medcyclegan", "convert", str(run), str(mr), "-o", str(out), "-d", "cpu", "--json"]
+    told = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}
+        done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, check=True)
+        told.append(set(json.loads(done.stdout)["written"]))
+    assert told == [{"p1", "p3"}, {"p2"}]
+    assert [set(record(out, f"run-{rank}-of-2.json")["cases"]) for rank in (0, 1)] == told
+    again = convert(run, [mr], out, resume=True, device="cpu")  # by one process, from the records of two
+    assert set(again.skipped) == {"p1", "p2", "p3"}
+
+
+def test_a_single_file_has_its_record_beside_it(run: Path, mr: Path, tmp_path: Path) -> None:
+    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.nrrd", device="cpu")
+    assert (tmp_path / "x.nrrd").exists() and set(record(tmp_path, "x.run.json")["cases"]) == {"p1"}
+
+
+def test_words_for_planes_and_statistics() -> None:
+    chosen = options(planes="axial, coronal", flips=True, fuse="median", statistics="window")
+    assert chosen == {"ensemble": Ensemble(("axial", "coronal"), True, "median"), "statistics": "window"}
+    with pytest.raises(InputError, match="coronal"):
+        options(planes="axial,front", flips=False, fuse="mean", statistics="window")
+    with pytest.raises(InputError, match="neighbors"):
+        options(planes=None, flips=False, fuse="mean", statistics="batch")
