@@ -23,6 +23,7 @@ from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared,
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.planes import translate_slices
 from medcyclegan.inference.translator import Translator
+from medcyclegan.io.dicom_out import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.registry import DISCRIMINATORS, GENERATORS, OBJECTIVES
@@ -248,6 +249,7 @@ def convert(
     *,
     direction: str = "ab",
     overwrite: bool = False,
+    file_format: str = "nifti",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Conversion:
@@ -257,8 +259,10 @@ def convert(
         inputs: volumes, or folders of which every volume is taken.
         output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
         overwrite: replace files that exist; without it they are refused before anything is computed.
+        file_format: "nifti", or "dicom" for a CT series in the folder `<case>_sct`.
     """
     translator = load_translator(checkpoint, direction=direction, device=device)
+    _check_format(file_format, output, translator.modality)
     files: dict[str, Path] = {}
     for path in inputs:
         for case, file in list_volumes(path).items() if path.is_dir() else [(case_id(path), path)]:
@@ -272,7 +276,8 @@ def convert(
     else:
         if output.exists() and not output.is_dir():
             raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
-        targets = {case: output / f"{case}_s{translator.modality.lower()}.nii.gz" for case in files}
+        ending = "" if file_format == "dicom" else ".nii.gz"
+        targets = {case: output / f"{case}_s{translator.modality.lower()}{ending}" for case in files}
     if not overwrite:
         raise_all(
             [str(target) for target in targets.values() if target.exists()],
@@ -281,13 +286,30 @@ def convert(
     written, failed = {}, {}
     for number, (case, file) in enumerate(files.items(), start=1):
         try:
-            translator(file, progress=_Named(progress or Silent(), f"{case} ({number}/{len(files)})")).save(
-                targets[case]
-            )
+            translation = translator(file, progress=_Named(progress or Silent(), f"{case} ({number}/{len(files)})"))
+            if file_format == "dicom":
+                write_ct_series(
+                    targets[case],
+                    translation.array,
+                    translation.grid,
+                    source=file,
+                    description=translation.description,
+                )
+            else:
+                translation.save(targets[case])
             written[case] = targets[case]
         except InputError as error:
             failed[case] = str(error)
     return Conversion(written, failed)
+
+
+def _check_format(file_format: str, output: Path, modality: str) -> None:
+    if file_format not in ("nifti", "dicom"):
+        raise InputError(f"there is no format '{file_format}'; allowed are nifti and dicom.")
+    if file_format == "dicom" and modality != "CT":
+        raise InputError(f"only CT is written as DICOM, and this direction gives {modality}.", "Leave out --format.")
+    if file_format == "dicom" and output.name.lower().endswith(VOLUME_SUFFIXES):
+        raise InputError(f"{output} is the name of a file, and DICOM needs a folder.", "Give a folder as output.")
 
 
 @dataclass(frozen=True)

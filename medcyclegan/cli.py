@@ -159,19 +159,31 @@ def train(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Volumes, or folders of volumes.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Volumes, DICOM series, or folders of them.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for a single volume.")],
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    file_format: Annotated[
+        str, typer.Option("--format", help="nifti, or dicom: each sCT as a CT series in a folder of its own.")
+    ] = "nifti",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Translate volumes; each result lies on its source's own grid, CT in Hounsfield units."""
+    """Translate volumes and DICOM series; each result lies on its source's own grid, CT in Hounsfield units."""
     from medcyclegan import build
     from medcyclegan.progress import Terminal
 
     result = build.convert(
-        checkpoint, inputs, output, direction=direction, overwrite=overwrite, device=device, progress=Terminal()
+        checkpoint,
+        inputs,
+        output,
+        direction=direction,
+        overwrite=overwrite,
+        file_format=file_format,
+        device=device,
+        progress=Terminal(),
     )
     if as_json:
         _print_json({"written": {c: str(file) for c, file in result.written.items()}, "failed": result.failed})

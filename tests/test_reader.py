@@ -227,9 +227,9 @@ class TestRefusals:
             read_volume(tmp_path / "none.nii")
         with pytest.raises(InputError, match="is a folder"):
             read_volume(tmp_path)
-        (tmp_path / "a.dcm").touch()
-        with pytest.raises(InputError, match=r"a\.dcm: not a volume format.*\.nii\.gz"):
-            read_volume(tmp_path / "a.dcm")
+        (tmp_path / "a.txt").touch()
+        with pytest.raises(InputError, match=r"a\.txt: not a volume format.*\.nii\.gz"):
+            read_volume(tmp_path / "a.txt")
 
     def test_mhd_without_its_data(self, tmp_path: Path) -> None:
         path = store(tmp_path, ".mhd", scan())

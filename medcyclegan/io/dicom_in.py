@@ -42,7 +42,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AIR_HU = -1024.0
-_UID_DIGITS = 8  # of the end of a UID, shown in messages
+_UID_DIGITS = 8  # of the end of a UID, shown in messages, or more where they are needed
 # A slice may lie this far from where even steps put it: positions rounded to one decimal are off by 0.05 mm.
 _OFF_MM = 0.1
 _OFF_STEPS = 0.1
@@ -96,6 +96,7 @@ class Series:
 
     Attributes:
         uid: SeriesInstanceUID.
+        uid_end: its end, long enough to tell it from the others that were found with it.
         kind: "scan", "localizer" (a scout view for planning the scan) or "other" (no image: structures, reports, ...).
         modality: "MR", "CT", ...
         description: SeriesDescription, or an empty string.
@@ -103,6 +104,7 @@ class Series:
     """
 
     uid: str
+    uid_end: str
     kind: str
     modality: str
     description: str
@@ -112,7 +114,7 @@ class Series:
         kind = {"scan": "", "localizer": " (localizer)", "other": " (no images)"}[self.kind]
         return (
             f"{self.modality} '{self.description or 'without a description'}', {_count(self.images, 'image')}{kind}, "
-            f"UID ...{self.uid[-_UID_DIGITS:]}"
+            f"UID ...{self.uid_end}"
         )
 
 
@@ -364,12 +366,16 @@ def _grouped(objects: Sequence[_Object]) -> list[tuple[Series, list[_Object]]]:
     groups: dict[str, list[_Object]] = {}
     for item in objects:
         groups.setdefault(str(item.header.SeriesInstanceUID), []).append(item)
+    digits = _UID_DIGITS
+    while len({uid[-digits:] for uid in groups}) < len(groups):
+        digits += 1
     found = []
     for uid in sorted(groups):
         header = groups[uid][0].header
         kinds = {_kind(item.header) for item in groups[uid]}
         series = Series(
             uid=uid,
+            uid_end=uid[-digits:],
             kind="scan" if "scan" in kinds else "localizer" if "localizer" in kinds else "other",
             modality=str(header.get("Modality") or "?"),
             description=" ".join(str(header.get("SeriesDescription") or "").split()),
@@ -404,8 +410,7 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[_Slice], list[str]]
     elif len(scans) > 1:
         raise InputError(
             f"{folder} holds {len(scans)} series, and one is needed: {listed}.",
-            f"Give the sub-folder of one series, or name it by the end of its UID: '{folder}#"
-            f"{scans[0][0].uid[-_UID_DIGITS:]}'.",
+            f"Give the sub-folder of one series, or name it by the end of its UID: '{folder}#{scans[0][0].uid_end}'.",
         )
     else:
         meant = scans or found[:1]
