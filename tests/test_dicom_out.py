@@ -25,9 +25,7 @@ DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes (../shared/data) are absent")
 needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy (Debian: dicom3tools)")
 
-SAGITTAL = OBLIQUE[:, [1, 2, 0, 3]] @ np.diag(
-    [1, -1, 1, 1]
-)  # rows to the back, columns to the feet, slices across
+SAGITTAL = OBLIQUE[:, [1, 2, 0, 3]] @ np.diag([1, -1, 1, 1])  # rows to the back, columns to the feet, slices across
 
 
 def hounsfield(shape: tuple[int, ...]) -> np.ndarray:
