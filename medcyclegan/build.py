@@ -23,7 +23,7 @@ from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared,
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.planes import translate_slices
 from medcyclegan.inference.translator import Translator
-from medcyclegan.io.dicom_out import write_ct_series
+from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.registry import DISCRIMINATORS, GENERATORS, OBJECTIVES

@@ -18,7 +18,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, RTStructureSetStorage, generate_uid
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom_in import holds_dicom, list_series
+from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.dicom.series import list_series
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_volume, volume_files
 
@@ -91,6 +92,13 @@ class TestValuesAndPlaces:
             archive.writestr("__MACOSX/x/._im001.dcm", b"rubbish")
         check(tmp_path / "study", stored())
         check(tmp_path / "mr.zip", stored())
+
+    def test_linked_folders_and_circles(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "real", stored())
+        (tmp_path / "patient").mkdir()
+        (tmp_path / "patient" / "mr").symlink_to(tmp_path / "real")
+        (tmp_path / "patient" / "circle").symlink_to(tmp_path / "patient")
+        check(tmp_path / "patient", stored())
 
     def test_files_without_the_mark_at_their_start(self, tmp_path: Path) -> None:
         for file in write_series(tmp_path / "mr", stored()).iterdir():

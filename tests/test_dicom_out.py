@@ -16,8 +16,8 @@ from dicom_files import OBLIQUE, RAS, stored, write_enhanced, write_series
 from pydicom.dataset import Dataset
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom_in import source_series
-from medcyclegan.io.dicom_out import write_ct_series
+from medcyclegan.io.dicom.ct_series import write_ct_series
+from medcyclegan.io.dicom.series import source_series
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_volume
 

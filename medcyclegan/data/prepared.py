@@ -28,7 +28,7 @@ from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.data.datalist import Case, Cohort
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.dicom_in import split_choice
+from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent

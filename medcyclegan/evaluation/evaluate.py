@@ -31,7 +31,7 @@ from medcyclegan.evaluation.metrics.ssim import ssim
 from medcyclegan.evaluation.pairing import pair
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.protocol import protocol as protocol_named
-from medcyclegan.io.dicom_in import split_choice
+from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent

@@ -32,7 +32,8 @@ from monai.transforms import LoadImage
 from nibabel.spatialimages import SpatialImage
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom_in import DICOM_SUFFIXES, dicom_files, holds_dicom, load_series, split_choice
+from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom, split_choice
+from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.grid import Grid
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
@@ -119,7 +120,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
     """Read a volume from a .nii, .nii.gz, .mha, .mhd or .nrrd file, or a DICOM series from a folder, a zip or a file.
 
     Of a folder or zip with several series, `PATH#DIGITS` is the one whose SeriesInstanceUID ends in these digits; how
-    DICOM is read is told in `dicom_in`.
+    DICOM is read is told in `io.dicom.series`.
 
     NIfTI-1 and NIfTI-2 of either byte order are scaled by their slope and intercept; the affine is the sform if that is
     coded, else the qform (nibabel's rule). The same scan stored in any of the formats gives the same result. The
@@ -132,7 +133,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
     Raises:
         InputError: the file is missing, unreadable, cut short, not one scalar 3D volume of at least 2 voxels along each
             axis, has no invertible affine, or holds non-finite values or a single value only; or it is DICOM that
-            `dicom_in.load_series` refuses.
+            `load_series` refuses.
 
     Warns:
         UserWarning: the orientation is not coded, two geometries in the header disagree, the units are not

@@ -30,7 +30,8 @@ from pydicom.valuerep import format_number_as_ds
 
 from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom_in import SourceSeries, holds_dicom, source_series
+from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.dicom.series import SourceSeries, source_series
 from medcyclegan.io.grid import Grid
 
 SERIES_DESCRIPTION = "synthetic CT, not for clinical use"
