@@ -410,7 +410,7 @@ class TestSeveralSeries:
         structures.SOPClassUID, structures.SOPInstanceUID = RTStructureSetStorage, generate_uid()
         structures.SeriesInstanceUID, structures.Modality = "1.2.3.3333", "RTSTRUCT"
         save(structures, tmp_path / "rs.dcm")
-        with pytest.raises(InputError, match=r"holds no images: RTSTRUCT.*no pixel data"):
+        with pytest.raises(InputError, match=r"holds no scan: RTSTRUCT.*no pixel data"):
             read_volume(tmp_path)
 
 

@@ -16,6 +16,7 @@ oblique grid stays oblique.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -94,6 +95,9 @@ def write_ct_series(
             with a new identifier, and study and frame of reference are new.
         description: what made the CT: model and version.
 
+    Warns:
+        UserWarning: the source names no frame of reference.
+
     Raises:
         InputError: the axes are sheared, `folder` holds something else, or the source cannot be read any more.
         OSError: the files could not be written.
@@ -165,6 +169,12 @@ def _template(origin: SourceSeries | None, description: str, step: float) -> Dat
             if origin.header.get(keyword):
                 new[keyword] = origin.header[keyword]
         _copy_history(origin.header, new)
+    if origin and "FrameOfReferenceUID" not in new:
+        warnings.warn(
+            "the source has no FrameOfReferenceUID, so the CT series gets a new one: planning systems will not take "
+            "the two as aligned.",
+            stacklevel=3,
+        )
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
         if keyword not in new:
             setattr(new, keyword, _new_uid())

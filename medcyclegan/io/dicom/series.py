@@ -34,7 +34,7 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID.
         uid_end: its end, long enough to tell it from the others that were found with it.
-        kind: "scan", "localizer" (a scout view for planning the scan) or "other" (no image: structures, reports, ...).
+        kind: "scan", "localizer" (a scout view for planning the scan) or "other" (structures, reports, screenshots).
         modality: "MR", "CT", ...
         description: SeriesDescription, or an empty string.
         images: number of slices.
@@ -48,7 +48,7 @@ class Series:
     images: int
 
     def __str__(self) -> str:
-        kind = {"scan": "", "localizer": " (localizer)", "other": " (no images)"}[self.kind]
+        kind = {"scan": "", "localizer": " (localizer)", "other": " (no scan)"}[self.kind]
         return (
             f"{self.modality} '{self.description or 'without a description'}', {count(self.images, 'image')}{kind}, "
             f"UID ...{self.uid_end}"
@@ -153,6 +153,8 @@ def _kind(header: Dataset) -> str:
     standard_name = pydicom.uid.UID(header.SOPClassUID).name
     if "Image Storage" not in standard_name and (standard_name != header.SOPClassUID or "Rows" not in header):
         return "other"
+    if "Secondary Capture" in standard_name and "ImagePositionPatient" not in header:
+        return "other"  # a screenshot, a dose report
     return "localizer" if "LOCALIZER" in _words(header, "ImageType") else "scan"
 
 
@@ -189,8 +191,8 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
     name = str(path)
     if series.kind == "other":
         raise InputError(
-            f"{name} holds no images: {series}, {pydicom.uid.UID(items[0].header.SOPClassUID).name}; "
-            "it has no pixel data of a scan.",
+            f"{name} holds no scan: {series}, {pydicom.uid.UID(items[0].header.SOPClassUID).name}: no pixel data, or "
+            "none that have a place in space.",
             "Give the folder of an image series.",
         )
     if localizers := [item.place.name for item in items if _kind(item.header) == "localizer"]:

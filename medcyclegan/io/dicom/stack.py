@@ -76,6 +76,7 @@ class Stack:
 
 
 def slices_of(item: Object, name: str) -> Iterator[Slice]:
+    """The slice of a classic object, or every frame of an enhanced multi-frame one; `name` is for messages."""
     header = item.header
     enhanced = "PerFrameFunctionalGroupsSequence" in header
     if not enhanced and item.frames > 1:
@@ -125,7 +126,11 @@ def slices_of(item: Object, name: str) -> Iterator[Slice]:
 
 
 def stacked(slices: list[Slice], name: str) -> Stack:
-    """Sort the slices of one series and find their grid, or refuse them with every reason."""
+    """Sort the slices of one series and find their grid; `name` is for messages.
+
+    Raises:
+        InputError: the slices differ in what a stack shares, lie in the same place, or are not in even steps.
+    """
     problems = [*_unplaced(slices), *_unlike(slices)]
     if problems:
         raise InputError(
@@ -180,7 +185,8 @@ def stacked(slices: list[Slice], name: str) -> Stack:
         start = np.floor(pixels.min(axis=0) + 1e-6)
         columns, rows = (np.array([columns, rows]) + np.ceil(np.ptp(pixels, axis=0) - 1e-6)).astype(int).tolist()
         origin = origin + start[0] * first.spacing[1] * row + start[1] * first.spacing[0] * column
-        shift, axis = pixels - start, step * normal
+        # Without rounding, an edge would count as outside by the last digit.
+        shift, axis = np.round(pixels - start, 6), step * normal
         notes.append(
             f"{tilt}; every slice was shifted within its own plane by linear interpolation until the axes were "
             "orthogonal."
