@@ -6,6 +6,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -151,6 +152,7 @@ class TestCompression:
 
         write_series(tmp_path / "ct", self.values, modality="CT", change=compress)
         check(tmp_path / "ct", self.expected)
+        warnings.simplefilter("ignore")
         for file in (tmp_path / "ct").iterdir():
             file.write_bytes(file.read_bytes()[:-800])
         with pytest.raises(InputError, match=r"cannot be decoded|cut short"):
@@ -343,16 +345,29 @@ def test_every_second_slice_missing_is_warned_of(tmp_path: Path) -> None:
         assert read_volume(folder).shape == (1, 6, 5, 6)
 
 
-def test_invalid_headers_do_not_leak_into_warnings(tmp_path: Path) -> None:
+def test_invalid_headers_do_not_leak_into_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def change(ds: Dataset, k: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ds.add_new("PatientBirthDate", "DA", "Secret1970")
+            ds.FrameOfReferenceUID = "1.2.Secret"
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write_series(tmp_path / "mr", stored(), change=change)
+    write_series(tmp_path / "mr", stored(), change=change)
+    header = pydicom.dcmread(tmp_path / "mr" / "im001.dcm")
+    with pytest.warns(UserWarning, match="Secret"):  # what pydicom says when nobody stops it
+        assert header.FrameOfReferenceUID
+    caplog.clear()
     check(tmp_path / "mr", stored())  # a warning would be an error here
+    assert not caplog.records
+
+
+def test_reading_in_threads_leaves_warnings_as_they_were(tmp_path: Path) -> None:
+    write_series(tmp_path / "mr", stored())
+    before, mode = list(warnings.filters), pydicom.config.settings.reading_validation_mode
+    with ThreadPoolExecutor(4) as pool:
+        for volume in pool.map(read_volume, [tmp_path / "mr"] * 40):
+            np.testing.assert_array_equal(volume.numpy()[0], stored())
+    assert list(warnings.filters) == before
+    assert pydicom.config.settings.reading_validation_mode == mode
 
 
 class TestSeveralSeries:

@@ -18,7 +18,6 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +393,7 @@ def _nifti_class(start: bytes, path: Path) -> type[nib.Nifti1Image]:
 
 def _load_nifti(path: Path) -> tuple[MetaTensor, dict[str, Any]]:
     reader = _NiftiReader()
-    volume = _loader()(str(path), reader=reader)
+    volume = _LOADER(str(path), reader=reader)
     return volume, _nifti_meta(reader.image, str(path))
 
 
@@ -409,12 +408,11 @@ def _load_itk(path: Path) -> tuple[MetaTensor, dict[str, Any]]:
         not header.HasMetaDataKey("NRRD_space") or header.GetMetaData("NRRD_space") != "left-posterior-superior"
     ):
         _warn_unknown_orientation(str(path), "the header names no anatomical space")
-    return _loader()(str(path), reader=SimpleITKReader()), {}
+    return _LOADER(str(path), reader=SimpleITKReader()), {}
 
 
-@cache
 def _loader() -> LoadImage:
-    """MONAI's loader; beside pydicom it complains, each time it is made, of a GPU decoder that nothing here uses."""
+    """MONAI's loader, made once: beside pydicom it complains each time of a GPU decoder that nothing here uses."""
     logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -424,6 +422,9 @@ def _loader() -> LoadImage:
             return LoadImage(image_only=True)
     finally:
         logger.setLevel(level)
+
+
+_LOADER = _loader()
 
 
 def _check_nifti_kind(image: SpatialImage, name: str) -> None:

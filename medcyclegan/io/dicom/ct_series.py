@@ -31,7 +31,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.dicom.files import holds_dicom, quiet_headers
 from medcyclegan.io.dicom.series import SourceSeries, source_series
 from medcyclegan.io.grid import Grid
 
@@ -117,7 +117,8 @@ def write_ct_series(
     _refuse_foreign(folder)
     origin = source_series(source) if source is not None and holds_dicom(source) else None
     array, grid, one_to_one = _axial(array, grid, origin)
-    template = _template(origin, description, float(grid.spacing[2]))
+    with quiet_headers():
+        template = _template(origin, description, float(grid.spacing[2]))
     references = [_reference(*image) for image in origin.images] if origin else []
     with atomic_folder(folder) as temporary:
         for k in range(grid.shape[2]):

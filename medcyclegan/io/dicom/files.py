@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-import warnings
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import pydicom
+from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
@@ -42,6 +43,9 @@ LIBRARY_ERRORS = (
     RuntimeError,
 )
 
+_lock = threading.Lock()
+_readers = 0
+_mode_before = settings.reading_validation_mode
 _DICOMDIR = "1.2.840.10008.1.3.10"
 
 
@@ -137,10 +141,24 @@ def read_objects(path: Path) -> tuple[list[Object], list[str]]:
 
 @contextmanager
 def quiet_headers() -> Iterator[None]:
-    """pydicom's remarks on headers quote values, which may be the patient's: they are not passed on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """pydicom's remarks on wrong values quote them, and they may be the patient's: they are not made.
+
+    Several threads may read at the same time; the last one out restores what was set. (Python's own filter of warnings
+    is shared by threads and not restored reliably.)
+    """
+    global _readers, _mode_before
+    with _lock:
+        if _readers == 0:
+            _mode_before = settings.reading_validation_mode
+            settings.reading_validation_mode = IGNORE
+        _readers += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if _readers == 0:
+                settings.reading_validation_mode = _mode_before
 
 
 def count(number: int, noun: str) -> str:
