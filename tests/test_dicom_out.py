@@ -244,6 +244,9 @@ class TestRefusals:
         (tmp_path / "thesis.txt").write_text("x")
         with pytest.raises(InputError, match=r"thesis\.txt.*Give another folder"):
             write_ct_series(tmp_path, hounsfield((6, 5, 4)), self.grid)
+        source = write_series(tmp_path / "mr", stored())
+        with pytest.raises(InputError, match=r"mr holds something else than a synthetic CT \(im001\.dcm"):
+            write_ct_series(source, hounsfield((6, 5, 4)), self.grid, source=source)
         with pytest.raises(InputError, match="is a file"):
             write_ct_series(tmp_path / "thesis.txt", hounsfield((6, 5, 4)), self.grid)
 

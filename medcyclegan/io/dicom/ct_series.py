@@ -24,6 +24,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -31,7 +32,7 @@ from pydicom.valuerep import format_number_as_ds
 
 from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import holds_dicom, quiet_headers
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, holds_dicom, quiet_headers
 from medcyclegan.io.dicom.series import SourceSeries, source_series
 from medcyclegan.io.grid import Grid
 
@@ -87,7 +88,7 @@ def write_ct_series(
     """Write a synthetic CT as a folder of CT Image Storage instances; whole or not at all.
 
     Args:
-        folder: where to; an earlier series in it is replaced, anything else is refused. Its parent is made if need be.
+        folder: where to; a synthetic CT in it is replaced, anything else is refused. Its parent is made if need be.
         array: (X, Y, Z) int16, HU.
         grid: where the voxels lie; same shape as `array`, axes at right angles.
         source: the volume that the CT was made from, as `read_volume` took it. If it is DICOM, its patient, study and
@@ -131,11 +132,19 @@ def write_ct_series(
 def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file.", "Give a folder for the DICOM series.")
-    if folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if p.suffix != ".dcm")):
+    if folder.is_dir() and (others := sorted(path.name for path in folder.iterdir() if not _is_ours(path))):
         raise InputError(
-            f"{folder} holds something else than a DICOM series ({', '.join(others[:3])}), and would be replaced.",
+            f"{folder} holds something else than a synthetic CT ({', '.join(others[:3])}), and would be replaced.",
             "Give another folder.",
         )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["SeriesDescription"])
+        return str(header.get("SeriesDescription", "")) == SERIES_DESCRIPTION
+    except LIBRARY_ERRORS:
+        return False
 
 
 def _axial(
