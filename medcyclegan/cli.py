@@ -166,12 +166,16 @@ def train(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Volumes, or folders of volumes.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Volumes, DICOM series, or folders of them.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for a single volume.")],
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Leave out cases that are finished.")] = False,
-    file_format: Annotated[str, typer.Option("--format", help="nifti, mha or nrrd.")] = "nifti",
+    file_format: Annotated[
+        str, typer.Option("--format", help="nifti, mha, nrrd, or dicom: a CT series in a folder of its own.")
+    ] = "nifti",
     trust: Annotated[bool, typer.Option("--trust", help="Write trust maps too.")] = False,
     planes: Annotated[
         str | None, typer.Option(metavar="PLANE,...", help="Fuse slices along these: axial,coronal,sagittal.")
@@ -186,7 +190,7 @@ def convert(
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
-    """Translate volumes; each result lies on its source's own grid, CT in Hounsfield units."""
+    """Translate volumes and DICOM series; each result lies on its source's own grid, CT in Hounsfield units."""
     from medcyclegan.convert import convert as run_conversion
     from medcyclegan.convert import options as conversion_options
     from medcyclegan.progress import Terminal

@@ -1,8 +1,9 @@
 """Many volumes translated into files: reading, translating and writing at the same time, with a record of it all.
 
-The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha or .nrrd on request), trust maps in
-`trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model, versions, settings, and per case
-the seconds and the quality record. It is rewritten after every case, so that an interrupted conversion can be resumed.
+The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
+on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model,
+versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
+interrupted conversion can be resumed.
 
 Under `torchrun` every process takes its own cases and writes its own `run-<rank>-of-<processes>.json`.
 """
@@ -31,12 +32,13 @@ from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Source, Translation, Translator
+from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes, read_volume
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")
-ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd"}
+ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd", "dicom": ""}
 FORMAT = "medcyclegan-conversion"
 VERSION = 1
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
@@ -87,7 +89,8 @@ def convert(
         overwrite: replace files that exist; without it they are refused before anything is computed.
         resume: leave out cases that `run.json` in `output` says were finished by the same model with the same settings
             from the same voxels; their files may exist.
-        file_format: "nifti", "mha" or "nrrd"; of no meaning where `output` is a file.
+        file_format: "nifti", "mha" or "nrrd", of no meaning where `output` is a file; "dicom" for a CT series in the
+            folder `<case>_sct`, with trust maps as NIfTI.
         trust: write trust maps too.
         ensemble: planes, flips and how they are fused.
         others: further runs or checkpoints of the ensemble.
@@ -281,15 +284,26 @@ class _Finish:
         }
 
     def _save(self, translation: Translation) -> dict[str, str]:
-        ending = next(e for e in (".nii.gz", *VOLUME_SUFFIXES) if self.target.name.lower().endswith(e))
-        stem = self.target.name[: -len(ending)]
+        ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if self.target.name.lower().endswith(e)), "")
+        stem = self.target.name[: len(self.target.name) - len(ending)]
         for suffix in ("_sct", "_smr"):
             stem = stem.removesuffix(suffix)
-        maps = {name: self.target.parent / "trust" / f"{stem}_{name}{ending}" for name in translation.trust}
+        maps = {
+            name: self.target.parent / "trust" / f"{stem}_{name}{ending or '.nii.gz'}" for name in translation.trust
+        }
         for name, path in maps.items():
             translation.save_trust(name, path)
         # Last, so that a result that exists is complete.
-        translation.save(self.target)
+        if ending:
+            translation.save(self.target)
+        else:
+            write_ct_series(
+                self.target,
+                translation.array,
+                translation.grid,
+                source=self.file,
+                description=translation.description,
+            )
         return {name: str(path) for name, path in maps.items()}
 
 
@@ -375,7 +389,11 @@ def _inputs(inputs: Sequence[Path]) -> dict[str, Path]:
 def _targets(files: dict[str, Path], output: Path, file_format: str, modality: str) -> dict[str, Path]:
     if file_format not in ENDINGS:
         raise InputError(f"there is no format '{file_format}'; allowed are {', '.join(ENDINGS)}.")
+    if file_format == "dicom" and modality != "CT":
+        raise InputError(f"only CT is written as DICOM, and this direction gives {modality}.", "Leave out --format.")
     if output.name.lower().endswith(VOLUME_SUFFIXES):
+        if file_format == "dicom":
+            raise InputError(f"{output} is the name of a file, and DICOM needs a folder.", "Give a folder as output.")
         if len(files) != 1:
             raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
         return dict.fromkeys(files, output)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.reader import case_id, list_volumes
+from medcyclegan.io.reader import case_id, list_volumes, volume_files
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _checked(cohort: Cohort, source: str) -> Cohort:
             if not case.id or Path(case.id).name != case.id or case.id.startswith("."):
                 problems.append(f"{name}: '{case.id}' cannot be a case id, it must serve as a file name")
             problems += [
-                f"{name}: case {case.id}: there is no file {file}" for file in _files(case) if not file.is_file()
+                f"{name}: case {case.id}: there is no file {file}" for file in _files(case) if not volume_files(file)
             ]
     raise_all(problems, f"the cohort of {source} cannot be used:")
     trained = {case.image.resolve() for case in (*cohort.a, *cohort.b)}

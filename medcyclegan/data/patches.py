@@ -22,7 +22,11 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.errors import InputError, raise_all
 
 BACKGROUND = -1.0
-PLANES: dict[str, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of the working grid that a slice is cut across
+PLANES: dict[str, int] = {
+    "sagittal": 0,
+    "coronal": 1,
+    "axial": 2,
+}  # the axis of the working grid that a slice is cut across
 CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
 TRIES = 20

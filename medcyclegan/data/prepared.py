@@ -28,8 +28,9 @@ from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.data.datalist import Case, Cohort
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.reader import grid_of, read_mask, read_volume
+from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
 from medcyclegan.transforms.pipeline import Preparation, PreparedCase, prepare
@@ -334,9 +335,9 @@ def _remove_strangers(output: Path, done: set[str]) -> None:
 
 
 def _content_hash(path: Path) -> str:
-    """BLAKE2b of a file and of the data file that a detached header (.mhd, .nrrd) names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in (path, *_detached_data(path)):
+    """BLAKE2b of a volume's files, of the data file of a detached header (.mhd, .nrrd), of the choice of a series."""
+    digest = hashlib.blake2b(split_choice(path)[1].encode(), digest_size=16)
+    for file in (*(volume_files(path) or [path]), *_detached_data(path)):
         try:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 22):

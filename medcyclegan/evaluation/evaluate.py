@@ -31,6 +31,7 @@ from medcyclegan.evaluation.metrics.ssim import ssim
 from medcyclegan.evaluation.pairing import pair
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.protocol import protocol as protocol_named
+from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
@@ -194,17 +195,17 @@ def _make(folder: Path) -> None:
 def _paired(pred: Path, ref: Path, masks: Path | None) -> dict[str, tuple[Path, Path, Path | None]]:
     """Case id to the paths of its prediction, its reference and its mask, if any."""
     for path in (pred, ref, masks):
-        if path is not None and not path.exists():
+        if path is not None and not split_choice(path)[0].exists():
             raise InputError(f"There is no {path}.", "Give a volume or a folder of volumes.")
     references, predictions = _volumes(ref), _volumes(pred)
-    if ref.is_file() and pred.is_file():
+    if _is_one(ref, references) and _is_one(pred, predictions):
         prediction_of = dict(zip(references, predictions, strict=True))
     else:
         prediction_of = pair(references, predictions, "prediction")
     mask_files: dict[str, Path] = {} if masks is None else _volumes(masks)
     if masks is None:
         mask_of = {}
-    elif ref.is_file() and masks.is_file():
+    elif _is_one(ref, references) and _is_one(masks, mask_files):
         mask_of = dict(zip(references, mask_files, strict=True))
     else:
         mask_of = pair(references, mask_files, "mask", spare_allowed=True)
@@ -212,6 +213,11 @@ def _paired(pred: Path, ref: Path, masks: Path | None) -> dict[str, tuple[Path, 
         name: (predictions[prediction_of[name]], path, mask_files[mask_of[name]] if mask_of else None)
         for name, path in references.items()
     }
+
+
+def _is_one(path: Path, volumes: dict[str, Path]) -> bool:
+    """True for a path that is a volume itself, a DICOM folder included, and no folder of volumes."""
+    return list(volumes.values()) == [path]
 
 
 def _volumes(path: Path) -> dict[str, Path]:

@@ -1,8 +1,8 @@
-"""Volumes from files: NIfTI, MetaImage and NRRD in, one kind of MetaTensor out, or one sentence that says why not.
+"""Volumes from files: NIfTI, MetaImage, NRRD, DICOM in, one kind of MetaTensor out, or one sentence that says why not.
 
 Words used here. *Volume*: a MetaTensor of shape (1, X, Y, Z), float32, whose affine takes a voxel index to RAS+
-millimetres (float64). *Case id*: the name of a file without the suffix of its format. *Coded*: a NIfTI header says what
-its orientation matrices mean only where `sform_code` or `qform_code` is above 0.
+millimetres (float64). *Case id*: the name of a file without the suffix of its format, or of a DICOM folder. *Coded*: a
+NIfTI header says what its orientation matrices mean only where `sform_code` or `qform_code` is above 0.
 
 ITK's world is LPS: its first two axes point the other way. The conversion lives here and in `writer`.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import os
 import re
 import warnings
@@ -30,6 +31,8 @@ from monai.transforms import LoadImage
 from nibabel.spatialimages import SpatialImage
 
 from medcyclegan.errors import InputError
+from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom, split_choice
+from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.grid import Grid
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
@@ -44,18 +47,34 @@ _MASK_TOLERANCE_MM = 1e-2
 
 
 def case_id(path: str | os.PathLike[str]) -> str:
-    """The file name without the suffix of its format, in any letter case; other names are returned as they are."""
-    name = Path(path).name
-    return name[: len(name) - len(_suffix(name))]
+    """The file name without the suffix of its format, in any letter case; other names are returned as they are.
+
+    DICOM: `study.zip`, `study.dcm` and the choice `study#123` of a series are all the case `study`.
+    """
+    name = split_choice(path)[0].name
+    for suffix in (_suffix(name), ".zip", *DICOM_SUFFIXES):
+        if suffix and name.lower().endswith(suffix.lower()) and len(name) > len(suffix):
+            return name[: len(name) - len(suffix)]
+    return name
+
+
+def volume_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that the volume at `path` consists of: one, or every DICOM file of a folder; empty if there is none."""
+    found = split_choice(path)[0]
+    if found.is_dir():
+        return dicom_files(found)
+    return [found] if found.exists() else []
 
 
 def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Case id -> file for every volume directly in `folder`, sorted by case id.
+    """Case id -> file or folder for every volume directly in `folder`, sorted by case id.
 
-    Hidden files (leading dot) and sub-folders are left out.
+    A sub-folder or zip that holds DICOM is one case. A folder that holds DICOM files itself is one case, that of its
+    own name. Hidden files (leading dot) and other sub-folders are left out.
 
     Raises:
-        InputError: the folder is missing, is a file, holds no volume, or holds two files of the same case id.
+        InputError: the folder is missing, is a file, holds no volume, holds two volumes of the same case id, or holds
+            the files of a DICOM series beside other volumes.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -64,12 +83,28 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
         raise InputError(f"{folder} is a file, not a folder.", "Give the folder that holds the volumes.")
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     found: dict[str, list[Path]] = {}
+    slices = 0
     for path in files:
         if path.is_file() and _suffix(path.name):
             found.setdefault(case_id(path), []).append(path)
+        elif path.is_dir() or path.suffix.lower() == ".zip":
+            if holds_dicom(path):
+                found.setdefault(path.name if path.is_dir() else case_id(path), []).append(path)
+        elif holds_dicom(path):
+            slices += 1
+    if slices and found:
+        others = sorted(path.name for paths in found.values() for path in paths)
+        raise InputError(
+            f"{folder} holds {slices} DICOM files beside other volumes ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}).",
+            "Give each DICOM series a sub-folder of its own.",
+        )
+    if slices:
+        return {folder.resolve().name: folder}
     if not found:
         raise InputError(
-            f"{folder} holds no volume that can be read ({', '.join(VOLUME_SUFFIXES)}); it holds {_inventory(files)}."
+            f"{folder} holds no volume that can be read ({', '.join(VOLUME_SUFFIXES)}, DICOM); "
+            f"it holds {_inventory(files)}."
         )
     twins = [f"'{case}': {', '.join(p.name for p in paths)}" for case, paths in found.items() if len(paths) > 1]
     if twins:
@@ -81,23 +116,27 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
-    """Read a volume from a .nii, .nii.gz, .mha, .mhd or .nrrd file.
+    """Read a volume from a .nii, .nii.gz, .mha, .mhd or .nrrd file, or a DICOM series from a folder, a zip or a file.
+
+    Of a folder or zip with several series, `PATH#DIGITS` is the one whose SeriesInstanceUID ends in these digits; how
+    DICOM is read is told in `io.dicom.series`.
 
     NIfTI-1 and NIfTI-2 of either byte order are scaled by their slope and intercept; the affine is the sform if that is
     coded, else the qform (nibabel's rule). The same scan stored in any of the formats gives the same result. The
-    metadata hold `filename_or_obj`, `original_affine`, `spatial_shape`, `space` and, for NIfTI, `sform_code` and
-    `qform_code`.
+    metadata hold `filename_or_obj`, `original_affine`, `spatial_shape`, `space`, for NIfTI `sform_code` and
+    `qform_code`, and for DICOM `modality`.
 
     Returns:
         (1, X, Y, Z) float32 MetaTensor, contiguous, on the CPU; `affine` float64, voxel index to RAS+ mm.
 
     Raises:
         InputError: the file is missing, unreadable, cut short, not one scalar 3D volume of at least 2 voxels along each
-            axis, has no invertible affine, or holds non-finite values or a single value only.
+            axis, has no invertible affine, or holds non-finite values or a single value only; or it is DICOM that
+            `load_series` refuses.
 
     Warns:
         UserWarning: the orientation is not coded, two geometries in the header disagree, the units are not
-            millimetres, or the axes are sheared.
+            millimetres, the axes are sheared, or a DICOM gantry tilt was corrected.
     """
     array, affine, meta = _load(Path(path))
     return _checked_volume(array, affine, meta, str(path))
@@ -269,13 +308,22 @@ def _inventory(files: list[Path]) -> str:
 
 def _load(path: Path) -> tuple[np.ndarray, npt.NDArray[np.float64], dict[str, Any]]:
     """Array (X, Y, Z) float32, affine and metadata of one scalar volume; nothing is said of its values yet."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a volume.")
-    suffix = _suffix(path.name).lower()
+    found, _ = split_choice(path)
+    if not found.exists():
+        raise InputError(f"{found} does not exist.")
+    suffix = "" if found.is_dir() else _suffix(path.name).lower()
+    if not suffix and (found.suffix.lower() == ".zip" or holds_dicom(found)):
+        return load_series(path)
+    if found.is_dir():
+        raise InputError(
+            f"{path} is a folder and holds no DICOM, so it is not a volume.",
+            "Give a volume, or a folder that holds one DICOM series.",
+        )
     if not suffix:
-        raise InputError(f"{path}: not a volume format that can be read.", f"Give one of {', '.join(VOLUME_SUFFIXES)}.")
+        raise InputError(
+            f"{path}: not a volume format that can be read.",
+            f"Give one of {', '.join(VOLUME_SUFFIXES)}, or a folder or zip that holds one DICOM series.",
+        )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes).", "Copy or export it again.")
     try:
@@ -345,7 +393,7 @@ def _nifti_class(start: bytes, path: Path) -> type[nib.Nifti1Image]:
 
 def _load_nifti(path: Path) -> tuple[MetaTensor, dict[str, Any]]:
     reader = _NiftiReader()
-    volume = LoadImage(image_only=True)(str(path), reader=reader)
+    volume = _LOADER(str(path), reader=reader)
     return volume, _nifti_meta(reader.image, str(path))
 
 
@@ -360,7 +408,23 @@ def _load_itk(path: Path) -> tuple[MetaTensor, dict[str, Any]]:
         not header.HasMetaDataKey("NRRD_space") or header.GetMetaData("NRRD_space") != "left-posterior-superior"
     ):
         _warn_unknown_orientation(str(path), "the header names no anatomical space")
-    return LoadImage(image_only=True)(str(path), reader=SimpleITKReader()), {}
+    return _LOADER(str(path), reader=SimpleITKReader()), {}
+
+
+def _loader() -> LoadImage:
+    """MONAI's loader, made once: beside pydicom it complains each time of a GPU decoder that nothing here uses."""
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LoadImage(image_only=True)
+    finally:
+        logger.setLevel(level)
+
+
+_LOADER = _loader()
 
 
 def _check_nifti_kind(image: SpatialImage, name: str) -> None:

@@ -114,12 +114,18 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
         body: (X, Y, Z) bool on the grid of `volume`; found by `body.body_mask` where it is None.
 
     Raises:
-        InputError: no body is found, the intensities are flat, the given body is empty, or the working grid would be
-            shorter than 4 voxels along an axis.
+        InputError: its header names another modality, no body is found, the intensities are flat, the given body is
+            empty, or the working grid would be shorter than 4 voxels along an axis.
     """
     name = str(volume.meta.get("filename_or_obj") or "the volume")
     source = grid_of(volume)
     _refuse_thin(source, preparation.spacing, name)
+    said = str(volume.meta.get("modality", preparation.modality))
+    if said != preparation.modality and said in get_args(Modality):
+        raise InputError(
+            f"{name}: its header says that it is {said}, and {preparation.modality} is needed here.",
+            "Were two folders exchanged?",
+        )
     data: dict[str, MetaTensor] = {"image": volume}
     if body is not None:
         if body.shape != source.shape:

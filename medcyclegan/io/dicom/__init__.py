@@ -1,0 +1,1 @@
+"""DICOM: series in, CT series out. LPS is known here and in the other readers and writers."""

@@ -1,0 +1,219 @@
+"""A DICOM series in: the slices of one scan, from a folder, a zip or a file, as one array with its place in space.
+
+Words used here. *Series*: the objects of one SeriesInstanceUID. Messages name files, series descriptions and ends of
+UIDs, and nothing of the patient.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+
+from medcyclegan.errors import InputError
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Object, count, few, quiet_headers, read_objects, split_choice
+from medcyclegan.io.dicom.pixels import unsheared, values_of
+from medcyclegan.io.dicom.stack import Slice, slices_of, stacked
+from medcyclegan.io.grid import Grid
+
+_AIR_HU = -1024.0
+_UID_DIGITS = 8  # of the end of a UID, shown in messages, or more where they are needed
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a folder or zip tells of one of its series, and nothing of the patient.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        uid_end: its end, long enough to tell it from the others that were found with it.
+        kind: "scan", "localizer" (a scout view for planning the scan) or "other" (structures, reports, screenshots).
+        modality: "MR", "CT", ...
+        description: SeriesDescription, or an empty string.
+        images: number of slices.
+    """
+
+    uid: str
+    uid_end: str
+    kind: str
+    modality: str
+    description: str
+    images: int
+
+    def __str__(self) -> str:
+        kind = {"scan": "", "localizer": " (localizer)", "other": " (no scan)"}[self.kind]
+        return (
+            f"{self.modality} '{self.description or 'without a description'}', {count(self.images, 'image')}{kind}, "
+            f"UID ...{self.uid_end}"
+        )
+
+
+@dataclass(frozen=True)
+class SourceSeries:
+    """The headers of a series, for those who write something that derives from it.
+
+    Attributes:
+        header: of the first slice, without pixels. Holds the patient's identity.
+        grid: where its voxels lie as `load_series` gives them.
+        images: (SOP class UID, SOP instance UID, frame number from 1 or None) of every slice, in the grid's order.
+    """
+
+    header: Dataset
+    grid: Grid
+    images: tuple[tuple[str, str, int | None], ...]
+
+
+def list_series(path: str | os.PathLike[str]) -> list[Series]:
+    """Every series in a folder (sub-folders included), a zip or a file, in order of UID.
+
+    Raises:
+        InputError: there is no DICOM, or a file cannot be read.
+    """
+    path, _ = split_choice(path)
+    with quiet_headers():
+        objects, _ = read_objects(path)
+        return [series for series, _ in _grouped(objects)]
+
+
+def load_series(
+    path: str | os.PathLike[str],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], dict[str, Any]]:
+    """Read the one series of a folder, zip or file, or the one that a choice `PATH#DIGITS` names.
+
+    Slices are sorted along the normal. Where a tilted gantry has sheared the stack, every slice is shifted within its
+    own plane by linear interpolation until the axes are orthogonal; nothing is mixed across slices.
+
+    Returns:
+        Array (columns, rows, slices) float32 in HU for CT; affine, voxel index to RAS+ mm; metadata: `modality`.
+
+    Raises:
+        InputError: there is no series or more than one; it is a localizer or no image; slices are missing, repeated,
+            unevenly spaced, of several orientations, sizes, stacks or scans; there are no pixels, a file is cut short,
+            or the values have no meaning that could be known.
+
+    Warns:
+        UserWarning: a tilt was corrected, or other files or series were left out.
+    """
+    with quiet_headers():
+        name, slices, notes = _chosen(path)
+        stack = stacked(slices, name)
+        array = values_of(stack.slices, name)
+    affine = stack.grid.affine
+    if stack.shift is not None:
+        fill = _AIR_HU if stack.slices[0].modality == "CT" else float(array.min())
+        array = unsheared(array, stack, fill)
+    for note in (*notes, *stack.notes):
+        warnings.warn(f"{name}: {note}", stacklevel=2)
+    return array, affine, {"modality": stack.slices[0].modality}
+
+
+def source_series(path: str | os.PathLike[str]) -> SourceSeries:
+    """The headers of what `load_series` reads, checked in the same way; no pixel is read."""
+    with quiet_headers():
+        name, slices, _ = _chosen(path)
+        stack = stacked(slices, name)
+    images = tuple(
+        (str(s.header.SOPClassUID), str(s.header.SOPInstanceUID), s.frame + 1 if s.enhanced else None)
+        for s in stack.slices
+    )
+    return SourceSeries(stack.slices[0].header, stack.grid, images)
+
+
+def _grouped(objects: Sequence[Object]) -> list[tuple[Series, list[Object]]]:
+    groups: dict[str, list[Object]] = {}
+    for item in objects:
+        groups.setdefault(str(item.header.SeriesInstanceUID), []).append(item)
+    digits = _UID_DIGITS
+    while len({uid[-digits:] for uid in groups}) < len(groups):
+        digits += 1
+    found = []
+    for uid in sorted(groups):
+        header = groups[uid][0].header
+        kinds = {_kind(item.header) for item in groups[uid]}
+        series = Series(
+            uid=uid,
+            uid_end=uid[-digits:],
+            kind="scan" if "scan" in kinds else "localizer" if "localizer" in kinds else "other",
+            modality=str(header.get("Modality") or "?"),
+            description=" ".join(str(header.get("SeriesDescription") or "").split()),
+            images=sum(item.frames for item in groups[uid]) if kinds != {"other"} else 0,
+        )
+        found.append((series, groups[uid]))
+    return found
+
+
+def _kind(header: Dataset) -> str:
+    standard_name = pydicom.uid.UID(header.SOPClassUID).name
+    if "Image Storage" not in standard_name and (standard_name != header.SOPClassUID or "Rows" not in header):
+        return "other"
+    if "Secondary Capture" in standard_name and "ImagePositionPatient" not in header:
+        return "other"  # a screenshot, a dose report
+    return "localizer" if "LOCALIZER" in _words(header, "ImageType") else "scan"
+
+
+def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
+    """The name for messages, the slices of the one series that is meant, and what was left out."""
+    folder, digits = split_choice(path)
+    objects, strangers = read_objects(folder)
+    found = _grouped(objects)
+    listed = "; ".join(str(series) for series, _ in found)
+    scans = [(series, items) for series, items in found if series.kind == "scan"]
+    notes = []
+    if digits:
+        meant = [(series, items) for series, items in found if series.uid.endswith(digits)]
+        if len(meant) != 1:
+            raise InputError(
+                f"{folder} holds {len(meant) or 'no'} series whose UID ends in {digits}. It holds: {listed}.",
+                "Give digits that end the UID of one of them.",
+            )
+    elif len(scans) > 1:
+        raise InputError(
+            f"{folder} holds {len(scans)} series, and one is needed: {listed}.",
+            f"Give the sub-folder of one series, or name it by the end of its UID: '{folder}#{scans[0][0].uid_end}'.",
+        )
+    else:
+        meant = scans or found[:1]
+        others = [series for series, _ in found if series is not meant[0][0]]
+        if not scans and others:
+            raise InputError(f"{folder} holds no scan: {listed}.", "Give the folder of an image series.")
+        if others:
+            notes.append(f"left out what is no scan: {'; '.join(map(str, others))}.")
+    if strangers:
+        notes.append(f"left out {count(len(strangers), 'file')} that {_be(strangers)} not DICOM: {few(strangers)}.")
+    ((series, items),) = meant
+    name = str(path)
+    if series.kind == "other":
+        raise InputError(
+            f"{name} holds no scan: {series}, {pydicom.uid.UID(items[0].header.SOPClassUID).name}: no pixel data, or "
+            "none that have a place in space.",
+            "Give the folder of an image series.",
+        )
+    if localizers := [item.place.name for item in items if _kind(item.header) == "localizer"]:
+        every = len(localizers) == len(items)
+        raise InputError(
+            f"{name}: {'the series is a localizer' if every else f'{len(localizers)} of the images are localizers'} "
+            f"(a scout view for planning the scan): {series if every else few(localizers)}.",
+            "Give the folder of the scan itself." if every else "Take these files out of the series.",
+        )
+    try:
+        return name, [image for item in items for image in slices_of(item, name)], notes
+    except InputError:
+        raise
+    except LIBRARY_ERRORS as error:
+        raise InputError(f"{name}: the headers of the series are damaged.", "Copy or export it again.") from error
+
+
+def _words(header: Dataset, keyword: str) -> list[str]:
+    value = header.get(keyword) or []
+    return [value.upper()] if isinstance(value, str) else [str(word).upper() for word in value]
+
+
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,521 @@
+"""DICOM in: the right values in the right place, or one sentence that names the reason and nothing of the patient."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from dicom_files import OBLIQUE, PATIENT, RAS, item, save, set_pixels, stored, write_enhanced, write_series
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, RTStructureSetStorage, generate_uid
+
+from medcyclegan.errors import InputError
+from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.dicom.series import list_series
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_volume, volume_files
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data" / "dicom"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes (../shared/data) are absent")
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_warnings() -> None:
+    warnings.simplefilter("error", UserWarning)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+
+
+def check(path: Path, array: np.ndarray, lps: np.ndarray = OBLIQUE) -> None:
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.numpy()[0], array)
+    assert grid_of(volume).matches(Grid(array.shape, RAS @ lps), 1e-6)
+
+
+class TestValuesAndPlaces:
+    def test_a_series_is_sorted_by_place_and_not_by_name_or_number(self, tmp_path: Path) -> None:
+        check(write_series(tmp_path / "mr", stored()), stored())
+
+    def test_it_is_the_same_volume_as_nifti(self, tmp_path: Path) -> None:
+        affine = (RAS @ OBLIQUE).astype(np.float32).astype(np.float64)
+        nib.save(nib.Nifti1Image(stored(), affine), tmp_path / "mr.nii.gz")
+        write_series(tmp_path / "mr", stored(), RAS @ affine)
+        dicom, nifti = read_volume(tmp_path / "mr"), read_volume(tmp_path / "mr.nii.gz")
+        np.testing.assert_array_equal(dicom.numpy(), nifti.numpy())
+        assert grid_of(dicom).matches(grid_of(nifti), 1e-5)
+
+    def test_simpleitk_reads_the_same(self, tmp_path: Path) -> None:
+        folder = write_series(tmp_path / "ct", stored(), modality="CT")
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+        image = reader.Execute()
+        volume = read_volume(folder)
+        np.testing.assert_array_equal(volume.numpy()[0], sitk.GetArrayFromImage(image).T)
+        for index in ((0, 0, 0), (5, 4, 3), (5, 0, 0), (0, 4, 0)):
+            here = volume.affine.numpy() @ [*index, 1]
+            there = image.TransformIndexToPhysicalPoint(index)
+            np.testing.assert_allclose(here[:3] * [-1, -1, 1], there, atol=1e-4)
+
+    def test_every_slice_has_its_own_slope_and_intercept(self, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            ds.RescaleSlope, ds.RescaleIntercept = 0.5 * (k + 1), -100 * k
+
+        write_series(tmp_path / "ct", stored(), modality="CT", change=change)
+        check(tmp_path / "ct", stored() * np.array([0.5, 1, 1.5, 2]) + np.array([0, -100, -200, -300]))
+
+    def test_bits_that_are_not_stored_are_not_read(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(-2048, 2047, (6, 5, 4)).astype(np.int16)
+
+        def change(ds: Dataset, k: int) -> None:
+            set_pixels(ds, (values[:, :, k].T & 0x0FFF).astype(np.int16))  # the sign bit of 12 stored bits is bit 11
+            ds.BitsStored, ds.HighBit = 12, 11
+
+        check(write_series(tmp_path / "mr", values, change=change), values)
+
+    def test_enhanced_multiframe(self, tmp_path: Path) -> None:
+        expected = stored() * np.array([1, 2, 3, 4]) + 5
+        check(write_enhanced(tmp_path / "mr.dcm", stored()), expected)
+        check(tmp_path, expected)
+
+    def test_zip_and_subfolders(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "study" / "deep" / "mr", stored())
+        with zipfile.ZipFile(tmp_path / "mr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in (tmp_path / "study").rglob("*.dcm"):
+                archive.write(file, f"x/{file.name}")
+            archive.writestr("__MACOSX/x/._im001.dcm", b"rubbish")
+        check(tmp_path / "study", stored())
+        check(tmp_path / "mr.zip", stored())
+
+    def test_linked_folders_and_circles(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "real", stored())
+        (tmp_path / "patient").mkdir()
+        (tmp_path / "patient" / "mr").symlink_to(tmp_path / "real")
+        (tmp_path / "patient" / "circle").symlink_to(tmp_path / "patient")
+        check(tmp_path / "patient", stored())
+
+    def test_files_without_the_mark_at_their_start(self, tmp_path: Path) -> None:
+        for file in write_series(tmp_path / "mr", stored()).iterdir():
+            ds = pydicom.dcmread(file)
+            old = Dataset()
+            old.update(ds)
+            pydicom.dcmwrite(file, old, implicit_vr=True, little_endian=True)
+            assert file.read_bytes()[128:132] != b"DICM"
+        check(tmp_path / "mr", stored())
+
+
+class TestCompression:
+    """Signed values and the slopes are what decoders get wrong."""
+
+    values = np.random.default_rng(0).integers(-1024, 3071, (32, 24, 4)).astype(np.int16)
+    expected = values * np.array([0.5, 1, 1.5, 2])
+
+    @staticmethod
+    def change(ds: Dataset, k: int) -> None:
+        ds.RescaleSlope, ds.RescaleIntercept = 0.5 * (k + 1), 0
+
+    def test_rle(self, tmp_path: Path) -> None:
+        for file in write_series(tmp_path / "ct", self.values, modality="CT", change=self.change).iterdir():
+            ds = pydicom.dcmread(file)
+            ds.compress(RLELossless, generate_instance_uid=False)
+            ds.save_as(file)
+        check(tmp_path / "ct", self.expected)
+
+    def test_deflated(self, tmp_path: Path) -> None:
+        for file in write_series(tmp_path / "ct", self.values, modality="CT", change=self.change).iterdir():
+            ds = pydicom.dcmread(file)
+            ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+            ds.save_as(file)
+        check(tmp_path / "ct", self.expected)
+
+    @pytest.mark.parametrize(("compressor", "syntax"), [("JPEG2000", "4.90"), ("JPEG", "4.70")])
+    def test_what_simpleitk_decodes(self, tmp_path: Path, compressor: str, syntax: str) -> None:
+        def compress(ds: Dataset, k: int) -> None:
+            self.change(ds, k)
+            image = sitk.GetImageFromArray(self.values[:, :, k].T)
+            writer = sitk.ImageFileWriter()
+            writer.SetFileName(str(tmp_path / "one.dcm"))
+            writer.UseCompressionOn()
+            writer.SetCompressor(compressor)
+            writer.Execute(image)
+            made = pydicom.dcmread(tmp_path / "one.dcm")
+            assert made.file_meta.TransferSyntaxUID.endswith(syntax)
+            ds.file_meta = made.file_meta
+            ds["PixelData"] = made["PixelData"]
+
+        write_series(tmp_path / "ct", self.values, modality="CT", change=compress)
+        check(tmp_path / "ct", self.expected)
+        warnings.simplefilter("ignore")
+        for file in (tmp_path / "ct").iterdir():
+            file.write_bytes(file.read_bytes()[:-800])
+        with pytest.raises(InputError, match=r"cannot be decoded|cut short"):
+            read_volume(tmp_path / "ct")
+
+
+class TestTilt:
+    def tilted(self, folder: Path, degrees: float = 18.5) -> np.ndarray:
+        """A CT whose values are a linear function of place, on a stack sheared as a tilted gantry shears it."""
+        angle = np.radians(degrees)
+        lps = np.eye(4)
+        lps[:3, 0] = [0.5, 0, 0]
+        lps[:3, 1] = np.array([0, np.cos(angle), -np.sin(angle)]) * 0.7
+        lps[:3, 2] = [0, 0, 4.0]
+        lps[:3, 3] = [-10, -20, 30]
+        index = np.indices((20, 30, 6)).reshape(3, -1)
+        world = lps[:3, :3] @ index + lps[:3, 3:]
+        gradient = np.array([20.0, -30.0, 10.0])
+        values = (gradient @ world).reshape(20, 30, 6)
+
+        def change(ds: Dataset, k: int) -> None:
+            ds.GantryDetectorTilt = degrees
+            ds.RescaleSlope, ds.RescaleIntercept = "0.1", "0"
+
+        write_series(folder, np.rint(values * 10).astype(np.int16), lps, modality="CT", change=change)
+        return gradient
+
+    def test_it_is_straightened_and_said(self, tmp_path: Path) -> None:
+        gradient = self.tilted(tmp_path / "ct")
+        with pytest.warns(UserWarning, match=r"ct: the gantry was tilted by 18\.5 degrees; every slice was shifted"):
+            volume = read_volume(tmp_path / "ct")
+        grid = grid_of(volume)
+        unit = grid.affine[:3, :3] / grid.spacing
+        np.testing.assert_allclose(unit.T @ unit, np.eye(3), atol=1e-9)
+        np.testing.assert_allclose(grid.spacing, [0.5, 0.7, 4 * np.cos(np.radians(18.5))])
+        # Slice k moves 4 k sin(18.5 degrees) mm along its columns: 5 * 1.269 / 0.7 = 9.07 pixels, so 10 rows more.
+        assert grid.shape == (20, 40, 6)
+        array = volume.numpy()[0]
+        world = RAS[:3, :3] @ nib.affines.apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T).T
+        expected = (gradient @ world).reshape(grid.shape)
+        seen = array != -1024
+        assert seen.sum() > 20 * 29 * 6 * 0.99
+        assert np.abs(array - expected)[seen].max() < 0.06  # rounding of the stored values
+
+    def test_a_header_that_contradicts_its_positions_is_told(self, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            ds.GantryDetectorTilt = 12
+
+        write_series(tmp_path / "ct", stored(), modality="CT", change=change)
+        with pytest.warns(UserWarning, match=r"gantry tilt of 12\.0 degrees and the positions one of 0\.0"):
+            read_volume(tmp_path / "ct")
+
+
+def drop(*numbers: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for number in numbers:
+            (folder / f"im{number:03d}.dcm").unlink()
+
+    return spoil
+
+
+def alter(change: Callable[[Dataset], None], *numbers: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        for number in numbers or range(1, 13):
+            ds = pydicom.dcmread(folder / f"im{number:03d}.dcm")
+            change(ds)
+            ds.save_as(folder / f"im{number:03d}.dcm")
+
+    return spoil
+
+
+def put(**values: object) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        for keyword, value in values.items():
+            setattr(ds, keyword, value)
+
+    return change
+
+
+def lack(*keywords: str) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        for keyword in keywords:
+            delattr(ds, keyword)
+
+    return change
+
+
+def moved(**mm: float) -> Callable[[Dataset], None]:
+    def change(ds: Dataset) -> None:
+        place = np.array(ds.ImagePositionPatient, dtype=float)
+        turn = np.array(ds.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        axes = {"row": turn[0], "column": turn[1], "normal": np.cross(*turn)}
+        for axis, distance in mm.items():
+            place += axes[axis] * distance
+        ds.ImagePositionPatient = [f"{v:.8f}" for v in place]
+
+    return change
+
+
+def cut(number: int, share: float) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        file = folder / f"im{number:03d}.dcm"
+        content = file.read_bytes()
+        file.write_bytes(content[: int(len(content) * share)])
+
+    return spoil
+
+
+def copy(number: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        shutil.copy(folder / f"im{number:03d}.dcm", folder / "copy.dcm")
+
+    return spoil
+
+
+def stacks(folder: Path) -> None:
+    shutil.rmtree(folder)
+    write_enhanced(folder / "a.dcm", stored(), stacks=2)
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a slice missing": (drop(5), r"1 slice missing: the step is 3\.00 mm, but larger after im006\.dcm \(1 slice\)"),
+    "three slices missing": (drop(5, 8, 9), r"3 slices missing.*im010\.dcm \(2 slices\), im006\.dcm \(1 slice\)"),
+    "uneven steps": (alter(moved(normal=1.3), 1, 2, 3), r"uneven slice steps \(10 of 3\.00 mm, 1 of 4\.30 mm\)"),
+    "slices off sideways": (alter(moved(row=2.0), 6), r"shifted sideways.*2\.00 mm"),
+    "two orientations": (
+        alter(put(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), 3, 4),
+        r"mixed orientations \(10 of axial .*2 of sagittal",
+    ),
+    "two sizes": (alter(put(Rows=4), 2), r"several image sizes \(11 of 6 x 5, 1 of 6 x 4\)"),
+    "two pixel spacings": (alter(put(PixelSpacing=[1, 1]), 2), "several pixel spacings"),
+    "two frames of reference": (alter(put(FrameOfReferenceUID="1.2.3"), 2), "2 frames of reference"),
+    "no position": (alter(lack("ImagePositionPatient"), 2), r"1 image without a usable ImagePositionPatient \(im002"),
+    "no orientation": (alter(put(ImageOrientationPatient=None)), "12 images without a usable ImageOrientationPatient"),
+    "a bad orientation": (alter(put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])), "directions or distances"),
+    "no pixel spacing": (alter(lack("PixelSpacing")), "PixelSpacing"),
+    "no pixels": (alter(lack("PixelData"), 4), r"im004\.dcm has no pixel data"),
+    "pixels cut short": (cut(4, 0.98), r"im004\.dcm is cut short \(\d+ of 60 bytes"),
+    "header cut short": (cut(4, 0.2), r"1 file cannot be read as DICOM.*im004\.dcm"),
+    "an empty file": (cut(4, 0.0), r"im004\.dcm"),
+    "localizers": (alter(put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])), "the series is a localizer"),
+    "a localizer among slices": (
+        alter(put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), 3),
+        r"1 of the images are localizers.*im003",
+    ),
+    "an image twice": (copy(3), r"the same image is there twice: (copy|im003)\.dcm and (copy|im003)\.dcm"),
+    "no intercept": (alter(lack("RescaleIntercept"), 1), "Hounsfield units are not known"),
+    "electron density": (alter(put(RescaleType="ED")), "not Hounsfield units but ED"),
+    "a lookup table": (alter(put(ModalityLUTSequence=[item(LUTExplanation="x")])), "Modality LUT"),
+    "frames without places": (alter(put(NumberOfFrames=2), 1), "2 frames and does not say where"),
+    "color": (alter(put(SamplesPerPixel=3), 1), "color"),
+    "one slice": (drop(*range(2, 13)), "a single slice"),
+    "a multi-frame with several stacks": (
+        stacks,
+        r"several stacks \(2 of 2, 2 of 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusal(name: str, tmp_path: Path) -> None:
+    spoil, words = REFUSALS[name]
+    folder = write_series(tmp_path / "ct", stored((6, 5, 12)), modality="CT")
+    read_volume(folder)
+    spoil(folder)
+    with pytest.raises(InputError, match=words) as caught:
+        read_volume(folder)
+    said = str(caught.value)
+    assert str(folder) in said and "\n" not in said and said.endswith(".")
+    assert "Secret" not in said and "4711" not in said and "1970" not in said
+
+
+def test_echoes_in_one_series_are_told_apart(tmp_path: Path) -> None:
+    uid = generate_uid()
+    frame, study = generate_uid(), generate_uid()
+    for echo in (10, 90):
+
+        def change(ds: Dataset, k: int, echo: int = echo) -> None:
+            ds.EchoTime, ds.FrameOfReferenceUID, ds.StudyInstanceUID = echo, frame, study
+
+        write_series(tmp_path, stored(), uid=uid, prefix=f"e{echo}_", change=change)
+    with pytest.raises(InputError, match=r"the same place.*they differ in EchoTime\).*one volume per series"):
+        read_volume(tmp_path)
+
+
+def test_every_second_slice_missing_is_warned_of(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct", stored((6, 5, 12)), modality="CT")
+    drop(2, 4, 6, 8, 10, 12)(folder)
+    with pytest.warns(UserWarning, match=r"numbered 1 to 11 with 5 numbers left out"):
+        assert read_volume(folder).shape == (1, 6, 5, 6)
+
+
+def test_invalid_headers_do_not_leak_into_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def change(ds: Dataset, k: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ds.FrameOfReferenceUID = "1.2.Secret"
+
+    write_series(tmp_path / "mr", stored(), change=change)
+    header = pydicom.dcmread(tmp_path / "mr" / "im001.dcm")
+    with pytest.warns(UserWarning, match="Secret"):  # what pydicom says when nobody stops it
+        assert header.FrameOfReferenceUID
+    caplog.clear()
+    check(tmp_path / "mr", stored())  # a warning would be an error here
+    assert not caplog.records
+
+
+def test_reading_in_threads_leaves_warnings_as_they_were(tmp_path: Path) -> None:
+    write_series(tmp_path / "mr", stored())
+    before, mode = list(warnings.filters), pydicom.config.settings.reading_validation_mode
+    with ThreadPoolExecutor(4) as pool:
+        for volume in pool.map(read_volume, [tmp_path / "mr"] * 40):
+            np.testing.assert_array_equal(volume.numpy()[0], stored())
+    assert list(warnings.filters) == before
+    assert pydicom.config.settings.reading_validation_mode == mode
+
+
+class TestSeveralSeries:
+    @pytest.fixture
+    def study(self, tmp_path: Path) -> Path:
+        def describe(text: str) -> Callable[[Dataset, int], None]:
+            return lambda ds, k: setattr(ds, "SeriesDescription", text)
+
+        write_series(tmp_path / "s", stored(seed=1), uid="1.2.3.1111", prefix="a", change=describe("t1"))
+        write_series(tmp_path / "s", stored(seed=2), uid="1.2.3.2222", prefix="b", change=describe("t2"))
+        return tmp_path / "s"
+
+    def test_they_are_named(self, study: Path) -> None:
+        with pytest.raises(InputError) as caught:
+            read_volume(study)
+        said = str(caught.value)
+        assert "holds 2 series" in said and "#2.3.1111" in said
+        for line in ("MR 't1', 4 images, UID ...2.3.1111", "MR 't2', 4 images, UID ...2.3.2222"):
+            assert line in said
+        assert PATIENT.split("^", maxsplit=1)[0] not in said
+        assert [series.description for series in list_series(study)] == ["t1", "t2"]
+
+    def test_one_is_chosen_by_the_end_of_its_uid(self, study: Path) -> None:
+        check(Path(f"{study}#1111"), stored(seed=1))
+        check(Path(f"{study}#3.2222"), stored(seed=2))
+        with pytest.raises(InputError, match=r"no series whose UID ends in 333\. It holds: MR 't1'"):
+            read_volume(f"{study}#333")
+
+    def test_equal_ends_are_shown_as_long_as_they_need_to_be(self, tmp_path: Path) -> None:
+        for uid in ("1.2.77.0.0.0.0.0", "1.2.78.0.0.0.0.0"):
+            write_series(tmp_path, stored(), uid=uid, prefix=uid)
+        assert [series.uid_end for series in list_series(tmp_path)] == ["7.0.0.0.0.0", "8.0.0.0.0.0"]
+        with pytest.raises(InputError, match=r"holds 2 series whose UID ends in 0\.0"):
+            read_volume(f"{tmp_path}#0.0")
+
+    def test_what_is_no_scan_is_left_out_and_said(self, study: Path) -> None:
+        for file in study.glob("b*"):
+            ds = pydicom.dcmread(file)
+            ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            ds.save_as(file)
+        structures = Dataset()
+        structures.SOPClassUID, structures.SOPInstanceUID = RTStructureSetStorage, generate_uid()
+        structures.SeriesInstanceUID, structures.Modality = "1.2.3.3333", "RTSTRUCT"
+        save(structures, study / "rs.dcm")
+        (study / "readme.txt").write_text("x")
+        (study / "DICOMDIR").write_text("x")
+        with pytest.warns(UserWarning) as told:
+            volume = read_volume(study)
+        np.testing.assert_array_equal(volume.numpy()[0], stored(seed=1))
+        said = " ".join(str(w.message) for w in told)
+        assert "(localizer)" in said and "RTSTRUCT" in said and "1 file that is not DICOM: readme.txt" in said
+
+    def test_structures_alone_are_no_images(self, tmp_path: Path) -> None:
+        structures = Dataset()
+        structures.SOPClassUID, structures.SOPInstanceUID = RTStructureSetStorage, generate_uid()
+        structures.SeriesInstanceUID, structures.Modality = "1.2.3.3333", "RTSTRUCT"
+        save(structures, tmp_path / "rs.dcm")
+        with pytest.raises(InputError, match=r"holds no scan: RTSTRUCT.*no pixel data"):
+            read_volume(tmp_path)
+
+
+class TestListing:
+    def test_patients_in_subfolders_and_zips(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "p1" / "mr", stored())
+        write_series(tmp_path / "x" / "p2", stored())
+        shutil.make_archive(str(tmp_path / "p2"), "zip", tmp_path / "x" / "p2")
+        shutil.rmtree(tmp_path / "x")
+        nib.save(nib.Nifti1Image(stored(), np.eye(4)), tmp_path / "p3.nii.gz")
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "a.txt").touch()
+        found = list_volumes(tmp_path)
+        assert found == {"p1": tmp_path / "p1", "p2": tmp_path / "p2.zip", "p3": tmp_path / "p3.nii.gz"}
+        assert len(volume_files(found["p1"])) == 4 and volume_files(found["p2"]) == [tmp_path / "p2.zip"]
+
+    def test_a_series_folder_is_one_case(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "p1", stored())
+        assert list_volumes(tmp_path / "p1") == {"p1": tmp_path / "p1"}
+
+    def test_slices_beside_volumes_are_refused(self, tmp_path: Path) -> None:
+        write_series(tmp_path, stored())
+        nib.save(nib.Nifti1Image(stored(), np.eye(4)), tmp_path / "p3.nii.gz")
+        with pytest.raises(InputError, match=r"4 DICOM files beside other volumes \(p3\.nii\.gz\)"):
+            list_volumes(tmp_path)
+
+    def test_case_ids(self, tmp_path: Path) -> None:
+        assert (
+            case_id("a/study.zip")
+            == case_id("study.DCM")
+            == case_id("study#123.4")
+            == case_id("study.zip#7")
+            == "study"
+        )
+        assert case_id("p#x") == "p#x"
+
+    def test_a_broken_zip(self, tmp_path: Path) -> None:
+        (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and no more")
+        assert not holds_dicom(tmp_path / "a.zip")
+        with pytest.raises(InputError, match=r"a\.zip cannot be read: it is no whole zip file"):
+            read_volume(tmp_path / "a.zip")
+
+
+@needs_data
+class TestRealSeries:
+    def test_every_folder_is_tested(self) -> None:
+        assert {f.name for f in DATA.iterdir()} == {"ct_gantry_tilt", "mr_philips_noise", "mr_two_orientations"}
+
+    def test_gantry_tilt_and_uneven_steps_are_refused(self) -> None:
+        words = (
+            r"ct_gantry_tilt: uneven slice steps \(7 of 4\.00 mm, 5 of 7\.00 mm, 1 of 1\.08 mm\); besides, the gantry"
+        )
+        with pytest.raises(InputError, match=words) as caught:
+            read_volume(DATA / "ct_gantry_tilt")
+        assert "tilted by 18.5 degrees" in str(caught.value) and "QMNx" not in str(caught.value)
+
+    def test_the_even_part_of_the_tilted_series_is_straightened(self, tmp_path: Path) -> None:
+        for number in range(7, 15):
+            shutil.copy(DATA / "ct_gantry_tilt" / f"{number:02d}.dcm", tmp_path)
+        with pytest.warns(UserWarning, match=r"tilted by 18\.5 degrees"):
+            volume = read_volume(tmp_path)
+        grid = grid_of(volume)
+        np.testing.assert_allclose(grid.spacing, [0.4882812, 0.4882812, 4.0], atol=3e-3)
+        # The lowest slice starts where the header says; 4.22 mm along z is 4.22 sin(18.5 degrees) = 1.339 mm in plane.
+        first = pydicom.dcmread(tmp_path / "07.dcm")
+        lps = RAS @ grid.affine
+        assert grid.shape[:2] == (512, 512 + int(np.ceil(7 * 4.22 * np.sin(np.radians(18.5)) / 0.4882812)))
+        head = np.array(first.ImagePositionPatient, dtype=float)
+        index = np.linalg.solve(lps[:3, :3], head - lps[:3, 3])
+        np.testing.assert_allclose(index, np.rint(index), atol=1e-4)
+        x, y, z = np.rint(index).astype(int)
+        assert z == 0
+        stored_values = first.pixel_array.T
+        np.testing.assert_array_equal(volume.numpy()[0, x : x + 512, y : y + 512, 0], stored_values)
+
+    def test_philips(self) -> None:
+        volume = read_volume(DATA / "mr_philips_noise")
+        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(DATA / "mr_philips_noise")))
+        np.testing.assert_array_equal(volume.numpy()[0], sitk.GetArrayFromImage(image).T)
+        for index in ((0, 0, 0), (239, 239, 0), (0, 239, 3)):
+            here = volume.affine.numpy() @ [*index, 1]
+            there = image.TransformIndexToPhysicalPoint(index)
+            np.testing.assert_allclose(here[:3] * [-1, -1, 1], there, atol=2e-3)
+        np.testing.assert_allclose(grid_of(volume).spacing, [1.0416666, 1.0416666, 0.6], atol=1e-3)
+
+    def test_two_orientations(self) -> None:
+        with pytest.raises(InputError, match=r"mixed orientations \(2 of sagittal.*2 of axial"):
+            read_volume(DATA / "mr_two_orientations")
+
+    def test_all_at_once_are_named(self) -> None:
+        with pytest.raises(InputError, match=r"holds 3 series.*14 images, UID \.\.\.14813892.*#"):
+            read_volume(DATA)
+        assert list(list_volumes(DATA)) == ["ct_gantry_tilt", "mr_philips_noise", "mr_two_orientations"]
