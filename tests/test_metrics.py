@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import METRICS, score_case
@@ -116,10 +117,10 @@ def test_halving_averages_with_the_voxel_before_and_zero_before_the_first() -> N
     for axis in range(3):
         shape = [1, 1, 1]
         shape[axis] = 5
-        result = _halved(line.reshape(shape))
+        result = _halved(torch.from_numpy(line.reshape(shape)))
         # the two axes of one voxel are averaged with the zero before them: a factor of 1/4
         assert result.ravel() == pytest.approx(weights / 4)
-    assert _halved(np.ones((4, 4, 4)))[1, 1, 1] == 1
+    assert _halved(torch.ones(4, 4, 4))[1, 1, 1] == 1
 
 
 def plain_maps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,10 +1,11 @@
-"""Errors in HU: mean absolute error, mean signed error, and mean absolute error in bone.
+"""Errors in HU: mean absolute, mean signed and root mean square error, and mean absolute error in bone.
 
-None of the three clips, so they take the protocol's limits only to be called like every other metric.
+None of them clips, so they take the protocol's limits only to be called like every other metric.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +49,15 @@ def me(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) 
     Arguments, undefined cases and errors are those of `mae`; the result is in HU.
     """
     return _mean_error(reference, synthetic, inside_of(mask, reference.shape), np.positive)
+
+
+def rmse(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
+    """Root of the mean over the mask of (synthetic - reference)^2; unlike in PSNR, nothing is clipped.
+
+    Arguments, undefined cases and errors are those of `mae`; the result is in HU.
+    """
+    squared = _mean_error(reference, synthetic, inside_of(mask, reference.shape), np.square)
+    return squared if squared.reason else Score(math.sqrt(squared.value))
 
 
 def mae_bone(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
