@@ -15,9 +15,10 @@ import pytest
 
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.evaluate import COLUMNS, _statistics, evaluate, score_case
+from medcyclegan.evaluation.case import Settings, metric_names
+from medcyclegan.evaluation.evaluate import _statistics, evaluate, score_case
 from medcyclegan.evaluation.pairing import pair
-from medcyclegan.evaluation.protocol import Protocol
+from medcyclegan.evaluation.protocol import Protocol, protocol
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
@@ -48,7 +49,9 @@ def folders(tmp_path: Path, cases: dict[str, tuple[str, int]]) -> tuple[Path, Pa
 def rows_of(folder: Path) -> dict[str, dict[str, str]]:
     with (folder / "cases.csv").open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        assert tuple(reader.fieldnames or ()) == COLUMNS
+        assert reader.fieldnames is not None
+        assert reader.fieldnames[:7] == ["case", "mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
+        assert reader.fieldnames[-3:] == ["voxels", "mask", "notes"]
         return {row["case"]: row for row in reader}
 
 
@@ -162,7 +165,7 @@ def test_a_bad_case_fails_by_name_and_does_not_stop_the_others(tmp_path: Path) -
     assert rows["good"]["mae"] == "3.0"
     for name in result.failed:
         assert rows[name]["notes"] == f"failed: {result.failed[name]}"
-        assert all(rows[name][column] == "" for column in COLUMNS if column not in ("case", "notes"))
+        assert all(value == "" for column, value in rows[name].items() if column not in ("case", "notes"))
     summary = strict_json(tmp_path / "out" / "summary.json")
     assert (summary["n"], summary["n_failed"]) == (1, 4)
     assert [entry["case"] for entry in summary["failed"]] == list(result.failed)
@@ -176,7 +179,7 @@ def test_whatever_a_reader_raises_costs_one_case_only(tmp_path: Path, monkeypatc
             raise RuntimeError("decoder gave up")
         return read_volume(path)
 
-    monkeypatch.setattr("medcyclegan.evaluation.evaluate.read_volume", fragile)
+    monkeypatch.setattr("medcyclegan.evaluation.case.read_volume", fragile)
     result = evaluate(pred, ref, protocol="synthrad2023", masks=_masks(tmp_path, "a", "b"))
     assert result.failed == {"a": "RuntimeError: decoder gave up"}
     assert list(result.cases) == ["b"]
@@ -196,7 +199,12 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert summary["protocol"] == "native"
     assert summary["range"] == [-1024, 3071]
     assert summary["version"] == __version__
-    assert list(summary["metrics"]) == ["mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
+    assert list(summary["metrics"]) == list(metric_names(protocol("native"), Settings()))
+    assert list(summary["metrics"])[:6] == ["mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
+    assert summary["files"]["b"] == {
+        "pred": str(pred / "b.nii.gz"), "ref": str(ref / "b.nii.gz"), "mask": None, "source": None
+    }  # fmt: skip
+    assert summary["tissues"] == {"air": [None, -200], "soft": [-200, 200], "bone": [200, None]}
     assert summary["metrics"]["mae"]["mean"] == 4
     assert summary["metrics"]["me"]["mean"] == pytest.approx(-4 / 3)
     assert summary["metrics"]["mae"]["sd"] == 4
@@ -245,8 +253,10 @@ def test_a_ct_without_its_intercept_is_doubted(tmp_path: Path) -> None:
     write_volume(pred / "a.nii.gz", ct() + np.int16(1024), GRID)
     write_volume(ref / "b.nii.gz", ct(1) + np.int16(1024), GRID)
     result = evaluate(pred, ref, protocol="synthrad2023", masks=_masks(tmp_path, "a", "b"))
-    (doubt,) = result.cases["a"].notes
-    assert doubt.startswith("prediction: no value is below -200 HU (the lowest is 14)")
+    first, second = result.cases["a"].notes[:2]
+    assert first.startswith("prediction: no value is below -200 HU (the lowest is 14)")
+    assert second.startswith("the prediction lies 1024 HU above the reference")
+    assert set(result.summary["doubts"]) == {"a", "b"}
     assert result.cases["b"].notes[0].startswith("reference: no value is below -200 HU")
 
 
@@ -258,7 +268,7 @@ def test_what_the_reader_warns_of_is_noted(tmp_path: Path, monkeypatch: pytest.M
             warnings.warn("the units are feet", UserWarning, stacklevel=2)
         return read_volume(path)
 
-    monkeypatch.setattr("medcyclegan.evaluation.evaluate.read_volume", doubtful)
+    monkeypatch.setattr("medcyclegan.evaluation.case.read_volume", doubtful)
     evaluate(pred, ref, tmp_path / "out", protocol="synthrad2023", masks=_masks(tmp_path, "a"))
     assert rows_of(tmp_path / "out")["a"]["notes"] == "prediction: the units are feet"
 
@@ -291,10 +301,10 @@ def test_a_crash_leaves_the_earlier_evaluation(tmp_path: Path, monkeypatch: pyte
     evaluate(pred, ref, out, protocol="synthrad2023")
     before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medcyclegan.evaluation.evaluate.score_case", interrupted)
+    monkeypatch.setattr("medcyclegan.evaluation.case.score_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(pred, ref, out, protocol="synthrad2023")
     assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
@@ -304,7 +314,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
     with pytest.raises(InputError, match="Did you mean 'native'"):
         evaluate(pred, ref, protocol="natve")
-    with pytest.raises(InputError, match=r"There is no .*nowhere"):
+    with pytest.raises(InputError, match=r"(?s)do not exist:.*pred: .*nowhere"):
         evaluate(tmp_path / "nowhere", ref)
     with pytest.raises(ValueError, match="unknown metrics"):
         score_case(ct(), ct(), None, Protocol("mine", 0, 1, ("mae", "fid")))

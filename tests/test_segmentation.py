@@ -132,12 +132,12 @@ def test_bone_is_what_exceeds_the_threshold_in_the_mask() -> None:
     mask = np.ones(reference.shape, np.uint8)
     mask[8] = 0
     scores = bone_scores(reference, synthetic, mask, np.diag([1.0, 1.0, 4.0]), [200, 500])
-    assert scores["bone_200_dice"].value == pytest.approx(2 / 3)
-    assert scores["bone_200_hd95"].value == 4
-    assert "nothing to find" in str(scores["bone_500_dice"].reason)
+    assert scores["dice_bone_200"].value == pytest.approx(2 / 3)
+    assert scores["hd95_bone_200"].value == 4
+    assert "nothing to find" in str(scores["dice_bone_500"].reason)
     synthetic[:] = 0
     missed = bone_scores(reference, synthetic, mask, np.eye(3), [200])
-    assert missed["bone_200_dice"].value == 0 and "finds nothing" in str(missed["bone_200_hd95"].reason)
+    assert missed["dice_bone_200"].value == 0 and "finds nothing" in str(missed["hd95_bone_200"].reason)
 
 
 def test_without_totalsegmentator_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from medcyclegan.evaluation.metrics.score import Limits, Mask, Score, Volume, inside_of, undefined, why_undefined
 
 
-def histogram_distance(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
+def wasserstein(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
     """First Wasserstein distance between the HU of the two volumes over the mask, unclipped and without bins.
 
     For samples of one size it is the mean of |difference| of the sorted values (Villani 2003, "Topics in optimal

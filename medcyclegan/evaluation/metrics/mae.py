@@ -1,4 +1,4 @@
-"""Errors in HU: mean absolute, mean signed and root mean square error, and mean absolute error in bone.
+"""Errors in HU: mean absolute, mean signed and root mean square error.
 
 None of them clips, so they take the protocol's limits only to be called like every other metric.
 """
@@ -21,8 +21,6 @@ from medcyclegan.evaluation.metrics.score import (
     undefined,
     why_undefined,
 )
-
-BONE_ABOVE_HU = 250.0
 
 
 def mae(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
@@ -58,21 +56,6 @@ def rmse(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits
     """
     squared = _mean_error(reference, synthetic, inside_of(mask, reference.shape), np.square)
     return squared if squared.reason else Score(math.sqrt(squared.value))
-
-
-def mae_bone(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
-    """Mean absolute error over the voxels of the mask whose reference exceeds 250 HU.
-
-    Arguments and errors are those of `mae`. Also nan, with the reason, where the mask holds no bone.
-    """
-    inside = inside_of(mask, reference.shape)
-    reason = why_undefined(reference, synthetic, inside)
-    if reason:
-        return undefined(reason)
-    bone = inside & (reference > BONE_ABOVE_HU)
-    if not bone.any():
-        return undefined(f"the reference has no voxel above {BONE_ABOVE_HU:g} HU in the mask")
-    return _mean_error(reference, synthetic, bone, np.abs)
 
 
 def _mean_error(

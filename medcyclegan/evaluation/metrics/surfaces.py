@@ -74,8 +74,8 @@ def agreement(reference: Bools, found: Bools, axes: Matrix) -> Agreement:
 
 
 def bone_metric_names(thresholds: Sequence[float]) -> tuple[str, ...]:
-    """The columns that `bone_scores` fills, such as `bone_200_dice`."""
-    return tuple(f"bone_{t:g}_{name}" for t in thresholds for name in ("dice", "hd95", "surface_distance"))
+    """The columns that `bone_scores` fills, such as `dice_bone_200`."""
+    return tuple(f"{name}_bone_{t:g}" for t in thresholds for name in ("dice", "hd95", "surface_distance"))
 
 
 def bone_scores(
@@ -91,7 +91,7 @@ def bone_scores(
         thresholds: HU.
 
     Returns:
-        `bone_200_dice`, `bone_200_hd95` (mm) and `bone_200_surface_distance` (mm) for a threshold of 200 HU and so on;
+        `dice_bone_200`, `hd95_bone_200` (mm) and `surface_distance_bone_200` (mm) for a threshold of 200 HU and so on;
         nan with the reason where there is no bone, for an empty mask, or for values that are not finite.
 
     Raises:
@@ -105,7 +105,7 @@ def bone_scores(
     for threshold in thresholds:
         found = agreement(inside & (reference > threshold), inside & (synthetic > threshold), axes)
         for name in ("dice", "hd95", "surface_distance"):
-            scores[f"bone_{threshold:g}_{name}"] = getattr(found, name)
+            scores[f"{name}_bone_{threshold:g}"] = getattr(found, name)
     return scores
 
 

@@ -39,7 +39,7 @@ class Tissues:
 
 
 TISSUE_METRICS = tuple(
-    f"tissue_{name}_{measure}" for name in Tissues().ranges for measure in ("mae", "me", "share")
+    f"{measure}_{name}" for name in Tissues().ranges for measure in ("mae", "me", "share")
 )
 
 
@@ -53,7 +53,7 @@ def tissue_scores(reference: Volume, synthetic: Volume, mask: Mask | None, tissu
         tissues: thresholds.
 
     Returns:
-        `tissue_air_mae`, `tissue_air_me`, `tissue_air_share` and so on, shares in [0, 1]; nan with the reason for a
+        `mae_air`, `me_air`, `share_air` and so on, shares in [0, 1]; nan with the reason for a
         tissue that is absent from the mask, an empty mask, or values that are not finite.
 
     Raises:
@@ -70,10 +70,10 @@ def tissue_scores(reference: Volume, synthetic: Volume, mask: Mask | None, tissu
     for name, members in (("air", air), ("soft", ~(air | bone)), ("bone", bone)):
         errors = error[members]
         if errors.size:
-            found[f"tissue_{name}_mae"] = Score(float(np.abs(errors).mean()))
-            found[f"tissue_{name}_me"] = Score(float(errors.mean()))
+            found[f"mae_{name}"] = Score(float(np.abs(errors).mean()))
+            found[f"me_{name}"] = Score(float(errors.mean()))
         else:
             absent = undefined(f"the reference has no {name} in the mask")
-            found[f"tissue_{name}_mae"] = found[f"tissue_{name}_me"] = absent
-        found[f"tissue_{name}_share"] = Score(errors.size / hu.size)
+            found[f"mae_{name}"] = found[f"me_{name}"] = absent
+        found[f"share_{name}"] = Score(errors.size / hu.size)
     return found

@@ -1,0 +1,96 @@
+"""What is doubtful about the values of a CT or a synthetic CT before it is graded: wrong offset, 8 bits, no HU at all.
+
+Hounsfield units are fixed by air (-1000) and water (0). Nothing here changes a number: each doubt is one sentence that
+goes with the case's scores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medcyclegan.evaluation.metrics.score import Inside, Volume
+
+# Every CT of a patient shows air; without any, the intercept was probably lost and water reads about 1000.
+AIR_BELOW_HU = -200.0
+# Soft tissue lies within this of 0 HU. Where hardly any voxel does, but many would with another offset, that was lost.
+_SOFT_HU = 200.0
+_HARDLY, _MANY = 0.05, 0.3
+# How far a mean difference may be from 1000 or 1024 HU and still be called a lost or doubled intercept.
+_OFFSET_TOLERANCE = 100.0
+# 8 bits over a CT's range leave steps of 12 to 16 HU; a CT has steps of 1.
+_COARSE_STEP, _COARSE_RANGE = 3.5, 500.0
+_FEW_VALUES, _MANY_VALUES = 16, 256
+
+
+def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
+    """Doubts about one volume.
+
+    Args:
+        kind: "prediction" or "reference", for the sentences.
+        volume: (X, Y, Z), HU, finite.
+        inside: (X, Y, Z) bool, the voxels that are graded; not empty.
+    """
+    low, high = float(volume.min()), float(volume.max())
+    if 0 <= low and high <= 255:
+        what = "a fraction" if high <= 1 else "an 8-bit picture"
+        return [f"{kind}: all values lie in [{low:g}, {high:g}]: {what}, not HU; its scores mean nothing"]
+    if low >= -1 and high <= 1:
+        return [f"{kind}: all values lie in [{low:g}, {high:g}]: a network's output, not HU; its scores mean nothing"]
+    doubts = []
+    if low >= AIR_BELOW_HU:
+        doubts.append(
+            f"{kind}: no value is below {AIR_BELOW_HU:g} HU (the lowest is {low:g}); "
+            "a CT stored without its intercept, or not in HU?"
+        )
+    elif (offset := _lost_offset(volume[inside])) > 0:
+        doubts.append(
+            f"{kind}: hardly any voxel of the mask is soft tissue, but many lie near {offset:g} HU; "
+            "a CT stored without its intercept of -1024?"
+        )
+    elif offset < 0:
+        doubts.append(
+            f"{kind}: hardly any voxel of the mask is soft tissue, but many lie near {offset:g} HU; "
+            "an intercept of -1024 applied twice, or a mask of air?"
+        )
+    values = _distinct(volume)
+    if _FEW_VALUES <= values.size <= _MANY_VALUES and high - low > _COARSE_RANGE:
+        step = float(np.diff(values).min())
+        if step > _COARSE_STEP:
+            doubts.append(
+                f"{kind}: only {values.size} different values, {step:.3g} HU or more apart; HU kept in 8 bits?"
+            )
+    return doubts
+
+
+def difference_doubts(reference: Volume, synthetic: Volume, inside: Inside) -> list[str]:
+    """Doubts that only the two together raise: one of them lies a whole intercept above the other."""
+    median = float(np.median(synthetic[inside].astype(np.float64) - reference[inside].astype(np.float64)))
+    for offset in (1024.0, 1000.0):
+        if abs(abs(median) - offset) < _OFFSET_TOLERANCE:
+            above, below = ("prediction", "reference") if median > 0 else ("reference", "prediction")
+            return [
+                f"the {above} lies {abs(median):.0f} HU above the {below} (median in the mask); "
+                f"is one of them without its intercept of {-offset:g}?"
+            ]
+    return []
+
+
+def _lost_offset(values: np.ndarray) -> float:
+    """1024 or -1024 if soft tissue seems to lie there instead of at 0 HU, else 0."""
+
+    def share_near(center: float) -> float:
+        return float(np.mean(np.abs(values - center) <= _SOFT_HU))
+
+    if share_near(0.0) >= _HARDLY:
+        return 0.0
+    return next((offset for offset in (1024.0, -1024.0) if share_near(offset) > _MANY), 0.0)
+
+
+def _distinct(volume: Volume) -> np.ndarray:
+    """The sorted distinct values; given up, as an empty array, as soon as there are too many."""
+    found = np.empty(0, volume.dtype)
+    for plane in volume:
+        found = np.union1d(found, plane)
+        if found.size > _MANY_VALUES:
+            return np.empty(0, volume.dtype)
+    return found
