@@ -192,8 +192,9 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert (rows["a"]["me"], rows["b"]["me"], rows["b"]["mae"], rows["b"]["mae_bone"]) == ("4.0", "-8.0", "8.0", "8.0")
     assert float(rows["a"]["ms_ssim"]) == result.cases["a"].scores["ms_ssim"].value
     assert rows["same"]["psnr"] == "inf"
-    assert rows["same"]["notes"] == "psnr: the two images are identical in the mask"
-    assert rows["a"]["notes"] == ""
+    no_air = "mae_air, me_air: the reference has no air in the mask"
+    assert rows["same"]["notes"] == f"psnr: the two images are identical in the mask; {no_air}"
+    assert rows["a"]["notes"] == no_air
     summary = strict_json(tmp_path / "out" / "summary.json")
     assert summary == result.summary
     assert summary["protocol"] == "native"
@@ -239,13 +240,17 @@ def test_statistics_worked_by_hand() -> None:
     assert found["mean"] == found["median"] == 2.5
     assert found["sd"] == pytest.approx(math.sqrt(5 / 3))
     assert (found["q1"], found["q3"], found["min"], found["max"]) == (1.75, 3.25, 1, 4)
-    assert (found["n"], found["n_undefined"], found["reasons"]) == (4, 1, {})
+    assert (found["n"], found["n_undefined"]) == (4, 1)
+    assert found["ci_low"] is None
+    assert found["reasons"] == dict.fromkeys(("ci_low", "ci_high"), "an interval needs at least 5 cases")
     endless = _statistics([2.0, math.inf, 1.0])
     assert (endless["median"], endless["q1"], endless["min"]) == (2, 1.5, 1)
     assert all(endless[name] is None and name in endless["reasons"] for name in ("mean", "sd", "q3", "max"))
     alone = _statistics([7.0])
     assert (alone["mean"], alone["sd"]) == (7, None)
-    assert alone["reasons"] == {"sd": "one value has no standard deviation"}
+    assert alone["reasons"]["sd"] == "one value has no standard deviation"
+    many = _statistics([1.0, 2.0, 3.0, 4.0, 6.0, 7.0])
+    assert 1 < many["ci_low"] < many["mean"] < many["ci_high"] < 7 and many["reasons"] == {}
 
 
 def test_a_ct_without_its_intercept_is_doubted(tmp_path: Path) -> None:

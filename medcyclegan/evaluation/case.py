@@ -19,7 +19,7 @@ from medcyclegan.evaluation.metrics.histogram import wasserstein
 from medcyclegan.evaluation.metrics.mae import mae, me, rmse
 from medcyclegan.evaluation.metrics.ms_ssim import ms_ssim
 from medcyclegan.evaluation.metrics.psnr import psnr
-from medcyclegan.evaluation.metrics.score import Limits, Mask, Score, Volume, inside_of, undefined
+from medcyclegan.evaluation.metrics.score import Limits, Mask, Score, Volume, undefined
 from medcyclegan.evaluation.metrics.similarity import gradient_similarity, mutual_information, ncc
 from medcyclegan.evaluation.metrics.ssim import ssim
 from medcyclegan.evaluation.metrics.surfaces import bone_metric_names, bone_scores
@@ -201,9 +201,7 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
     placed["misregistration_mm"] = _number(estimate.displacement, estimate)
     if settings.register:
         synthetic = _registered(reference, synthetic, inside, grid, placed, done)
-    scores = score_case(
-        reference, synthetic, inside, protocol, tissues=settings.tissues, device=settings.device
-    )
+    scores = score_case(reference, synthetic, inside, protocol, tissues=settings.tissues, device=settings.device)
     if "bone" in protocol.families:
         scores |= bone_scores(reference, synthetic, inside, grid.affine[:3, :3], settings.bone)
     angles: Mapping[str, Mapping[float, tuple[float, float, float]]] = {}

@@ -15,6 +15,8 @@ AIR_BELOW_HU = -200.0
 # Soft tissue lies within this of 0 HU. Where hardly any voxel does, but many would with another offset, that was lost.
 _SOFT_HU = 200.0
 _HARDLY, _MANY = 0.05, 0.3
+# Padding may lie at -1024 or -2000 HU; air that is lower than this has been shifted.
+_NO_AIR_BELOW = -1500.0
 # How far a mean difference may be from 1000 or 1024 HU and still be called a lost or doubled intercept.
 _OFFSET_TOLERANCE = 100.0
 # 8 bits over a CT's range leave steps of 12 to 16 HU; a CT has steps of 1.
@@ -31,7 +33,7 @@ def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
         inside: (X, Y, Z) bool, the voxels that are graded; not empty.
     """
     low, high = float(volume.min()), float(volume.max())
-    if 0 <= low and high <= 255:
+    if low >= 0 and high <= 255:
         what = "a fraction" if high <= 1 else "an 8-bit picture"
         return [f"{kind}: all values lie in [{low:g}, {high:g}]: {what}, not HU; its scores mean nothing"]
     if low >= -1 and high <= 1:
@@ -47,10 +49,10 @@ def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
             f"{kind}: hardly any voxel of the mask is soft tissue, but many lie near {offset:g} HU; "
             "a CT stored without its intercept of -1024?"
         )
-    elif offset < 0:
+    elif offset < 0 and low < _NO_AIR_BELOW:
         doubts.append(
             f"{kind}: hardly any voxel of the mask is soft tissue, but many lie near {offset:g} HU; "
-            "an intercept of -1024 applied twice, or a mask of air?"
+            "an intercept of -1024 applied twice?"
         )
     values = _distinct(volume)
     if _FEW_VALUES <= values.size <= _MANY_VALUES and high - low > _COARSE_RANGE:

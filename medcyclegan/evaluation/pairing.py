@@ -274,7 +274,9 @@ def _patients(folder: Path, stem: str) -> dict[str, Path]:
         return {}
     found = {path.name: volume for path in inner if (volume := _named(path, stem))}
     # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer patients.
-    incomplete = [path.name for path in inner if path.name not in found and (_named(path, "mr") or _named(path, "cbct"))]
+    incomplete = [
+        path.name for path in inner if path.name not in found and (_named(path, "mr") or _named(path, "cbct"))
+    ]
     if found and incomplete:
         raise InputError(f"{folder} is in the SynthRAD layout, but there is no {stem} of {_quoted(incomplete)}.")
     return found

@@ -67,7 +67,10 @@ def load_calibration(path: str | os.PathLike[str] | None = None) -> dict[str, Cu
         InputError: the file is missing, no JSON, or not of this form; all that is wrong is named.
     """
     if path is None:
-        name, text = "the package's calibration", files("medcyclegan.evaluation").joinpath("calibration.json").read_text()
+        name, text = (
+            "the package's calibration",
+            files("medcyclegan.evaluation").joinpath("calibration.json").read_text(),
+        )
     else:
         name = str(path)
         try:
@@ -79,7 +82,9 @@ def load_calibration(path: str | os.PathLike[str] | None = None) -> dict[str, Cu
     except json.JSONDecodeError as error:
         raise InputError(f"The calibration {name} is no JSON: {error}.") from error
     form = (
-        "It is an object with one or both of " + " and ".join(QUANTITIES) + ", each with the lists 'hu' (ascending) and "
+        "It is an object with one or both of "
+        + " and ".join(QUANTITIES)
+        + ", each with the lists 'hu' (ascending) and "
         "'value' (at least 0) of one length and the text 'source'."
     )
     if not isinstance(content, dict) or not content or not set(content) <= set(QUANTITIES):

@@ -88,8 +88,10 @@ def label_scores(
         if box is None or (counted is not None and label not in counted):
             continue
         other = boxes_found[label - 1] if label <= len(boxes_found) else None
-        window = box if other is None else tuple(
-            slice(min(s.start, o.start), max(s.stop, o.stop)) for s, o in zip(box, other, strict=True)
+        window = (
+            box
+            if other is None
+            else tuple(slice(min(s.start, o.start), max(s.stop, o.stop)) for s, o in zip(box, other, strict=True))
         )
         classes[label] = agreement(reference[window] == label, found[window] == label, axes)
     if not classes:

@@ -24,9 +24,7 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SMALLEST_AXIS = 97
 
 
-def ms_ssim(
-    reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu"
-) -> Score:
+def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu") -> Score:
     """Product over five levels of the mean over the mask of (L C S)^weight, images prepared as for `ssim`.
 
     The weights are those of Wang, Simoncelli and Bovik 2003 (Asilomar, section 3.2), but as in SynthRAD2025 luminance

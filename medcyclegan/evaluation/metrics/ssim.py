@@ -19,9 +19,7 @@ from medcyclegan.evaluation.metrics.score import (
 )
 
 
-def ssim(
-    reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu"
-) -> Score:
+def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu") -> Score:
     """Mean over the mask of the local similarity, after clipping and setting everything outside the mask to `low`.
 
     S = (2 ux uy + C1)(2 vxy + C2) / ((ux^2 + uy^2 + C1)(vx + vy + C2)) with C1 = (0.01 R)^2, C2 = (0.03 R)^2 and

@@ -38,9 +38,7 @@ class Tissues:
         }
 
 
-TISSUE_METRICS = tuple(
-    f"{measure}_{name}" for name in Tissues().ranges for measure in ("mae", "me", "share")
-)
+TISSUE_METRICS = tuple(f"{measure}_{name}" for name in Tissues().ranges for measure in ("mae", "me", "share"))
 
 
 def tissue_scores(reference: Volume, synthetic: Volume, mask: Mask | None, tissues: Tissues) -> dict[str, Score]:
