@@ -199,9 +199,7 @@ def evaluate(
     targets: Annotated[Path | None, typer.Option(help="Masks for range errors; by default the body's center.")] = None,
     angles: Annotated[str | None, typer.Option(help="Gantry angles, 0,90,180; by default every 10 degrees.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="JSON: HU to stopping power and electron density.")] = None,
-    range_maps: Annotated[
-        bool, typer.Option("--range-maps", help="Write maps of range errors in the targets.")
-    ] = False,
+    range_maps: Annotated[bool, typer.Option("--range-maps", help="Write maps of the range errors.")] = False,
     tissues: Annotated[str | None, typer.Option(help="HU below which is air, above which is bone: -200,200.")] = None,
     bone: Annotated[str | None, typer.Option(help="HU above which bone surfaces are compared: 200,500.")] = None,
     resample: Annotated[bool, typer.Option("--resample", help="Bring PRED onto the grid of REF.")] = False,
@@ -285,10 +283,8 @@ def _evaluate_unpaired(pred: Path | None, ref: Path | None, output: Path, as_jso
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Folders that evaluate wrote; 2 or more.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for compare.csv and compare.json.")
-    ] = None,
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Folders that evaluate wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Which scores; by default mae, psnr, ssim, ms_ssim.")] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Compare the cases that all have.")] = False,
     as_json: AsJson = False,

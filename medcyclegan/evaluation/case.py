@@ -89,7 +89,7 @@ class Case:
         scores: metric name to score.
         voxels: number of voxels in the mask.
         mask: "given", or "body" where the reference's body was used for want of a mask.
-        notes: doubts about the volumes, what was done to them, and the reason of every score that is no ordinary number.
+        notes: doubts about the volumes, what was done to them, and the reason of every score that is not finite.
         angles: quantity to gantry angle to (mean, 95th percentile of |range error|, mean range error), mm.
         classes: class of the label maps to (Dice, HD95 in mm).
         doubtful: how many of the notes, the first ones, are doubts.
