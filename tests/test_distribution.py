@@ -37,7 +37,9 @@ def test_sets_of_one_distribution_are_near_and_others_far() -> None:
 
 
 def test_features_do_not_depend_on_the_axis_order() -> None:
-    ct = phantom.sample(phantom.head(3), (60, 70, 20), np.diag([3.0, 3.0, 6.0, 1.0]) - [[0, 0, 0, 88.5], [0, 0, 0, 103.5], [0, 0, 0, 60], [0, 0, 0, 0]])  # fmt: skip
+    affine = np.diag([3.0, 3.0, 6.0, 1.0])
+    affine[:3, 3] = -88.5, -103.5, -60
+    ct = phantom.sample(phantom.head(3), (60, 70, 20), affine)
     grid = Grid(ct.shape, ct.affine)
     features = slice_features(ct.ct, grid)
     assert features.shape[1] == FEATURES and len(features) > 10
@@ -61,7 +63,8 @@ def test_a_worse_set_is_farther_and_the_result_is_marked(cohort: phantom.Cohort,
     assert near["distances"]["wasserstein_hu"] == 0 < far["distances"]["wasserstein_hu"]
     assert "no substitute for paired scores" in far["warning"] and far["unpaired"] is True
     assert json.loads((tmp_path / "out" / "distribution.json").read_text()) == far
-    write_volume(tmp_path / "bad" / "a.nii.gz", np.arange(1000.0).reshape(10, 10, 10).astype(np.float32), Grid((10, 10, 10), np.eye(4)))  # fmt: skip
+    ramp = np.arange(1000, dtype=np.float32).reshape(10, 10, 10)
+    write_volume(tmp_path / "bad" / "a.nii.gz", ramp, Grid((10, 10, 10), np.eye(4)))
     with pytest.raises(InputError, match="prediction a: no air was found"):
         compare_distributions(tmp_path / "bad", real)
     with pytest.raises(InputError, match="nowhere"):

@@ -77,7 +77,8 @@ class Comparison:
             p = "no test: " + str(row["reason"]) if row["p_holm"] is None else f"p {row['p_holm']:.3g} after Holm"
             told.append(
                 f"{row['metric']}: {row['b']} - {row['a']} = {row['difference']:.4g}{interval}, {p}, "
-                f"{row['b']} better in {100 * row['win_rate_b']:.0f} %, effect size {row['effect_size']:.2f}, n {row['n']}"
+                f"{row['b']} better in {100 * row['win_rate_b']:.0f} %, effect size {row['effect_size']:.2f}, "
+                f"n {row['n']}"
             )
         if ranking := self.summary["ranking"]:
             for row in ranking["methods"]:
@@ -99,10 +100,10 @@ def compare(
 ) -> Comparison:
     """Compare two or more evaluations of the same patients by the same protocol, in the same masks.
 
-    For every pair and metric: the mean paired difference with its 95 % interval, Wilcoxon's signed-rank test, its p-value
-    after Holm's correction over all pairs and metrics of this call, the part of the patients on whom B is better, and
-    the matched-pairs rank-biserial correlation. Over all: a ranking, and how firm it is when patients are resampled.
-    For signed errors (`me`) magnitudes are compared.
+    For every pair and metric: the mean paired difference with its 95 % interval, Wilcoxon's signed-rank test, its
+    p-value after Holm's correction over all pairs and metrics of this call, the part of the patients on whom B is
+    better, and the matched-pairs rank-biserial correlation. Over all: a ranking, and how firm it is when patients are
+    resampled. For signed errors (`me`) magnitudes are compared.
 
     Args:
         results: folders that `evaluate` wrote.
@@ -114,8 +115,8 @@ def compare(
         The comparison; its `summary` names every patient and score that was left out.
 
     Raises:
-        InputError: fewer than two results, one that cannot be read, other protocols, masks or patients, or a metric that
-            a result lacks or that has no better direction; all that is wrong is named.
+        InputError: fewer than two results, one that cannot be read, other protocols, masks or patients, or a metric
+            that a result lacks or that has no better direction; all that is wrong is named.
     """
     if len(results) < 2:
         raise InputError(f"{len(results)} result was given; at least two are compared.", "Give the folders of two.")
@@ -286,7 +287,7 @@ def _ranking(
                 losses[i, j, k] = abs(value) if direction == "zero" else signs[str(direction)] * value
     # Infinity is a rank like any other (identical images); nothing can be said of what is undefined.
     if np.isnan(losses).any():
-        which = [case for case, bad in zip(cases, np.isnan(losses).any(axis=(0, 2)), strict=True) if bad]
+        which = [case for j, case in enumerate(cases) if np.isnan(losses[:, j]).any()]
         return None, f"scores of {', '.join(which)} are undefined"
     found = statistics.ranking(np.nan_to_num(losses, posinf=1e300, neginf=-1e300))
     methods = [

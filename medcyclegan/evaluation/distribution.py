@@ -12,10 +12,11 @@ axial slice that shows enough body, at 2 mm, in HU clipped to [-1024, 2000] and 
   and of the smoothed HU (24 numbers);
 - the share of the slice that is body, and the body's height over its width (2 numbers).
 
-Each feature is standardized by the mean and standard deviation of the reference's slices. *KID* is the unbiased estimate
-of the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, ICLR, eqs. 2 to 4, with
+Each feature is standardized by the mean and standard deviation of the reference's slices. *KID* is the unbiased
+estimate of the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018, ICLR, with
 these features in place of Inception's, hence on a scale of its own); *MMD* is the same with a Gaussian kernel whose
-width is the median distance (Gretton et al. 2012, JMLR 13, lemma 6); *Wasserstein* compares pooled HU in the body.
+width is the median squared distance (Gretton et al. 2012, JMLR 13, lemma 6); *Wasserstein* compares the pooled HU in
+the body.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def compare_distributions(
                 doubts[f"{kind} {name}"] = told
             if not len(features):
                 problems.append(f"{kind} {name}: no slice shows {_SMALLEST_CM2:g} cm^2 of body")
-            described[name] = (features, np.quantile(hu[inside], np.linspace(0, 1, _QUANTILES)))
+            described[name] = (features, np.quantile(hu[inside].astype(np.float64), np.linspace(0, 1, _QUANTILES)))
         sets.append(described)
     raise_all(problems, "These volumes cannot be described:")
     predicted, real = sets

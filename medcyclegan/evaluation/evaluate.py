@@ -141,7 +141,7 @@ def evaluate(
         Scores, failures and summary.
 
     Raises:
-        InputError: anything given that cannot be used; files that cannot be paired; an output folder with other content.
+        InputError: anything given that cannot be used, files that cannot be paired, or other content in the output.
     """
     chosen = protocol_named(protocol)
     folder = None if output is None else Path(output)
@@ -170,11 +170,11 @@ def evaluate(
     cases: dict[str, Case] = {}
     failed: dict[str, str] = {}
     graded = _graded(found.cases, chosen, settings, min(workers, len(found.cases)))
-    for name, result in progress.track(graded, len(found.cases), "Evaluating"):
-        if isinstance(result, Case):
-            cases[name] = result
+    for name, outcome in progress.track(graded, len(found.cases), "Evaluating"):
+        if isinstance(outcome, Case):
+            cases[name] = outcome
         else:
-            failed[name] = result
+            failed[name] = outcome
     # Processes finish in any order; tables keep that of the references.
     cases = {name: cases[name] for name in found.cases if name in cases}
     failed = {name: failed[name] for name in found.cases if name in failed}
@@ -399,8 +399,9 @@ def _over_cases(
     for prefix in dict.fromkeys(prefix for case in cases for prefix in case):
         rows = [case[prefix] for case in cases if prefix in case]
         result[prefix] = [
-            dict(zip(("angle", "mean_mm", "p95_mm", "signed_mm"), (angle, *np.mean([r[angle] for r in rows], axis=0))))
+            {"angle": angle, "mean_mm": mean, "p95_mm": p95, "signed_mm": signed}
             for angle in rows[0]
+            for mean, p95, signed in [map(float, np.mean([row[angle] for row in rows], axis=0))]
         ]
     return result
 

@@ -13,6 +13,7 @@ exact lengths within voxels (Siddon 1985, Medical Physics 12(2); walked as Amana
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -97,7 +98,7 @@ def load_calibration(path: str | os.PathLike[str] | None = None) -> dict[str, Cu
             source = str(curve["source"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"The calibration {name}: {quantity} cannot be read ({error!r}).", form) from error
-        ascending = all(a < b for a, b in zip(hu, hu[1:], strict=False))
+        ascending = all(a < b for a, b in itertools.pairwise(hu))
         possible = all(math.isfinite(v) and v >= 0 for v in values) and all(map(math.isfinite, hu))
         if len(hu) < 2 or len(hu) != len(values) or not ascending or not possible:
             raise InputError(f"The calibration {name}: {quantity} is no curve.", form)
@@ -136,7 +137,7 @@ def path_lengths(quantities: Floats, grid: Grid, targets: npt.NDArray[np.int64],
         )
     if (targets < 0).any() or (targets >= np.array(grid.shape)).any():
         raise ValueError("a target lies outside the volume")
-    step = np.linalg.solve(grid.affine[:3, :3], direction)  # voxels per mm
+    step = np.asarray(np.linalg.inv(grid.affine[:3, :3]) @ direction, dtype=np.float64)  # voxels per mm
     flat = np.ascontiguousarray(quantities.reshape(len(quantities), -1).T)  # one voxel's quantities side by side
     found = [
         _walk(flat, grid.shape, targets[start : start + _TOGETHER], step) for start in range(0, len(targets), _TOGETHER)

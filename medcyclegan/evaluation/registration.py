@@ -61,7 +61,7 @@ class Alignment:
 def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, fine: bool = False) -> Alignment:
     """Find the rigid transform that best explains the synthetic CT by the reference.
 
-    Deterministic: all voxels of the mask on the coarse grid are used, by one thread.
+    All voxels of the mask on the coarse grid are used, none drawn at random, so that it can be repeated.
 
     Args:
         reference: (X, Y, Z), HU.
@@ -101,7 +101,9 @@ def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, f
     cosine = (np.trace(matrix[:3, :3]) - 1) / 2
     rotation = math.degrees(math.acos(min(1.0, max(-1.0, float(cosine)))))
     displacement = float(np.linalg.norm(moved, axis=1).mean())
-    return Alignment(matrix, (float(x), float(y), float(z)), rotation, displacement)
+    # ITK adds up in any order; beyond these digits, far below what can be told, two runs may differ.
+    shift = (round(float(x), 5), round(float(y), 5), round(float(z), 5))
+    return Alignment(matrix, shift, round(rotation, 5), round(displacement, 5))
 
 
 def apply(alignment: Alignment, synthetic: Volume, grid: Grid) -> npt.NDArray[np.float32]:

@@ -101,7 +101,7 @@ def label_scores(
         return LabelScores(undefined(reason), undefined(reason), undefined(reason), classes)
     missed = [label for label, value in classes.items() if math.isnan(value.hd95.value)]
     both = [value.hd95.value for label, value in classes.items() if label not in missed]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if missed:
         notes = (f"hd95 leaves out {len(missed)} class(es) that the prediction misses: {', '.join(map(str, missed))}",)
     none_found = "the prediction has none of the classes of the reference"

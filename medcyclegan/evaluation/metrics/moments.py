@@ -11,8 +11,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from medcyclegan.evaluation.metrics.score import Inside
+
+Array = npt.NDArray[np.float64]
 
 WINDOW = 7
 RIM = WINDOW // 2
@@ -105,6 +111,6 @@ def _window_mean(x: Tensor) -> Tensor:
     return x.div_(WINDOW**3)
 
 
-def on_device(*arrays: object, device: str) -> tuple[Tensor, ...]:
+def on_device(x: Array, y: Array, inside: Inside, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Arrays as tensors on a device, sharing memory with NumPy where that is possible."""
-    return tuple(torch.as_tensor(array, device=device) for array in arrays)
+    return torch.as_tensor(x, device=device), torch.as_tensor(y, device=device), torch.as_tensor(inside, device=device)

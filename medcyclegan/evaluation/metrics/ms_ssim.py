@@ -69,7 +69,7 @@ def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Lim
         np.pad(within(reference, inside, limits), padding, mode="edge"),
         np.pad(within(synthetic, inside, limits), padding, mode="edge"),
         np.pad(inside, padding, mode="edge"),
-        device=device,
+        device,
     )
     product = 1.0
     for level, weight in enumerate(WEIGHTS, start=1):

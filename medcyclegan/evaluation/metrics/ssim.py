@@ -53,7 +53,7 @@ def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits
         return ((2 * m.ux * m.uy + c1) * (2 * m.vxy + c2)) / ((m.ux**2 + m.uy**2 + c1) * (m.vx + m.vy + c2))
 
     x, y = within(reference, inside, limits), within(synthetic, inside, limits)
-    value = mean_over(*on_device(x, y, inside, device=device), similarity)
+    value = mean_over(*on_device(x, y, inside, device), similarity)
     if math.isnan(value):
         return undefined(f"the mask lies wholly in the {RIM}-voxel rim of the volume, where SSIM has no window")
     return Score(value)

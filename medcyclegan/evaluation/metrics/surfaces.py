@@ -64,8 +64,8 @@ def agreement(reference: Bools, found: Bools, axes: Matrix) -> Agreement:
     a, b = (np.pad(np.ascontiguousarray(part[box]), 1) for part in (reference, found))
     shared, total = np.count_nonzero(a & b), np.count_nonzero(a) + np.count_nonzero(b)
     from_a, from_b = _surface(a) @ axes.T, _surface(b) @ axes.T
-    outward = cKDTree(from_b).query(from_a)[0]
-    inward = cKDTree(from_a).query(from_b)[0]
+    outward = np.asarray(cKDTree(from_b).query(from_a)[0])
+    inward = np.asarray(cKDTree(from_a).query(from_b)[0])
     return Agreement(
         Score(2 * shared / total),
         Score(float(max(np.percentile(outward, 95), np.percentile(inward, 95)))),
