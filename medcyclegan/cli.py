@@ -238,27 +238,137 @@ def convert(
 
 @app.command()
 def evaluate(
-    pred: Annotated[Path, typer.Argument(metavar="PRED", help="Synthetic volumes: a folder or a file.")],
-    ref: Annotated[Path, typer.Argument(metavar="REF", help="Reference volumes: a folder or a file.")],
     output: Output,
+    pred: Annotated[Path | None, typer.Argument(metavar="PRED", help="Synthetic volumes: a folder or a file.")] = None,
+    ref: Annotated[Path | None, typer.Argument(metavar="REF", help="Reference volumes: a folder or a file.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Masks to score in; by default the reference's body.")] = None,
     protocol: Annotated[str, typer.Option(help="synthrad2023, synthrad2025 or native.")] = "native",
+    pairs: Annotated[Path | None, typer.Option(help="CSV: case, pred, ref and optionally mask, ...")] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(metavar="[ROLE=]PATH", help="How files are named: pred={case}/sct.mha.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="MR volumes, for a report only.")] = None,
+    pred_labels: Annotated[Path | None, typer.Option(help="Label maps of PRED, TotalSegmentator's numbers.")] = None,
+    ref_labels: Annotated[Path | None, typer.Option(help="Label maps of REF.")] = None,
+    segment: Annotated[bool, typer.Option("--segment", help="Make the label maps with TotalSegmentator.")] = False,
+    targets: Annotated[Path | None, typer.Option(help="Masks for range errors; by default the body's center.")] = None,
+    angles: Annotated[str | None, typer.Option(help="Gantry angles, 0,90,180; by default every 10 degrees.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="JSON: HU to stopping power and electron density.")] = None,
+    range_maps: Annotated[bool, typer.Option("--range-maps", help="Write maps of the range errors.")] = False,
+    tissues: Annotated[str | None, typer.Option(help="HU below which is air, above which is bone: -200,200.")] = None,
+    bone: Annotated[str | None, typer.Option(help="HU above which bone surfaces are compared: 200,500.")] = None,
+    resample: Annotated[bool, typer.Option("--resample", help="Bring PRED onto the grid of REF.")] = False,
+    register: Annotated[bool, typer.Option("--register", help="Move PRED rigidly onto REF first.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Grade what there is; list the rest.")] = False,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Compare the two sets only, without pairs. Says much less.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", "-d", help="For SSIM and MS-SSIM: cpu, cuda or cuda:N.")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Grade synthetic volumes against references, paired by case id, in Hounsfield units."""
-    from medcyclegan.evaluation.evaluate import evaluate as run_evaluation
+    from medcyclegan.evaluation import evaluate as evaluation
     from medcyclegan.progress import Terminal
 
-    result = run_evaluation(pred, ref, output, masks=mask, protocol=protocol, progress=Terminal())
+    if unpaired:
+        _evaluate_unpaired(pred, ref, output, as_json)
+        return
+    result = evaluation.evaluate(
+        pred,
+        ref,
+        output,
+        masks=mask,
+        protocol=protocol,
+        pairs=pairs,
+        patterns=pattern or (),
+        source=source,
+        pred_labels=pred_labels,
+        ref_labels=ref_labels,
+        segment=segment,
+        targets=targets,
+        angles=_numbers(angles, "--angles"),
+        calibration=calibration,
+        range_maps=range_maps,
+        tissues=_two_numbers(tissues, "--tissues"),
+        bone=_numbers(bone, "--bone"),
+        resample=resample,
+        register=register,
+        allow_missing=allow_missing,
+        device=device,
+        workers=evaluation.cores() if workers is None else workers,
+        progress=Terminal(),
+    )
+    for case, doubts in result.summary["doubts"].items():
+        for doubt in doubts:
+            _warn(f"{case}: {doubt}")
     if as_json:
         _print_json(result.summary)
     else:
         for name, values in result.summary["metrics"].items():
             if values["mean"] is not None:
                 spread = "" if values["sd"] is None else f"sd {values['sd']:.2g}, "
+                if values["ci_low"] is not None:
+                    spread += f"95 % interval {values['ci_low']:.4g} to {values['ci_high']:.4g}, "
                 _say(f"{name}: {values['mean']:.4g} ({spread}n {values['n']})")
+        if result.missing:
+            expected = result.summary["n_expected"]
+            _say(f"graded {len(result.cases)} of {expected}; without a prediction: {', '.join(result.missing)}")
+        if unmatched := result.summary["unmatched"]:
+            _say(f"not graded, without a reference: {', '.join(unmatched)}")
         _say(f"{output / 'cases.csv'}")
     _end_with_failures(dict(result.failed))
+
+
+def _evaluate_unpaired(pred: Path | None, ref: Path | None, output: Path, as_json: bool) -> None:
+    from medcyclegan.evaluation.distribution import compare_distributions
+    from medcyclegan.progress import Terminal
+
+    if pred is None or ref is None:
+        raise InputError("--unpaired compares two folders: give both.")
+    found = compare_distributions(pred, ref, output, progress=Terminal())
+    if as_json:
+        _print_json(found)
+        return
+    for name, value in found["distances"].items():
+        _say(f"{name}: {value:.4g}")
+    _note(found["warning"])
+    _say(f"{output / 'distribution.json'}")
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Folders that evaluate wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Which scores; by default mae, psnr, ssim, ms_ssim.")] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Compare the cases that all have.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare evaluations of the same patients: paired differences, tests, and a ranking with its stability."""
+    from medcyclegan.evaluation.compare import compare as run_comparison
+
+    found = run_comparison(results, output, metrics=metric, allow_missing=allow_missing)
+    if as_json:
+        _print_json(found.summary)
+        return
+    for line in found.lines():
+        _say(line)
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text}: numbers with commas between them are needed, such as 0,90,180.") from None
+
+
+def _two_numbers(text: str | None, option: str) -> tuple[float, float] | None:
+    numbers = _numbers(text, option)
+    if numbers is not None and len(numbers) != 2:
+        raise InputError(f"{option} {text}: two numbers are needed, such as -200,200.")
+    return None if numbers is None else (numbers[0], numbers[1])
 
 
 @app.command()

@@ -15,9 +15,10 @@ import pytest
 
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.evaluate import COLUMNS, _statistics, evaluate, score_case
+from medcyclegan.evaluation.case import Settings, metric_names
+from medcyclegan.evaluation.evaluate import _statistics, evaluate, score_case
 from medcyclegan.evaluation.pairing import pair
-from medcyclegan.evaluation.protocol import Protocol
+from medcyclegan.evaluation.protocol import Protocol, protocol
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
@@ -48,7 +49,9 @@ def folders(tmp_path: Path, cases: dict[str, tuple[str, int]]) -> tuple[Path, Pa
 def rows_of(folder: Path) -> dict[str, dict[str, str]]:
     with (folder / "cases.csv").open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
-        assert tuple(reader.fieldnames or ()) == COLUMNS
+        assert reader.fieldnames is not None
+        assert reader.fieldnames[:7] == ["case", "mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
+        assert reader.fieldnames[-3:] == ["voxels", "mask", "notes"]
         return {row["case"]: row for row in reader}
 
 
@@ -162,7 +165,7 @@ def test_a_bad_case_fails_by_name_and_does_not_stop_the_others(tmp_path: Path) -
     assert rows["good"]["mae"] == "3.0"
     for name in result.failed:
         assert rows[name]["notes"] == f"failed: {result.failed[name]}"
-        assert all(rows[name][column] == "" for column in COLUMNS if column not in ("case", "notes"))
+        assert all(value == "" for column, value in rows[name].items() if column not in ("case", "notes"))
     summary = strict_json(tmp_path / "out" / "summary.json")
     assert (summary["n"], summary["n_failed"]) == (1, 4)
     assert [entry["case"] for entry in summary["failed"]] == list(result.failed)
@@ -176,7 +179,7 @@ def test_whatever_a_reader_raises_costs_one_case_only(tmp_path: Path, monkeypatc
             raise RuntimeError("decoder gave up")
         return read_volume(path)
 
-    monkeypatch.setattr("medcyclegan.evaluation.evaluate.read_volume", fragile)
+    monkeypatch.setattr("medcyclegan.evaluation.case.read_volume", fragile)
     result = evaluate(pred, ref, protocol="synthrad2023", masks=_masks(tmp_path, "a", "b"))
     assert result.failed == {"a": "RuntimeError: decoder gave up"}
     assert list(result.cases) == ["b"]
@@ -189,14 +192,20 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert (rows["a"]["me"], rows["b"]["me"], rows["b"]["mae"], rows["b"]["mae_bone"]) == ("4.0", "-8.0", "8.0", "8.0")
     assert float(rows["a"]["ms_ssim"]) == result.cases["a"].scores["ms_ssim"].value
     assert rows["same"]["psnr"] == "inf"
-    assert rows["same"]["notes"] == "psnr: the two images are identical in the mask"
-    assert rows["a"]["notes"] == ""
+    no_air = "mae_air, me_air: the reference has no air in the mask"
+    assert rows["same"]["notes"] == f"psnr: the two images are identical in the mask; {no_air}"
+    assert rows["a"]["notes"] == no_air
     summary = strict_json(tmp_path / "out" / "summary.json")
     assert summary == result.summary
     assert summary["protocol"] == "native"
     assert summary["range"] == [-1024, 3071]
     assert summary["version"] == __version__
-    assert list(summary["metrics"]) == ["mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
+    assert list(summary["metrics"]) == list(metric_names(protocol("native"), Settings()))
+    assert list(summary["metrics"])[:6] == ["mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
+    assert summary["files"]["b"] == {
+        "pred": str(pred / "b.nii.gz"), "ref": str(ref / "b.nii.gz"), "mask": None, "source": None
+    }  # fmt: skip
+    assert summary["tissues"] == {"air": [None, -200], "soft": [-200, 200], "bone": [200, None]}
     assert summary["metrics"]["mae"]["mean"] == 4
     assert summary["metrics"]["me"]["mean"] == pytest.approx(-4 / 3)
     assert summary["metrics"]["mae"]["sd"] == 4
@@ -231,13 +240,17 @@ def test_statistics_worked_by_hand() -> None:
     assert found["mean"] == found["median"] == 2.5
     assert found["sd"] == pytest.approx(math.sqrt(5 / 3))
     assert (found["q1"], found["q3"], found["min"], found["max"]) == (1.75, 3.25, 1, 4)
-    assert (found["n"], found["n_undefined"], found["reasons"]) == (4, 1, {})
+    assert (found["n"], found["n_undefined"]) == (4, 1)
+    assert found["ci_low"] is None
+    assert found["reasons"] == dict.fromkeys(("ci_low", "ci_high"), "an interval needs at least 5 cases")
     endless = _statistics([2.0, math.inf, 1.0])
     assert (endless["median"], endless["q1"], endless["min"]) == (2, 1.5, 1)
     assert all(endless[name] is None and name in endless["reasons"] for name in ("mean", "sd", "q3", "max"))
     alone = _statistics([7.0])
     assert (alone["mean"], alone["sd"]) == (7, None)
-    assert alone["reasons"] == {"sd": "one value has no standard deviation"}
+    assert alone["reasons"]["sd"] == "one value has no standard deviation"
+    many = _statistics([1.0, 2.0, 3.0, 4.0, 6.0, 7.0])
+    assert 1 < many["ci_low"] < many["mean"] < many["ci_high"] < 7 and many["reasons"] == {}
 
 
 def test_a_ct_without_its_intercept_is_doubted(tmp_path: Path) -> None:
@@ -245,8 +258,10 @@ def test_a_ct_without_its_intercept_is_doubted(tmp_path: Path) -> None:
     write_volume(pred / "a.nii.gz", ct() + np.int16(1024), GRID)
     write_volume(ref / "b.nii.gz", ct(1) + np.int16(1024), GRID)
     result = evaluate(pred, ref, protocol="synthrad2023", masks=_masks(tmp_path, "a", "b"))
-    (doubt,) = result.cases["a"].notes
-    assert doubt.startswith("prediction: no value is below -200 HU (the lowest is 14)")
+    first, second = result.cases["a"].notes[:2]
+    assert first.startswith("prediction: no value is below -200 HU (the lowest is 14)")
+    assert second.startswith("the prediction lies 1024 HU above the reference")
+    assert set(result.summary["doubts"]) == {"a", "b"}
     assert result.cases["b"].notes[0].startswith("reference: no value is below -200 HU")
 
 
@@ -258,7 +273,7 @@ def test_what_the_reader_warns_of_is_noted(tmp_path: Path, monkeypatch: pytest.M
             warnings.warn("the units are feet", UserWarning, stacklevel=2)
         return read_volume(path)
 
-    monkeypatch.setattr("medcyclegan.evaluation.evaluate.read_volume", doubtful)
+    monkeypatch.setattr("medcyclegan.evaluation.case.read_volume", doubtful)
     evaluate(pred, ref, tmp_path / "out", protocol="synthrad2023", masks=_masks(tmp_path, "a"))
     assert rows_of(tmp_path / "out")["a"]["notes"] == "prediction: the units are feet"
 
@@ -291,10 +306,10 @@ def test_a_crash_leaves_the_earlier_evaluation(tmp_path: Path, monkeypatch: pyte
     evaluate(pred, ref, out, protocol="synthrad2023")
     before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medcyclegan.evaluation.evaluate.score_case", interrupted)
+    monkeypatch.setattr("medcyclegan.evaluation.case.score_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(pred, ref, out, protocol="synthrad2023")
     assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
@@ -304,7 +319,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
     with pytest.raises(InputError, match="Did you mean 'native'"):
         evaluate(pred, ref, protocol="natve")
-    with pytest.raises(InputError, match=r"There is no .*nowhere"):
+    with pytest.raises(InputError, match=r"(?s)do not exist:.*pred: .*nowhere"):
         evaluate(tmp_path / "nowhere", ref)
     with pytest.raises(ValueError, match="unknown metrics"):
         score_case(ct(), ct(), None, Protocol("mine", 0, 1, ("mae", "fid")))

@@ -1,18 +1,91 @@
 """Which prediction belongs to which reference: by case id, never by order.
 
 The rule. A file belongs to the reference whose id is exactly its own. Failing that, one of the known suffixes is
-removed from either id: `p01_sct`, `p01_ct`, `p01_mr` and `p01_mask` all mean the case `p01`. Anything ambiguous or left
-over is refused, with every name.
+removed from either id, or the prefix of the SynthRAD challenges: `p01_sct`, `sct_p01`, `p01_ct`, `p01_mr` and
+`p01_mask` all mean the case `p01`. Anything ambiguous or left over is refused, with every name.
+
+Words used here. *Role*: what a file is for: pred, ref, mask, source (the MR, which only a report shows), pred_labels,
+ref_labels (label maps) and target (where range errors are asked for). *SynthRAD layout*: a folder per patient with
+`ct`, `mr` or `cbct`, `mask` and, for predictions, `sct`. *Template*: a path below the folder of a role with {case} once
+and any number of *.
 """
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from medcyclegan.errors import raise_all
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.dicom.files import split_choice
+from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
 
 SUFFIXES = ("_sct", "_ct", "_mr", "_mask")
+PREFIX = "sct_"
+ROLES = ("pred", "ref", "mask", "source", "pred_labels", "ref_labels", "target")
+_WORDS = {
+    "pred": "prediction",
+    "ref": "reference",
+    "pred_labels": "label map of the prediction",
+    "ref_labels": "label map of the reference",
+}
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case; None where there is none.
+
+    Attributes:
+        pred: synthetic CT, HU.
+        ref: reference CT, HU.
+        mask: where it is graded.
+        source: MR, any unit.
+        pred_labels, ref_labels: label maps.
+        target: mask of the voxels whose range errors are asked for.
+    """
+
+    pred: Path
+    ref: Path
+    mask: Path | None = None
+    source: Path | None = None
+    pred_labels: Path | None = None
+    ref_labels: Path | None = None
+    target: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What there is to grade.
+
+    Attributes:
+        cases: case id to its files, in the order of the references.
+        missing: references without a prediction, if that was allowed.
+        unmatched: predictions without a reference, if that was allowed.
+        layout: how the files were found: "files", "synthrad" or "csv".
+    """
+
+    cases: Mapping[str, CaseFiles]
+    missing: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
+    layout: str = "files"
+
+    @property
+    def expected(self) -> int:
+        """Number of references, whether or not they can be graded."""
+        return len(self.cases) + len(self.missing)
+
+
+@dataclass
+class _Match:
+    """The outcome of pairing: the counterpart of each reference, and what does not fit."""
+
+    of: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    spare: list[str] = field(default_factory=list)
+    ambiguous: list[str] = field(default_factory=list)
 
 
 def pair(references: Iterable[str], others: Iterable[str], kind: str, *, spare_allowed: bool = False) -> dict[str, str]:
@@ -31,28 +104,140 @@ def pair(references: Iterable[str], others: Iterable[str], kind: str, *, spare_a
         InputError: a reference without a counterpart, a counterpart without a reference unless `spare_allowed`, or an
             ambiguous one; all of them are listed.
     """
-    references, others = list(references), list(others)
-    candidates = {other: _belongs_to(other, references) for other in others}
-    claims: dict[str, list[str]] = defaultdict(list)
+    match = _match(list(references), list(others), kind)
+    problems = [*_missing_lines(match, kind), *match.ambiguous]
+    _refuse(problems if spare_allowed else [*_spare_lines(match, kind), *problems])
+    return match.of
+
+
+def find_cases(folders: Mapping[str, Path], templates: Sequence[str] = (), *, allow_missing: bool = False) -> Pairing:
+    """Find and pair the files of all roles before anything is read.
+
+    Args:
+        folders: role to a folder or, for a single case, a file; `pred` and `ref` are needed.
+        templates: `ROLE=TEMPLATE`, or a template alone for the predictions; roles without one hold their files directly
+            or, for `pred` and `ref`, in the SynthRAD layout.
+        allow_missing: references without a prediction, and predictions without a reference, are listed in the result
+            instead of refused.
+
+    Raises:
+        InputError: a path that does not exist, a template that cannot be used, a role without files, or files that do
+            not pair; all of them are listed.
+    """
+    absent = [f"{role}: {path}" for role, path in folders.items() if not split_choice(path)[0].exists()]
+    raise_all(absent, "These do not exist:")
+    patterns = _templates(templates, folders)
+    references, layout = _files(folders["ref"], "ct", patterns.get("ref"))
+    predictions, _ = _files(folders["pred"], "sct", patterns.get("pred"))
+    one_reference = _is_one(folders["ref"], references)
+    if one_reference and _is_one(folders["pred"], predictions):
+        match = _Match(dict(zip(references, predictions, strict=True)))
+    else:
+        match = _match(list(references), list(predictions), "prediction")
+        problems = [] if allow_missing else [*_spare_lines(match, "prediction"), *_missing_lines(match, "prediction")]
+        _refuse([*problems, *match.ambiguous])
+        if not match.of:
+            raise InputError(f"No prediction in {folders['pred']} belongs to a reference in {folders['ref']}.")
+    cases = {name: CaseFiles(predictions[other], references[name]) for name, other in match.of.items()}
+    if layout == "synthrad":
+        cases = _with_companions(cases)
+    for role in ROLES[2:]:
+        if role in folders:
+            cases = _with_role(cases, role, folders[role], patterns.get(role), one_reference)
+    _refuse_half(cases)
+    return Pairing(cases, tuple(match.missing), tuple(match.spare), layout)
+
+
+def cases_from_csv(path: Path, *, allow_missing: bool = False) -> Pairing:
+    """Read the files of all cases from a table.
+
+    Args:
+        path: CSV with the columns case, pred and ref, and optionally mask, source, pred_labels, ref_labels and target;
+            paths are relative to its folder. An empty cell means none.
+        allow_missing: a case whose prediction is empty or absent is listed in the result instead of refused.
+
+    Raises:
+        InputError: it cannot be read, columns are missing or unknown, a case is empty or repeated, or files are absent;
+            all of them are listed.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns = list(reader.fieldnames or ())
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The table of pairs {path} cannot be read: {error}.") from error
+    allowed = ("case", *ROLES)
+    if not {"case", "pred", "ref"} <= set(columns) or set(columns) - set(allowed):
+        raise InputError(
+            f"The table of pairs {path} has the columns {', '.join(columns) or '(none)'}.",
+            f"It needs case, pred and ref, and may have {', '.join(ROLES[2:])}.",
+        )
+    cases: dict[str, CaseFiles] = {}
+    missing: list[str] = []
     problems = []
-    for other, matches in candidates.items():
-        if not matches and not spare_allowed:
-            problems.append(f"{kind} '{other}' belongs to no reference")
+    for number, row in enumerate(rows, start=2):
+        name = (row["case"] or "").strip()
+        found = {role: path.parent / row[role] for role in ROLES if row.get(role)}
+        if not name or name in cases or name in missing:
+            problems.append(f"line {number}: the case {f'{name!r} is repeated' if name else 'is empty'}")
+            continue
+        absent = [role for role in found if not split_choice(found[role])[0].exists()]
+        if "pred" not in found or "pred" in absent:
+            missing.append(name)
+            absent = [role for role in absent if role != "pred"]
+            if not allow_missing:
+                where = f" ({found['pred']} does not exist)" if "pred" in found else ""
+                problems.append(f"line {number}: reference '{name}' has no prediction{where}")
+        problems += [f"line {number}: there is no {found[role]}" for role in absent]
+        if "ref" not in found:
+            problems.append(f"line {number}: the case '{name}' has no reference")
+        elif name not in missing and not absent:
+            cases[name] = CaseFiles(**found)
+    raise_all(problems, f"The table of pairs {path} cannot be used:")
+    if not cases:
+        raise InputError(f"The table of pairs {path} holds no case that can be graded.")
+    _refuse_half(cases)
+    return Pairing(cases, tuple(missing), (), "csv")
+
+
+def _match(references: list[str], others: list[str], kind: str) -> _Match:
+    result = _Match()
+    claims: dict[str, list[str]] = defaultdict(list)
+    for other in others:
+        matches = _belongs_to(other, references)
+        if not matches:
+            result.spare.append(other)
         if len(matches) > 1:
-            problems.append(f"{kind} '{other}' may belong to any of the references {_quoted(matches)}")
+            result.ambiguous.append(f"{kind} '{other}' may belong to any of the references {_quoted(matches)}")
         for reference in matches:
             claims[reference].append(other)
     for reference in references:
         if not claims[reference]:
-            problems.append(f"reference '{reference}' has no {kind}")
-        if len(claims[reference]) > 1:
-            problems.append(f"reference '{reference}' is matched by more than one {kind}: {_quoted(claims[reference])}")
+            result.missing.append(reference)
+        elif len(claims[reference]) > 1:
+            result.ambiguous.append(
+                f"reference '{reference}' is matched by more than one {kind}: {_quoted(claims[reference])}"
+            )
+        else:
+            result.of[reference] = claims[reference][0]
+    return result
+
+
+def _spare_lines(match: _Match, kind: str) -> list[str]:
+    return [f"{kind} '{name}' belongs to no reference" for name in match.spare]
+
+
+def _missing_lines(match: _Match, kind: str) -> list[str]:
+    return [f"reference '{name}' has no {kind}" for name in match.missing]
+
+
+def _refuse(problems: list[str]) -> None:
     raise_all(
         problems,
-        f"Cases are paired by name: '<case>' exactly, or '<case>' with one of {', '.join(SUFFIXES)}. "
-        "Rename or remove these files:",
+        f"Cases are paired by name: '<case>' exactly, or '<case>' with one of {', '.join(SUFFIXES)} or '{PREFIX}' "
+        "before it. Rename or remove these files, or tell how they are named with --pattern:",
     )
-    return {reference: claims[reference][0] for reference in references}
 
 
 def _belongs_to(other: str, references: list[str]) -> list[str]:
@@ -65,8 +250,130 @@ def _case(identifier: str) -> str:
     for suffix in SUFFIXES:
         if identifier.endswith(suffix) and identifier != suffix:
             return identifier.removesuffix(suffix)
-    return identifier
+    return identifier.removeprefix(PREFIX) or identifier
 
 
 def _quoted(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
+
+
+def _files(path: Path, stem: str, template: str | None) -> tuple[dict[str, Path], str]:
+    """Case id to file, and the layout."""
+    if template is not None:
+        return _by_template(path, template), "files"
+    if not path.is_dir():
+        return {case_id(path): path}, "files"
+    patients = _patients(path, stem)
+    if patients:
+        return patients, "synthrad"
+    return list_volumes(path), "files"
+
+
+def _is_one(path: Path, volumes: Mapping[str, Path]) -> bool:
+    """True for a path that is a volume itself, a DICOM folder included, and no folder of volumes."""
+    return list(volumes.values()) == [path]
+
+
+def _patients(folder: Path, stem: str) -> dict[str, Path]:
+    """Patient to its `stem` volume, in the SynthRAD layout; empty if the folder is not laid out so."""
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if any(path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) for path in folder.iterdir()):
+        return {}
+    found = {path.name: volume for path in inner if (volume := _named(path, stem))}
+    # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer patients.
+    incomplete = [
+        path.name for path in inner if path.name not in found and (_named(path, "mr") or _named(path, "cbct"))
+    ]
+    if found and incomplete:
+        raise InputError(f"{folder} is in the SynthRAD layout, but there is no {stem} of {_quoted(incomplete)}.")
+    return found
+
+
+def _named(folder: Path, stem: str) -> Path | None:
+    for suffix in VOLUME_SUFFIXES:
+        if (path := folder / f"{stem}{suffix}").is_file():
+            return path
+    return None
+
+
+def _with_companions(cases: dict[str, CaseFiles]) -> dict[str, CaseFiles]:
+    """With the mask and the source that lie beside each reference."""
+    masks = {name: _named(files.ref.parent, "mask") for name, files in cases.items()}
+    without = [name for name, mask in masks.items() if mask is None]
+    if without and len(without) < len(cases):
+        raise InputError(f"Some patients of the SynthRAD layout have a mask, but {_quoted(without)} have none.")
+    return {
+        name: replace(
+            files,
+            mask=masks[name],
+            source=_named(files.ref.parent, "mr") or _named(files.ref.parent, "cbct"),
+        )
+        for name, files in cases.items()
+    }
+
+
+def _with_role(
+    cases: dict[str, CaseFiles], role: str, folder: Path, template: str | None, single: bool
+) -> dict[str, CaseFiles]:
+    files, _ = _files(folder, role, template)
+    if single and _is_one(folder, files):
+        counterpart = dict(zip(cases, files, strict=True))
+    elif role == "source":
+        # Only pictures need it, so a case may be without.
+        match = _match(list(cases), list(files), "source")
+        _refuse(match.ambiguous)
+        counterpart = match.of
+    else:
+        counterpart = pair(cases, files, _WORDS.get(role, role), spare_allowed=True)
+    return {
+        name: replace(entry, **{role: files[counterpart[name]]}) if name in counterpart else entry
+        for name, entry in cases.items()
+    }
+
+
+def _refuse_half(cases: Mapping[str, CaseFiles]) -> None:
+    raise_all(
+        [name for name, files in cases.items() if (files.pred_labels is None) != (files.ref_labels is None)],
+        "Label maps are compared in pairs, of the prediction and of the reference. These cases have only one:",
+    )
+
+
+def _templates(given: Sequence[str], folders: Mapping[str, Path]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    problems = []
+    for text in given:
+        role, equals, template = text.partition("=")
+        if not equals or role not in ROLES:
+            role, template = "pred", text
+        if template.count("{case}") != 1:
+            problems.append(f"'{text}' does not have {{case}} exactly once")
+        elif Path(template).is_absolute() or ".." in Path(template).parts:
+            problems.append(f"'{text}' leaves the folder it is for")
+        elif role in found:
+            problems.append(f"'{text}': there is another one for {role}")
+        elif role not in folders or not folders[role].is_dir():
+            problems.append(f"'{text}': no folder is given for {role}")
+        else:
+            found[role] = template
+    raise_all(
+        problems,
+        "A pattern is [ROLE=]PATH, for instance pred={case}/sct.mha, with {case} once and * for anything; "
+        f"roles are {', '.join(ROLES)}. These cannot be used:",
+    )
+    return found
+
+
+def _by_template(folder: Path, template: str) -> dict[str, Path]:
+    expression = re.escape(template).replace(r"\*", "[^/]*").replace(r"\{case\}", "([^/]+)")
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.glob(template.replace("{case}", "*"))):
+        match = re.fullmatch(expression, path.relative_to(folder).as_posix())
+        if match and path.is_file():
+            found[match[1]].append(path)
+    if not found:
+        raise InputError(f"No file in {folder} fits the pattern '{template}'.")
+    raise_all(
+        [f"{name}: {_quoted([path.name for path in paths])}" for name, paths in found.items() if len(paths) > 1],
+        f"The pattern '{template}' fits more than one file of the same case in {folder}:",
+    )
+    return {name: paths[0] for name, paths in found.items()}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from medcyclegan.errors import InputError
+
+Family = Literal["intensity", "tissue", "bone", "range"]
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,32 @@ class Protocol:
         name: as given to `protocol`.
         low: HU to which PSNR, SSIM and MS-SSIM clip from below, and the value outside the mask.
         high: HU to which they clip from above.
-        metrics: names of the metrics, see `medcyclegan.evaluation.evaluate.METRICS`.
+        metrics: names of the headline metrics, in the order in which they are shown.
+        families: what is measured beyond them: further comparisons of intensities, errors per tissue, surfaces of bone,
+            errors of range.
+        organizers: label maps are scored as SynthRAD2025 does where nothing is found.
     """
 
     name: str
     low: float
     high: float
     metrics: tuple[str, ...]
+    families: tuple[Family, ...] = ()
+    organizers: bool = False
 
 
 PROTOCOLS = {
     entry.name: entry
     for entry in (
-        Protocol("native", -1024, 3071, ("mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone")),
+        Protocol(
+            "native",
+            -1024,
+            3071,
+            ("mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"),
+            ("intensity", "tissue", "bone", "range"),
+        ),
         Protocol("synthrad2023", -1024, 3000, ("mae", "psnr", "ssim")),
-        Protocol("synthrad2025", -1024, 3071, ("mae", "psnr", "ms_ssim")),
+        Protocol("synthrad2025", -1024, 3071, ("mae", "psnr", "ms_ssim"), organizers=True),
     )
 }
 

@@ -1,10 +1,11 @@
-"""Errors in HU: mean absolute error, mean signed error, and mean absolute error in bone.
+"""Errors in HU: mean absolute, mean signed and root mean square error.
 
-None of the three clips, so they take the protocol's limits only to be called like every other metric.
+None of them clips, so they take the protocol's limits only to be called like every other metric.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -20,8 +21,6 @@ from medcyclegan.evaluation.metrics.score import (
     undefined,
     why_undefined,
 )
-
-BONE_ABOVE_HU = 250.0
 
 
 def mae(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
@@ -50,19 +49,13 @@ def me(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) 
     return _mean_error(reference, synthetic, inside_of(mask, reference.shape), np.positive)
 
 
-def mae_bone(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
-    """Mean absolute error over the voxels of the mask whose reference exceeds 250 HU.
+def rmse(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
+    """Root of the mean over the mask of (synthetic - reference)^2; unlike in PSNR, nothing is clipped.
 
-    Arguments and errors are those of `mae`. Also nan, with the reason, where the mask holds no bone.
+    Arguments, undefined cases and errors are those of `mae`; the result is in HU.
     """
-    inside = inside_of(mask, reference.shape)
-    reason = why_undefined(reference, synthetic, inside)
-    if reason:
-        return undefined(reason)
-    bone = inside & (reference > BONE_ABOVE_HU)
-    if not bone.any():
-        return undefined(f"the reference has no voxel above {BONE_ABOVE_HU:g} HU in the mask")
-    return _mean_error(reference, synthetic, bone, np.abs)
+    squared = _mean_error(reference, synthetic, inside_of(mask, reference.shape), np.square)
+    return squared if squared.reason else Score(math.sqrt(squared.value))
 
 
 def _mean_error(

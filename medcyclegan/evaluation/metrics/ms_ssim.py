@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from torch import Tensor
 
-from medcyclegan.evaluation.metrics.moments import K1, K2, Array, Moments, mean_over
+from medcyclegan.evaluation.metrics.moments import K1, K2, Moments, mean_over, on_device
 from medcyclegan.evaluation.metrics.score import (
     Limits,
     Mask,
@@ -23,7 +24,7 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SMALLEST_AXIS = 97
 
 
-def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
+def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu") -> Score:
     """Product over five levels of the mean over the mask of (L C S)^weight, images prepared as for `ssim`.
 
     The weights are those of Wang, Simoncelli and Bovik 2003 (Asilomar, section 3.2), but as in SynthRAD2025 luminance
@@ -37,6 +38,7 @@ def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Lim
         synthetic: (X, Y, Z), HU.
         mask: (X, Y, Z), voxels above 0 count. None has no value, since the protocol defines none.
         limits: low and high HU of the protocol.
+        device: as for `ssim`.
 
     Returns:
         In [0, 1], 1 is best; nan with the reason without a mask, for an empty mask, for one that leaves no voxel at
@@ -55,22 +57,25 @@ def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Lim
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
     c3 = c2 / 2
 
-    def similarity(m: Moments) -> Array:
-        sx, sy = np.sqrt(np.maximum(m.vx, 0)), np.sqrt(np.maximum(m.vy, 0))
-        luminance = np.maximum((2 * m.ux * m.uy + c1) / (m.ux**2 + m.uy**2 + c1), 0)
-        contrast = np.maximum((2 * sx * sy + c2) / (m.vx + m.vy + c2), 0)
-        structure = np.maximum((m.vxy + c3) / (sx * sy + c3), 0)
+    def similarity(m: Moments) -> Tensor:
+        sx, sy = m.vx.clamp(min=0).sqrt(), m.vy.clamp(min=0).sqrt()
+        luminance = ((2 * m.ux * m.uy + c1) / (m.ux**2 + m.uy**2 + c1)).clamp(min=0)
+        contrast = ((2 * sx * sy + c2) / (m.vx + m.vy + c2)).clamp(min=0)
+        structure = ((m.vxy + c3) / (sx * sy + c3)).clamp(min=0)
         return luminance * contrast * structure
 
     padding = [((missing := max(0, SMALLEST_AXIS - n)) // 2, missing - missing // 2) for n in reference.shape]
-    x = np.pad(within(reference, inside, limits), padding, mode="edge")
-    y = np.pad(within(synthetic, inside, limits), padding, mode="edge")
-    inside = np.pad(inside, padding, mode="edge")
+    x, y, chosen = on_device(
+        np.pad(within(reference, inside, limits), padding, mode="edge"),
+        np.pad(within(synthetic, inside, limits), padding, mode="edge"),
+        np.pad(inside, padding, mode="edge"),
+        device,
+    )
     product = 1.0
     for level, weight in enumerate(WEIGHTS, start=1):
         if level > 1:
-            x, y, inside = _halved(x), _halved(y), np.ascontiguousarray(inside[::2, ::2, ::2])
-        value = mean_over(x, y, inside, lambda m, w=weight: similarity(m) ** w)  # type: ignore[misc]
+            x, y, chosen = _halved(x), _halved(y), chosen[::2, ::2, ::2]
+        value = mean_over(x, y, chosen, lambda m, w=weight: similarity(m) ** w)  # type: ignore[misc]
         if math.isnan(value):
             return undefined(
                 f"the mask has no voxel at level {level} of {len(WEIGHTS)} "
@@ -80,11 +85,11 @@ def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Lim
     return Score(product)
 
 
-def _halved(x: Array) -> Array:
+def _halved(x: Tensor) -> Tensor:
     """y[n] = (x[n] + x[n - 1]) / 2 along each axis with x[-1] = 0, of which every second voxel is kept."""
     for axis in range(3):
-        x = np.moveaxis(x, axis, 0)
+        x = x.movedim(axis, 0)
         y = x[::2] / 2
         y[1:] += x[1::2][: len(y) - 1] / 2
-        x = np.moveaxis(y, 0, axis)
-    return x
+        x = y.movedim(0, axis)
+    return x.contiguous()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from medcyclegan.evaluation.metrics.moments import K1, K2, RIM, WINDOW, Array, Moments, mean_over
+from torch import Tensor
+
+from medcyclegan.evaluation.metrics.moments import K1, K2, RIM, WINDOW, Moments, mean_over, on_device
 from medcyclegan.evaluation.metrics.score import (
     Limits,
     Mask,
@@ -17,7 +19,7 @@ from medcyclegan.evaluation.metrics.score import (
 )
 
 
-def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits) -> Score:
+def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu") -> Score:
     """Mean over the mask of the local similarity, after clipping and setting everything outside the mask to `low`.
 
     S = (2 ux uy + C1)(2 vxy + C2) / ((ux^2 + uy^2 + C1)(vx + vy + C2)) with C1 = (0.01 R)^2, C2 = (0.03 R)^2 and
@@ -29,6 +31,7 @@ def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits
         synthetic: (X, Y, Z), HU.
         mask: (X, Y, Z), voxels above 0 count; None for all.
         limits: low and high HU of the protocol.
+        device: where it is computed: "cpu", "cuda", "cuda:1", ...; float64 everywhere, so "mps" cannot.
 
     Returns:
         At most 1, which is best; nan with the reason for an axis shorter than 7 voxels, a mask that is empty or lies
@@ -46,10 +49,11 @@ def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits
     span = limits[1] - limits[0]
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
 
-    def similarity(m: Moments) -> Array:
+    def similarity(m: Moments) -> Tensor:
         return ((2 * m.ux * m.uy + c1) * (2 * m.vxy + c2)) / ((m.ux**2 + m.uy**2 + c1) * (m.vx + m.vy + c2))
 
-    value = mean_over(within(reference, inside, limits), within(synthetic, inside, limits), inside, similarity)
+    x, y = within(reference, inside, limits), within(synthetic, inside, limits)
+    value = mean_over(*on_device(x, y, inside, device), similarity)
     if math.isnan(value):
         return undefined(f"the mask lies wholly in the {RIM}-voxel rim of the volume, where SSIM has no window")
     return Score(value)

@@ -1,0 +1,321 @@
+"""Comparing evaluations of the same patients: is B better than A, by how much, and would other patients say so too?
+
+Words used here. *Result*: a folder that `evaluate` wrote. *Pair*: two results; the later one given is B. Every number
+is of paired scores, patient by patient.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcyclegan import __version__
+from medcyclegan.atomic import atomic_file, write_json
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.evaluation import statistics
+from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
+from medcyclegan.evaluation.statistics import Better
+
+USUAL = ("mae", "psnr", "ssim", "ms_ssim")
+COMPARE_TABLE, COMPARE_FILE = "compare.csv", "compare.json"
+_COLUMNS = (
+    "metric", "a", "b", "better", "n", "left_out", "mean_a", "mean_b", "difference", "ci_low", "ci_high", "p_value",
+    "p_holm", "win_rate_b", "effect_size",
+)  # fmt: skip
+# The start of a score's name and what is better; longer starts first.
+_BETTER: dict[str, Better] = {
+    "mae": "lower", "rmse": "lower", "me": "zero", "psnr": "higher", "ssim": "higher",
+    "ms_ssim": "higher", "ncc": "higher", "mutual_information": "higher", "gradient_similarity": "higher",
+    "wasserstein": "lower", "dice": "higher", "hd95": "lower", "surface_distance": "lower", "classes_found": "higher",
+    "wepl": "lower", "radiological": "lower", "misregistration": "lower",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """An evaluation read back.
+
+    Attributes:
+        name: of its folder, made unique where several have the same.
+        scores: case to metric to value; nan where undefined.
+        voxels: case to the number of voxels that were graded.
+        summary: what its summary.json holds.
+    """
+
+    name: str
+    scores: Mapping[str, Mapping[str, float]]
+    voxels: Mapping[str, int]
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results compared.
+
+    Attributes:
+        summary: what `compare.json` holds; plain data without nan.
+    """
+
+    summary: Mapping[str, Any]
+
+    def lines(self) -> list[str]:
+        """The comparison in words, one line each."""
+        told = [f"{self.summary['n']} patients, compared in {', '.join(self.summary['metrics'])}"]
+        for row in self.summary["pairs"]:
+            interval = ""
+            if row["ci_low"] is not None:
+                interval = f" (95 % interval {row['ci_low']:.4g} to {row['ci_high']:.4g})"
+            p = "no test: " + str(row["reason"]) if row["p_holm"] is None else f"p {row['p_holm']:.3g} after Holm"
+            told.append(
+                f"{row['metric']}: {row['b']} - {row['a']} = {row['difference']:.4g}{interval}, {p}, "
+                f"{row['b']} better in {100 * row['win_rate_b']:.0f} %, effect size {row['effect_size']:.2f}, "
+                f"n {row['n']}"
+            )
+        if ranking := self.summary["ranking"]:
+            for row in ranking["methods"]:
+                told.append(
+                    f"rank {row['rank']:g}: {row['name']} (mean rank {row['mean_rank']:.2f}; over resampled patients "
+                    f"{row['rank_low']:g} to {row['rank_high']:g}, the same in {100 * row['kept']:.0f} %)"
+                )
+        else:
+            told.append(f"no ranking: {self.summary['no_ranking']}")
+        return told
+
+
+def compare(
+    results: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    metrics: Sequence[str] | None = None,
+    allow_missing: bool = False,
+) -> Comparison:
+    """Compare two or more evaluations of the same patients by the same protocol, in the same masks.
+
+    For every pair and metric: the mean paired difference with its 95 % interval, Wilcoxon's signed-rank test, its
+    p-value after Holm's correction over all pairs and metrics of this call, the part of the patients on whom B is
+    better, and the matched-pairs rank-biserial correlation. Over all: a ranking, and how firm it is when patients are
+    resampled. For signed errors (`me`) magnitudes are compared.
+
+    Args:
+        results: folders that `evaluate` wrote.
+        output: folder for compare.csv and compare.json; None writes nothing.
+        metrics: names of scores that all results have; None takes mae, psnr, ssim and ms_ssim as far as all have them.
+        allow_missing: compare the patients that all results have; else a patient that one lacks is refused.
+
+    Returns:
+        The comparison; its `summary` names every patient and score that was left out.
+
+    Raises:
+        InputError: fewer than two results, one that cannot be read, other protocols, masks or patients, or a metric
+            that a result lacks or that has no better direction; all that is wrong is named.
+    """
+    if len(results) < 2:
+        raise InputError(f"{len(results)} result was given; at least two are compared.", "Give the folders of two.")
+    read = _read_all([Path(path) for path in results])
+    cases, absent = _common_cases(read, allow_missing)
+    chosen = _metrics(read, cases, metrics)
+    rows = []
+    for metric in chosen:
+        for a, b in combinations(read, 2):
+            rows.append(_pair_row(metric, a, b, cases))
+    for row, p_value in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = p_value
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                row[key] = None
+    ranked, why_not = _ranking(read, cases, chosen)
+    summary = {
+        "results": [{"name": r.name, "folder": str(Path(p).resolve())} for r, p in zip(read, results, strict=True)],
+        "protocol": read[0].summary["protocol"],
+        "n": len(cases),
+        "left_out": absent,
+        "metrics": list(chosen),
+        "pairs": rows,
+        "ranking": ranked,
+        "no_ranking": why_not,
+        "methods": {
+            "interval": "BCa bootstrap of the mean paired difference, widened for small cohorts (Hesterberg 2015)",
+            "test": f"Wilcoxon signed-rank, two-sided; Holm's correction over {len(rows)} tests",
+            "effect_size": "matched-pairs rank-biserial correlation, positive where b is better",
+            "seed": statistics.SEED,
+            "resamples": statistics.RESAMPLES,
+        },
+        "version": __version__,
+    }
+    if output is not None:
+        _write(Path(output), summary)
+    return Comparison(summary)
+
+
+def _read_all(folders: Sequence[Path]) -> list[Result]:
+    problems, read = [], []
+    names = _unique_names(folders)
+    for folder, name in zip(folders, names, strict=True):
+        try:
+            read.append(_read(folder, name))
+        except InputError as error:
+            problems.append(str(error))
+    raise_all(problems, "These are no results that 'medcyclegan evaluate' wrote:")
+    for what in ("protocol", "mask", "range"):
+        values = {result.name: result.summary.get(what) for result in read}
+        if len({json.dumps(value) for value in values.values()}) > 1:
+            listed = ", ".join(f"{name}: {value}" for name, value in values.items())
+            raise InputError(f"The results differ in their {what} ({listed}), so that their scores cannot be compared.")
+    return read
+
+
+def _unique_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the folders apart."""
+    whole = [folder.resolve() for folder in folders]
+    if len(set(whole)) < len(whole):
+        raise InputError(f"The same result is given twice: {', '.join(map(str, folders))}.")
+    for count in range(1, max(len(path.parts) for path in whole) + 1):
+        names = ["/".join(path.parts[-count:]) for path in whole]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("different paths have different names")
+
+
+def _read(folder: Path, name: str) -> Result:
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        with (folder / CASES_FILE).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        failed = {entry["case"] for entry in summary["failed"]} | set(summary.get("missing", ()))
+        graded = {row["case"]: row for row in rows if row["case"] not in failed}
+        scores = {
+            case: {column: float(row[column]) for column in summary["metrics"] if row.get(column)}
+            for case, row in graded.items()
+        }
+        voxels = {case: int(row["voxels"]) for case, row in graded.items()}
+        summary["protocol"]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{folder}: {error!r}") from error
+    if not scores:
+        raise InputError(f"{folder}: it has no graded case")
+    return Result(name, scores, voxels, summary)
+
+
+def _common_cases(read: Sequence[Result], allow_missing: bool) -> tuple[list[str], dict[str, list[str]]]:
+    """The patients that all have, and for each result those of the others that it lacks."""
+    every = list(dict.fromkeys(case for result in read for case in result.scores))
+    absent = {result.name: [case for case in every if case not in result.scores] for result in read}
+    if not allow_missing:
+        raise_all(
+            [f"{name} lacks {', '.join(cases)}" for name, cases in absent.items() if cases],
+            "Results are compared on the same patients; with --allow-missing on those that all have:",
+        )
+    cases = [case for case in every if all(case in result.scores for result in read)]
+    if not cases:
+        raise InputError("The results have no patient in common, so that there is nothing to compare.")
+    raise_all(
+        [
+            f"case {case}: " + ", ".join(f"{result.voxels[case]} voxels in {result.name}" for result in read)
+            for case in cases
+            if len({result.voxels[case] for result in read}) > 1
+        ],
+        "These cases were graded in different masks, so that their scores cannot be compared:",
+    )
+    return cases, absent
+
+
+def _metrics(read: Sequence[Result], cases: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    shared = [m for m in read[0].summary["metrics"] if all(m in result.summary["metrics"] for result in read)]
+    if wanted is None:
+        chosen = tuple(metric for metric in USUAL if metric in shared)
+        if not chosen:
+            raise InputError(
+                f"The results share none of {', '.join(USUAL)}; they share {', '.join(shared) or 'nothing'}."
+            )
+        return chosen
+    problems = []
+    for metric in wanted:
+        if metric not in shared:
+            problems.append(f"'{metric}' is not in all results")
+        elif better(metric) is None:
+            problems.append(f"'{metric}' has no better direction")
+    raise_all(problems, f"Metrics that can be compared are {', '.join(m for m in shared if better(m))}:")
+    return tuple(dict.fromkeys(wanted))
+
+
+def better(metric: str) -> Better | None:
+    """Which direction of a score is better; None where none is, as for the share of a tissue."""
+    starts = [start for start in _BETTER if metric == start or metric.startswith(f"{start}_")]
+    return _BETTER[max(starts, key=len)] if starts else None
+
+
+def _pair_row(metric: str, a: Result, b: Result, cases: Sequence[str]) -> dict[str, Any]:
+    values = [(a.scores[case].get(metric, math.nan), b.scores[case].get(metric, math.nan)) for case in cases]
+    used = [pair for pair in values if all(map(math.isfinite, pair))]
+    direction = better(metric)
+    if direction is None:
+        raise ValueError(f"{metric} has no better direction")
+    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    row |= {"metric": metric, "a": a.name, "b": b.name, "better": direction, "n": len(used)}
+    row |= {"left_out": [case for case, pair in zip(cases, values, strict=True) if pair not in used], "reason": None}
+    if not used:
+        raise InputError(f"{metric} is defined on no patient in both {a.name} and {b.name}.", "Leave it out.")
+    x, y = (np.array(column) for column in zip(*used, strict=True))
+    found = statistics.paired_difference(x, y, direction)
+    row |= {"mean_a": float(x.mean()), "mean_b": float(y.mean()), "difference": found.difference}
+    row |= {"ci_low": found.interval.low, "ci_high": found.interval.high, "p_value": found.p_value}
+    row |= {"win_rate_b": found.win_rate, "effect_size": found.effect_size}
+    row["reason"] = found.reason or found.interval.reason
+    return row
+
+
+def _ranking(
+    read: Sequence[Result], cases: Sequence[str], metrics: Sequence[str]
+) -> tuple[dict[str, Any] | None, str | None]:
+    signs = {"higher": -1.0, "lower": 1.0}
+    losses = np.empty((len(read), len(cases), len(metrics)))
+    for i, result in enumerate(read):
+        for j, case in enumerate(cases):
+            for k, metric in enumerate(metrics):
+                value = result.scores[case].get(metric, math.nan)
+                direction = better(metric)
+                losses[i, j, k] = abs(value) if direction == "zero" else signs[str(direction)] * value
+    # Infinity is a rank like any other (identical images); nothing can be said of what is undefined.
+    if np.isnan(losses).any():
+        which = [case for j, case in enumerate(cases) if np.isnan(losses[:, j]).any()]
+        return None, f"scores of {', '.join(which)} are undefined"
+    found = statistics.ranking(np.nan_to_num(losses, posinf=1e300, neginf=-1e300))
+    methods = [
+        {
+            "name": read[i].name,
+            "rank": float(found.rank[i]),
+            "mean_rank": float(found.mean_rank[i]),
+            "rank_low": float(found.rank_low[i]),
+            "rank_high": float(found.rank_high[i]),
+            "kept": float(found.kept[i]),
+            "best": float(found.best[i]),
+        }
+        for i in found.order
+    ]
+    return {"methods": methods, "kendall_tau": found.kendall_tau}, None
+
+
+def _write(folder: Path, summary: Mapping[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The output folder {folder} cannot be made ({error}).", "Give another.") from error
+    with (
+        atomic_file(folder / COMPARE_TABLE) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        table = csv.DictWriter(stream, (*_COLUMNS, "reason"), lineterminator="\n")
+        table.writeheader()
+        for row in summary["pairs"]:
+            table.writerow({**row, "left_out": " ".join(row["left_out"])})
+    write_json(folder / COMPARE_FILE, summary)
