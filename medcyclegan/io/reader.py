@@ -515,7 +515,7 @@ def _from_metatensor(image: MetaTensor) -> MetaTensor:
     affine = image.affine.detach().cpu().numpy().astype(np.float64)
     if str(image.meta.get("space", "RAS")) == "LPS":
         affine = _LPS_TO_RAS @ affine
-    kept = ("filename_or_obj", "sform_code", "qform_code")
+    kept = ("filename_or_obj", "sform_code", "qform_code", "modality")
     return _checked_volume(array, affine, {key: image.meta[key] for key in kept if key in image.meta}, name)
 
 
