@@ -24,10 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "training": GROUND | {"losses", "networks"},
     "inference": GROUND | {"io", "transforms", "losses"},
     "evaluation": GROUND | {"io", "transforms", ""},
-    "report": GROUND | {"evaluation", "io", ""},
+    "report": GROUND | {"evaluation", "io", "transforms", ""},
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
     "demo": GROUND | {"config", "phantom", "build", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"config", "build", "demo", "evaluation", ""},
+    "cli": GROUND | {"config", "build", "demo", "evaluation", "report", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.

@@ -163,6 +163,7 @@ def evaluate(
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
     summary = _summary(chosen, cases, failed, "body" if masks is None else "given")
+    summary["files"] = {name: _recorded(*files) for name, files in paths.items()}
     result = Evaluation(chosen, cases, failed, summary)
     if folder is not None:
         _write(folder, result)
@@ -256,6 +257,15 @@ def _grids_differ(pred: Path, pred_grid: Grid, ref: Path, ref_grid: Grid) -> str
         f"The prediction {pred} and the reference {ref} lie on different grids: {words(pred_grid)} against "
         f"{words(ref_grid)}{apart}. Nothing is resampled here: bring the prediction onto the reference's grid."
     )
+
+
+def _recorded(pred: Path, ref: Path, mask: Path | None) -> dict[str, str | None]:
+    """Where the volumes of a case are, for a report to open them."""
+    return {
+        "pred": str(pred.resolve()),
+        "ref": str(ref.resolve()),
+        "mask": None if mask is None else str(mask.resolve()),
+    }
 
 
 def _reasons(scores: Mapping[str, Score]) -> list[str]:
