@@ -104,6 +104,8 @@ def read_results(folder: Path) -> Results:
     columns = (*(name for name in metrics if name in numeric), *(name for name in numeric if name not in metrics))
     failures = _failures(summary)
     cases = tuple(_case(row, columns, failures) for row in rows)
+    if twins := {row["case"] for row in rows if sum(other["case"] == row["case"] for other in rows) > 1}:
+        raise InputError(f"{folder / CASES_FILE} holds more than one line for {sorted(twins)}.", "Evaluate again.")
     known = {case.name for case in cases}
     cases += tuple(Case(name, {}, why, True) for name, why in failures.items() if name not in known)
     return Results(

@@ -8,6 +8,7 @@ report comes from the volumes. How many slices there are follows from the bytes 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ TRUST = "viridis"
 # Everything denser than this in either CT is kept in view, whether inside the mask or not.
 VISIBLE_ABOVE_HU = -300.0
 GAP = 2  # pixels between columns
+_MARGIN_MM = 6.0  # around what is in view, for the letters
 _QUALITY = 80
 # (bytes that a case may take, width of a column in pixels)
 _WIDTHS = ((600_000, 208), (250_000, 160), (0, 128))
@@ -211,7 +213,7 @@ class _Drawing:
         inside, sct, ct = volumes["mask"], volumes["synthetic CT"], volumes["CT"]
         visible = inside | (ct > VISIBLE_ABOVE_HU) | (sct > VISIBLE_ABOVE_HU)
         full = tuple((0, n - 1) for n in order.shape)
-        self.box = bounding_box(visible) if visible.any() else full
+        self.box = _widened(bounding_box(visible), order) if visible.any() else full
         self.center = bounding_box(inside) if inside.any() else self.box
         self.box_mm = [(b - a + 1) * s for (a, b), s in zip(self.box, order.spacing, strict=True)]
         self.pixels_per_mm = width / max(self.box_mm[0], self.box_mm[1])
@@ -301,6 +303,15 @@ class _Drawing:
             name, number = self.order.file_index(new, place[new])
             voxel["ijk".index(name)] = number
         return float((self.order.grid.affine @ np.array([*voxel, 1.0]))[axis])
+
+
+def _widened(box: tuple[tuple[int, int], ...], order: RasOrder) -> tuple[tuple[int, int], ...]:
+    """The box with a margin, as far as the volume goes."""
+    margins = [math.ceil(_MARGIN_MM / step) for step in order.spacing]
+    return tuple(
+        (max(0, low - more), min(n - 1, high + more))
+        for (low, high), more, n in zip(box, margins, order.shape, strict=True)
+    )
 
 
 def _errors_by_slice(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,8 +201,3 @@ def _without_folders(error: InputError, path: Path) -> str:
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def files_of(case: Case, files: Mapping[str, CaseFiles]) -> CaseFiles:
-    """Where the volumes of a case are, as far as the evaluation recorded it."""
-    return files.get(case.name, CaseFiles())
