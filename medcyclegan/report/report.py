@@ -23,7 +23,9 @@ from medcyclegan.report.pictures import draw_pictures
 from medcyclegan.report.results import Results, holds_results, read_results
 from medcyclegan.report.training_page import training_page
 from medcyclegan.report.training_run import CURVES_FILE, holds_run, read_run
-from medcyclegan.report.volumes import TRUST_SUFFIXES = (".html", ".htm")
+from medcyclegan.report.volumes import TRUST_SUFFIXES, VolumeFolder, require_any
+
+_SUFFIXES = (".html", ".htm")
 _SILENT = Silent()
 
 StrPath = str | os.PathLike[str]
