@@ -184,6 +184,8 @@ def cell(value: Cell) -> str:
         return "undefined"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
     rounded = f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}".removesuffix(".")
     return "−" + rounded[1:] if rounded.startswith("-") else rounded
 

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -30,6 +32,7 @@ _SEED = 0  # of the vertical scatter, which means nothing
 
 @dataclass(frozen=True)
 class _Theme:
+    paper: str
     ink: str
     quiet: str
     line: str
@@ -38,8 +41,8 @@ class _Theme:
     density: str
 
 
-_LIGHT = _Theme("#1b1f24", "#57606a", "#c8ced5", "#0b62b3", "#b3450b", "viridis_r")
-_DARK = _Theme("#e3e6ea", "#a4adb7", "#3d444c", "#6cb2f5", "#f5a26c", "viridis")
+_LIGHT = _Theme("#ffffff", "#1b1f24", "#57606a", "#c8ced5", "#0b62b3", "#b3450b", "viridis_r")
+_DARK = _Theme("#14171b", "#e3e6ea", "#a4adb7", "#3d444c", "#6cb2f5", "#f5a26c", "viridis")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def distributions(scores: Sequence[Distribution]) -> Plot:
             _distribution(axes, score, theme)
 
     words = "; ".join(f"{score.title}: {_span(score.values)}" for score in scores)
-    return _plot(draw, 3.7 * columns, 1.5 * rows + 0.1, f"Distribution over the cases. {words}.")
+    return _plot(draw, 3.7 * columns, 1.6 * rows + 0.1, f"Distribution over the cases. {words}.")
 
 
 def joint_histogram(density: HuDensity) -> Plot:
@@ -149,7 +152,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plo
                 axes.set_xlabel("step", color=theme.quiet, fontsize=8)
 
     words = "; ".join(f"{name}: {_ends(values)}" for name, (_, values) in series.items())
-    return _plot(draw, 3.7 * columns, 1.9 * rows + 0.2, f"Curves over training steps. {words}.")
+    return _plot(draw, 3.7 * columns, 2.0 * rows + 0.2, f"Curves over training steps. {words}.")
 
 
 def _distribution(axes: Axes, score: Distribution, theme: _Theme) -> None:
@@ -202,6 +205,7 @@ def _agreement(figure: Figure, density: HuDensity, theme: _Theme) -> None:
         text = f"{name} {value:+.0f}".replace("-", "−")
         note = axes.annotate(text, (1, value), (-3, 2), ("axes fraction", "data"), "offset points", color=theme.ink)
         note.set(ha="right", va="bottom", fontsize=7.5)
+        note.set_path_effects([Stroke(linewidth=2.5, foreground=theme.paper, alpha=0.8), Normal()])
     means, errors = zip(*density.cases, strict=True)
     axes.scatter(means, errors, s=16, color=theme.accent, edgecolors=theme.ink, linewidths=0.5, zorder=4)
     axes.set(xlim=(left, right), ylim=(-reach, reach))
@@ -258,7 +262,9 @@ def _plot(draw: Callable[[Figure, _Theme], None], width: float, height: float, w
 
 
 def _drawn(draw: Callable[[Figure, _Theme], None], width: float, height: float, theme: _Theme) -> bytes:
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="none", layout="constrained")
+    figure = Figure(
+        figsize=(width, height), dpi=_DPI, facecolor="none", layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09)
+    )
     canvas = FigureCanvasAgg(figure)
     draw(figure, theme)
     canvas.draw()

@@ -13,7 +13,11 @@ from medcyclegan.report.training_run import TrainingRun
 
 def training_page(run: TrainingRun, title: str | None, facts: Mapping[str, str]) -> Page:
     """A page about a training alone; `facts` come before those of the run."""
-    return Page(title=title or "Training", facts={**facts, **_run_facts(run)}, **training_parts(run))
+    return Page(
+        title=title or " ".join(["Training", *_direction(run)]),
+        facts={**facts, **_run_facts(run)},
+        **training_parts(run),
+    )
 
 
 def _run_facts(run: TrainingRun) -> dict[str, str]:
@@ -25,9 +29,6 @@ def _run_facts(run: TrainingRun) -> dict[str, str]:
         facts["Time"] = f"{run.seconds:.0f} s since it was started or last resumed"
     if not run.config:
         facts["Settings"] = "config.yaml was not found"
-    domains = [str(_part(_part(run.config, "domains"), name).get("name", "")) for name in ("a", "b")]
-    if all(domains):
-        facts["From, to"] = " to ".join(domains)
     for label, found, keys in (
         ("Objective", _part(run.config, "objective"), ("_target_", "cycle_weight", "identity_weight")),
         ("Generator", _part(model, "generator"), None),
@@ -36,12 +37,26 @@ def _run_facts(run: TrainingRun) -> dict[str, str]:
         ("Patches", _part(run.config, "patches"), None),
         ("Optimization", training, ("batch_size", "learning_rate", "betas", "decay_start", "ema_decay", "precision")),
     ):
-        words = [f"{key.strip('_').replace('_', ' ')} {found[key]}" for key in (keys or found) if key in found]
+        words = [f"{key.strip('_').replace('_', ' ')} {_plain(found[key])}" for key in (keys or found) if key in found]
         if words:
             facts[label] = ", ".join(words).replace("target ", "", 1)
     if "seed" in run.config:
         facts["Seed"] = str(run.config["seed"])
     return facts
+
+
+def _direction(run: TrainingRun) -> list[str]:
+    """ "from MR to CT", as far as it is known."""
+    names = [_part(_part(run.config, "domains"), domain).get("name") for domain in ("a", "b")]
+    return [f"from {names[0]} to {names[1]}"] if all(names) else []
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " / ".join(_plain(entry) for entry in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -51,8 +66,10 @@ def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def training_parts(run: TrainingRun) -> dict[str, Any]:
     """The training's fields of a page."""
-    rows = [(f"validation {name}", *_course(*series, "mae" in name)) for name, series in run.validation.items()]
-    rows += [(name.replace("_", " "), *_course(*series, None)) for name, series in run.losses.items()]
+    rows: list[tuple[Cell, ...]] = [
+        (f"validation {name.replace('_', ' ')}", *_course(*series)) for name, series in run.validation.items()
+    ]
+    rows += [(name.replace("_", " "), *_course(*series)) for name, series in run.losses.items()]
     curves = [
         ("Losses and speed, means over the steps between two lines of the log.", plots.curves(_named(run.losses)))
     ]
@@ -65,7 +82,7 @@ def training_parts(run: TrainingRun) -> dict[str, Any]:
         notes.insert(0, "The run has no validation pairs, so nothing here measures the error of the result.")
     return {
         "training_table": Table(
-            "Course of the training", ("value", "first", "last", "best", "best at step"), tuple(rows), tuple(notes)
+            "Course of the training", ("value", "first", "last", "smallest", "at step"), tuple(rows), tuple(notes)
         ),
         "curves": tuple(curves),
         "panels": _panels(run),
@@ -73,13 +90,11 @@ def training_parts(run: TrainingRun) -> dict[str, Any]:
     }
 
 
-def _course(steps: Sequence[float], values: Sequence[float], smaller: bool | None) -> tuple[Cell, ...]:
-    """First, last and, where smaller is better, the best value and its step."""
+def _course(steps: Sequence[float], values: Sequence[float]) -> tuple[Cell, ...]:
+    """First, last and smallest value, and the step of the smallest."""
     finite = [(value, step) for value, step in zip(values, steps, strict=True) if math.isfinite(value)]
-    if not smaller or not finite:
-        return values[0], values[-1], None, None
-    best, at = min(finite)
-    return values[0], values[-1], best, f"{at:.0f}"
+    smallest, at = min(finite) if finite else (math.nan, math.nan)
+    return values[0], values[-1], smallest, f"{at:.0f}"
 
 
 def _named(series: Mapping[str, tuple[list[float], list[float]]]) -> dict[str, tuple[list[float], list[float]]]:

@@ -183,10 +183,10 @@ def _columns(
         Column("Synthetic CT − CT", "HU", -ERROR_LIMIT, ERROR_LIMIT, SIGNED),
     ]
     if mr is not None:
-        columns.insert(0, Column("MR", "", *percentile_range(mr, inside), GRAY))
+        columns.insert(0, Column("MR", "arbitrary", *percentile_range(mr, inside), GRAY))
     if trust is not None:
         low, high = percentile_range(trust, inside, 0.0)
-        columns.append(Column("Trust map", "", min(0.0, low), high, TRUST))
+        columns.append(Column("Trust map", "as given", min(0.0, low), high, TRUST))
     return tuple(columns)
 
 
