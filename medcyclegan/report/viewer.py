@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,12 +232,7 @@ class _Drawing:
     def view(self, plane: Plane, count: int) -> PlaneView:
         first, last = self.box[plane.cut]
         middle, worst = self.middle(plane), self.worst(plane)
-        if count == 1:
-            chosen = [middle]
-        else:
-            spread = np.linspace(first, last, min(count, last - first + 1))
-            wanted = {round(index) for index in spread} | {middle}
-            chosen = sorted(wanted | ({worst} if worst is not None else set()))
+        chosen = _spread(first, last, count, [middle] if worst is None else [middle, worst])
         pictures = tuple(self.picture(plane, index) for index in chosen)
         height = self._pixels(plane.up)
         width = len(self.columns) * self.width + (len(self.columns) - 1) * GAP
@@ -303,6 +299,16 @@ class _Drawing:
             name, number = self.order.file_index(new, place[new])
             voxel["ijk".index(name)] = number
         return float((self.order.grid.affine @ np.array([*voxel, 1.0]))[axis])
+
+
+def _spread(first: int, last: int, count: int, wanted: Sequence[int]) -> list[int]:
+    """`count` numbers evenly from first to last; each of the wanted ones takes the place of its nearest neighbor."""
+    kept = list(dict.fromkeys(wanted))[:count]
+    others = list(dict.fromkeys(round(n) for n in np.linspace(first, last, min(count, last - first + 1)).tolist()))
+    for index in kept:
+        if others:
+            others.remove(min(others, key=lambda other: abs(other - index)))
+    return sorted({*kept, *others})
 
 
 def _widened(box: tuple[tuple[int, int], ...], order: RasOrder) -> tuple[tuple[int, int], ...]:
