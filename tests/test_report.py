@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medcyclegan import cli
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.report import pictures, plots
@@ -481,19 +482,22 @@ def test_an_evaluation_can_carry_the_training_of_its_model(tmp_path: Path) -> No
     assert "Course of the training" in text and "Bland-Altman" in text
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     scores = make_results(tmp_path / "evaluation", {"only": 10.0})
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "from medcyclegan.cli import main; main()"
-        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["medcyclegan", "report", *arguments])
+        cli.main()
+        return capsys.readouterr().out
 
-    done = run("report", str(scores), "-o", "new/r.html", "--window", "-160", "240", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    told = json.loads(run(str(scores), "-o", "new/r.html", "--window", "-160", "240", "--json"))
     assert told == {"report": "new/r.html", "bytes": (tmp_path / "new/r.html").stat().st_size, "not_shown": {}}
-    wrong = run("report", str(tmp_path))
-    assert wrong.returncode == 2 and "neither the results of an evaluation nor a training" in wrong.stderr
+    assert "level 40 HU, width 400 HU" in (tmp_path / "new/r.html").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        run(str(tmp_path))
+    assert ended.value.code == 2
+    assert "neither the results of an evaluation nor a training" in capsys.readouterr().err
 
 
 def many(folder: Path, shape: tuple[int, int, int], count: int) -> Path:

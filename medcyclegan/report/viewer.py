@@ -7,6 +7,7 @@ report comes from the volumes. How many slices there are follows from the bytes 
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import Colormap
 from PIL import Image
 
 from medcyclegan.evaluation.metrics.score import Volume
@@ -336,9 +338,13 @@ def _errors_by_slice(
 
 
 def _colored(values: npt.NDArray[np.float32], column: Column) -> _RGB:
-    colors = mpl.colormaps[column.colors].with_extremes(bad=NOT_A_NUMBER)
     scaled = np.ma.masked_invalid((values - column.low) / (column.high - column.low))
-    return np.array(colors(scaled, bytes=True)[..., :3])
+    return np.array(_color_map(column.colors)(scaled, bytes=True)[..., :3])
+
+
+@functools.cache
+def _color_map(name: str) -> Colormap:
+    return mpl.colormaps[name].with_extremes(bad=NOT_A_NUMBER)
 
 
 def _border(inside: Inside) -> Inside:
