@@ -486,18 +486,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     scores = make_results(tmp_path / "evaluation", {"only": 10.0})
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", ["medcyclegan", "report", *arguments])
-        cli.main()
-        return capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
 
-    told = json.loads(run(str(scores), "-o", "new/r.html", "--window", "-160", "240", "--json"))
-    assert told == {"report": "new/r.html", "bytes": (tmp_path / "new/r.html").stat().st_size, "not_shown": {}}
-    assert "level 40 HU, width 400 HU" in (tmp_path / "new/r.html").read_text(encoding="utf-8")
-    with pytest.raises(SystemExit) as ended:
-        run(str(tmp_path))
-    assert ended.value.code == 2
-    assert "neither the results of an evaluation nor a training" in capsys.readouterr().err
+    code, out, _ = run(str(scores), "-o", "new/r.html", "--window", "-160", "240", "--json")
+    assert code == 0
+    assert json.loads(out) == {"report": "new/r.html", "bytes": Path("new/r.html").stat().st_size, "not_shown": {}}
+    assert "level 40 HU, width 400 HU" in Path("new/r.html").read_text(encoding="utf-8")
+    code, _, err = run(str(tmp_path))
+    assert code == 2 and "neither the results of an evaluation nor a training" in err
 
 
 def many(folder: Path, shape: tuple[int, int, int], count: int) -> Path:

@@ -106,6 +106,8 @@ def _alerts(results: Results, pictures: Pictures) -> tuple[str, ...]:
     if missing := results.summary.get("missing"):
         names = [str(name) for name in missing] if isinstance(missing, list | dict) else [str(missing)]
         alerts.append(f"Missing, and in none of the numbers: {', '.join(names)}.")
+    if noted := sum(bool(case.notes) and not case.failed for case in results.cases):
+        alerts.append(f"The evaluation had something to say about {noted} case(s): see its notes below the scores.")
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in pictures.not_shown.items():
         reasons[why].append(name)

@@ -184,7 +184,6 @@ def _joint(figure: Figure, density: HuDensity, theme: _Theme) -> None:
     _counts(figure, axes, density.joint, HU_EDGES, HU_EDGES, theme)
     axes.plot([low, high], [low, high], color=theme.second, linewidth=1, linestyle=(0, (5, 3)))
     axes.set(xlim=(low, high), ylim=(low, high))
-    axes.set_aspect("equal")
     axes.set_xlabel("CT [HU]", color=theme.quiet, fontsize=8)
     axes.set_ylabel("synthetic CT [HU]", color=theme.quiet, fontsize=8)
     _plain(axes, theme, ("left", "bottom"))
