@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medcyclegan.errors import InputError
+from medcyclegan.evaluation.evaluate import SUMMARY_FILE
 from medcyclegan.report import plots
 from medcyclegan.report.density import BIN_HU, HuDensity
 from medcyclegan.report.headings import TISSUE_SCORES, TISSUES, heading, tissue_of
 from medcyclegan.report.page import Cell, Page, Table, cell
-from medcyclegan.report.pictures import Pictures, pictures_caption
+from medcyclegan.report.pictures import Pictures
 from medcyclegan.report.results import Case, Results
 from medcyclegan.report.training_page import training_parts
 from medcyclegan.report.training_run import TrainingRun
@@ -20,7 +22,6 @@ from medcyclegan.report.training_run import TrainingRun
 def evaluation_page(
     results: Results,
     pictures: Pictures,
-    window: tuple[float, float],
     title: str | None,
     facts: Mapping[str, str],
     baselines: Table | None,
@@ -31,13 +32,11 @@ def evaluation_page(
     Args:
         results: as the evaluation left them.
         pictures: of its cases.
-        window: HU that the pictures were drawn with.
         title: of the page; None for the usual one.
         facts: shown before those of the results.
         baselines: the scores of trivial methods.
         training: shown at the end.
     """
-    shown = any(section.view for section in pictures.sections)
     density = pictures.density
     return Page(
         title=title or "Evaluation of synthetic CT",
@@ -45,6 +44,7 @@ def evaluation_page(
         alerts=_alerts(results, pictures),
         summary=_summary_table(results),
         distributions=_distributions(results),
+        range_errors=_range_errors(results),
         tissues=_tissue_table(results),
         baselines=baselines,
         densities=_densities(density) if density.voxels else (),
@@ -52,7 +52,7 @@ def evaluation_page(
         per_case=_case_table(results, pictures.anchors),
         doubts=_grouped(results.cases),
         cases=pictures.sections,
-        cases_caption=pictures_caption(pictures.sections, window) if shown else "",
+        cases_caption=pictures.caption,
         **(training_parts(training) if training is not None else {}),
     )
 
@@ -71,10 +71,16 @@ def _facts(results: Results) -> dict[str, str]:
     )
     if tissues := _tissue_words(summary.get("tissues")):
         facts["Tissues"] = tissues
-    told = {"protocol", "range", "mask", "tissues", "n", "n_failed", "version"}
+    interval = summary.get("interval")
+    if isinstance(interval, dict):
+        method, rest = interval.get("method", "method not recorded"), ("confidence", "resamples", "seed")
+        facts["Intervals"] = ", ".join([str(method), *(f"{key} {interval[key]}" for key in rest if key in interval)])
+    told = {"protocol", "range", "mask", "tissues", "n", "n_failed", "n_expected", "missing", "version"}
     for key, value in summary.items():
         if key not in told and isinstance(value, str | int | float | bool) and value != "":
-            facts[key.replace("_", " ").capitalize()] = str(value)
+            facts[key.replace("_", " ").capitalize()] = (
+                {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            )
     facts["Graded by"] = f"medcyclegan {summary['version']}" if "version" in summary else "not recorded"
     return facts
 
@@ -106,7 +112,13 @@ def _alerts(results: Results, pictures: Pictures) -> tuple[str, ...]:
     if missing := results.summary.get("missing"):
         names = [str(name) for name in missing] if isinstance(missing, list | dict) else [str(missing)]
         alerts.append(f"Missing, and in none of the numbers: {', '.join(names)}.")
-    if noted := sum(bool(case.notes) and not case.failed for case in results.cases):
+    if unmatched := results.summary.get("unmatched"):
+        names = [str(name) for name in unmatched] if isinstance(unmatched, list | dict) else [str(unmatched)]
+        alerts.append(f"Given, but paired with nothing: {', '.join(names)}.")
+    doubts = results.summary.get("doubts")
+    if isinstance(doubts, dict):
+        alerts += [f"Doubtful, {note}." for note in _grouped_notes({str(k): _texts(v) for k, v in doubts.items()})]
+    elif noted := sum(bool(case.notes) and not case.failed for case in results.cases):
         alerts.append(f"The evaluation had something to say about {noted} case(s): see its notes below the scores.")
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in pictures.not_shown.items():
@@ -145,7 +157,8 @@ def _summary_table(results: Results) -> Table | None:
         elif n is not None and n < sum(not case.failed for case in results.cases):
             notes.append(f"{heading(name).label}: {int(n)} cases have a value; the others are left out.")
     if all(row[3] is None for row in rows):
-        notes.insert(0, "The evaluation recorded no intervals.")
+        why = f": {results.no_interval}" if results.no_interval else ""
+        notes.insert(0, f"The evaluation recorded no intervals{why}.")
     else:
         notes.insert(0, "Intervals: 95 %, of the mean over patients, as recorded by the evaluation.")
     notes.append(
@@ -194,6 +207,10 @@ def _tissue_table(results: Results) -> Table | None:
     return Table("Mean over the cases, by tissue", tuple(columns), tuple(rows), tuple(notes))
 
 
+def _texts(value: Any) -> list[str]:
+    return [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
+
+
 def _mean(results: Results, name: str) -> float | None:
     """As the summary has it; of columns that it does not hold, over the cases with a finite value."""
     if name in results.statistics:
@@ -218,6 +235,32 @@ def _distributions(results: Results) -> tuple[plots.Plot, str] | None:
         ", with its 95 % interval." if any(score.interval for score in scores) else "; no interval was recorded."
     )
     return plots.distributions(scores), caption
+
+
+def _range_errors(results: Results) -> tuple[plots.Plot, str] | None:
+    recorded = results.summary.get("range_error")
+    if recorded is None:
+        return None
+    try:
+        angles = {
+            heading(f"{name}_mm").label: [
+                (float(row["angle"]), float(row["mean_mm"]), float(row["p95_mm"])) for row in rows
+            ]
+            for name, rows in recorded["angles"].items()
+        }
+        sources = {str(name): str(source) for name, source in recorded.get("calibration", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = results.folder / SUMMARY_FILE
+        raise InputError(f"{where}: 'range_error' cannot be read ({error!r}).", "Evaluate again.") from error
+    angles = {name: rows for name, rows in angles.items() if rows}
+    if not angles:
+        return None
+    calibration = "; ".join(f"{name.replace('_', ' ')}: {source.rstrip('.')}" for name, source in sources.items())
+    caption = (
+        "Absolute difference of the path length from the skin to the target, synthetic CT against CT, at every gantry "
+        "angle; means over the cases of each case's mean (line) and 95th percentile (dashed)."
+    )
+    return plots.by_angle(angles), caption + (f" Calibration: {calibration}." if calibration else "")
 
 
 def _densities(density: HuDensity) -> tuple[tuple[str, plots.Plot, str], ...]:
@@ -258,9 +301,14 @@ def _case_table(results: Results, anchors: Mapping[str, str]) -> Table:
 
 def _grouped(cases: Sequence[Case]) -> tuple[str, ...]:
     """Notes of the evaluation, each once, with the cases that it concerns."""
+    return _grouped_notes(
+        {case.name: [part.strip() for part in case.notes.split(";")] for case in cases if not case.failed}
+    )
+
+
+def _grouped_notes(notes_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     found: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
-        if not case.failed:
-            for note in filter(None, (part.strip() for part in case.notes.split(";"))):
-                found[note].append(case.name)
+    for name, notes in notes_of.items():
+        for note in filter(None, notes):
+            found[note].append(name)
     return tuple(f"{', '.join(names)}: {note}" for note, names in found.items())

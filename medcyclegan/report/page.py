@@ -122,15 +122,20 @@ class Page:
         facts: name to value.
         alerts: what must not be overlooked, shown first.
         summary: statistics over the cases.
-        plots: heading to (plot, caption).
+        distributions: of the scores over the cases, with a caption.
+        range_errors: by gantry angle, with a caption.
         tissues: scores per tissue.
         baselines: the same scores for trivial methods.
+        densities: heading, plot and caption of what pools all voxels.
+        no_densities: why there are none.
         per_case: every score of every case.
         doubts: what the evaluation noted, one sentence each.
         cases: the opened ones first.
         cases_caption: how to read the pictures.
-        training: heading to plot or stack, each with its caption.
-        training_table: last and best values.
+        training_table: first, last and smallest values.
+        curves: caption and plot.
+        panels: pictures by step.
+        panels_caption: how to read them.
     """
 
     title: str
@@ -138,6 +143,7 @@ class Page:
     alerts: tuple[str, ...] = ()
     summary: Table | None = None
     distributions: tuple[Plot, str] | None = None
+    range_errors: tuple[Plot, str] | None = None
     tissues: Table | None = None
     baselines: Table | None = None
     densities: tuple[tuple[str, Plot, str], ...] = ()

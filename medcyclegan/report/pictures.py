@@ -32,12 +32,14 @@ class Pictures:
 
     Attributes:
         sections: one per case that could be scored, those that stand out first, then in the order of the table.
+        caption: how to read the pictures; empty if there are none.
         density: of all cases that could be opened.
         not_shown: case to why there is no picture of it.
         anchors: case to where it is in the page.
     """
 
     sections: tuple[CaseSection, ...]
+    caption: str
     density: HuDensity
     not_shown: Mapping[str, str]
     anchors: Mapping[str, str]
@@ -111,7 +113,8 @@ def draw_pictures(
         stacks = () if view is None else tuple(_stack(name, plane, view) for plane in view.planes)
         badge = badges.get(name, "")
         sections.append(CaseSection(anchors[name], name, badge, _scores(results, case), view, stacks, notes))
-    return Pictures(tuple(sections), density, not_shown, anchors)
+    caption = _caption(sections, window, trust) if any(section.view for section in sections) else ""
+    return Pictures(tuple(sections), caption, density, not_shown, anchors)
 
 
 def _opened(
@@ -179,7 +182,7 @@ def _scores(results: Results, case: Case) -> str:
     return " · ".join(parts)
 
 
-def pictures_caption(sections: Sequence[CaseSection], window: tuple[float, float]) -> str:
+def _caption(sections: Sequence[CaseSection], window: tuple[float, float], trust: VolumeFolder | None) -> str:
     """How to read the pictures, in words; of the columns that there are."""
     columns = {column.name for section in sections if section.view for column in section.view.columns}
     words = [
@@ -189,8 +192,11 @@ def pictures_caption(sections: Sequence[CaseSection], window: tuple[float, float
     ]
     if "MR" in columns:
         words.append("MR in arbitrary units, from the 1st to the 99.5th percentile in the mask of each case.")
-    if "Trust map" in columns:
-        words.append("Trust map: the values of the given files, up to the 99.5th percentile in the mask of each case.")
+    if trust is not None and "Trust map" in columns:
+        named = f" (named *{trust.suffix})" if trust.suffix else ""
+        words.append(
+            f"Trust map: the values of the files given{named}, up to the 99.5th percentile in the mask of each case."
+        )
     words += [
         "Radiological display: the patient's right (R) is at the left of axial and coronal slices, anterior (A) at the "
         "left of sagittal ones.",

@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from PIL import Image
 
 from medcyclegan.report.density import DIFFERENCE_EDGES, HU_EDGES, Counts, HuDensity
@@ -122,6 +122,37 @@ def bland_altman(density: HuDensity) -> Plot:
         f"Bland-Altman plot of {density.voxels} voxels: bias {density.bias:.1f} HU, limits of agreement {low:.1f} to "
         f"{high:.1f} HU; one point per case at its own means.",
     )
+
+
+def by_angle(quantities: Mapping[str, Sequence[tuple[float, float, float]]]) -> Plot:
+    """Range errors around the patient, one small plot per quantity.
+
+    Args:
+        quantities: name to rows of (gantry angle in degrees, mean in mm, 95th percentile in mm).
+
+    Raises:
+        ValueError: no quantity, or one without rows.
+    """
+    if not quantities or not all(quantities.values()):
+        raise ValueError("there is no angle to draw")
+
+    def draw(figure: Figure, theme: _Theme) -> None:
+        for position, (name, rows) in enumerate(quantities.items(), start=1):
+            axes = figure.add_subplot(1, len(quantities), position)
+            angles, means, tails = zip(*rows, strict=True)
+            axes.plot(angles, means, color=theme.accent, linewidth=1.5)
+            axes.plot(angles, tails, color=theme.accent, linewidth=1.2, linestyle=(0, (4, 2)))
+            axes.set_title(f"{name} [mm]", color=theme.ink, fontsize=9, loc="left", pad=5)
+            axes.set_xlabel("gantry angle [°]", color=theme.quiet, fontsize=8)
+            axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(MultipleLocator(90))
+            axes.grid(color=theme.line, alpha=0.6, linewidth=0.6)
+            axes.set_axisbelow(True)
+            _plain(axes, theme, ("left", "bottom"))
+
+    worst = {name: max(rows, key=lambda row: row[1]) for name, rows in quantities.items()}
+    words = "; ".join(f"{name}: largest mean {row[1]:.1f} mm at {row[0]:g} degrees" for name, row in worst.items())
+    return _plot(draw, 5.5 * len(quantities), 2.4, f"Range error by gantry angle. {words}.")
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plot:

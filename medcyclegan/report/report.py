@@ -65,8 +65,8 @@ def write_report(
         results: the folder of an evaluation (cases.csv and summary.json), or of a training (metrics.csv).
         output: the .html file; replaced if it exists.
         source: folder of the MR volumes, named as the cases; of an evaluation only.
-        trust: folder of the trust maps, named as the cases, or with one of `_trust`, `_spread`, `_uncertainty` behind;
-            of an evaluation only.
+        trust: folder of the trust maps, named as the cases, or with `_combined`, `_trust`, `_spread` or `_uncertainty`
+            behind; of an evaluation only.
         window: HU shown black and white.
         title: heading of the page.
         facts: name to value: data, model, settings; shown before those of the results.
@@ -107,7 +107,7 @@ def write_report(
         )
         not_shown = pictures.not_shown
         training = None if run is None else read_run(Path(run))
-        page = evaluation_page(found, pictures, window, title, facts or {}, baselines, training)
+        page = evaluation_page(found, pictures, title, facts or {}, baselines, training)
     text = render(page)
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -66,7 +66,8 @@ class Results:
         columns: names of the scores: those of the summary first, in its order, then any other column of numbers.
         cases: in the order of the table.
         statistics: score -> {n, mean, sd, median, q1, q3, ci_low, ci_high}; None for what is not recorded.
-        reasons: score -> why a statistic of it is no number.
+        reasons: score -> why its mean is no number.
+        no_interval: why a score has no interval; empty where they all have one, or no reason is recorded.
         files: case -> its volumes; empty where the evaluation did not record them.
         summary: all that summary.json holds.
     """
@@ -76,6 +77,7 @@ class Results:
     cases: tuple[Case, ...]
     statistics: Mapping[str, Mapping[str, float | None]]
     reasons: Mapping[str, str]
+    no_interval: str
     files: Mapping[str, CaseFiles]
     summary: Mapping[str, Any] = field(default_factory=dict)
 
@@ -113,7 +115,8 @@ def read_results(folder: Path) -> Results:
         columns=columns,
         cases=cases,
         statistics={name: _statistics(metrics.get(name)) for name in columns if name in metrics},
-        reasons={name: why for name in columns if (why := _reason(metrics.get(name)))},
+        no_interval=next((why for name in columns if (why := _reason(metrics.get(name), "ci_low"))), ""),
+        reasons={name: why for name in columns if (why := _reason(metrics.get(name), "mean"))},
         files={name: _files(entry) for name, entry in _dictionary(summary.get("files")).items()},
         summary=summary,
     )
@@ -182,9 +185,9 @@ def _statistics(entry: Any) -> dict[str, float | None]:
     return {name: float(found[name]) if isinstance(found.get(name), int | float) else None for name in STATISTICS}
 
 
-def _reason(entry: Any) -> str:
+def _reason(entry: Any, statistic: str) -> str:
     reasons = _dictionary(_dictionary(entry).get("reasons"))
-    return str(reasons.get("mean", ""))
+    return str(reasons.get(statistic, ""))
 
 
 def _files(entry: Any) -> CaseFiles:

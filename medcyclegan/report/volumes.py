@@ -25,8 +25,8 @@ from medcyclegan.transforms.geometry import resample
 
 Array = npt.NDArray[np.float32]
 
-# How the files of a folder of trust maps may be named beside the synthetic CTs: <case>_trust, <case>_sct_trust, ...
-TRUST_SUFFIXES = ("_trust", "_spread", "_uncertainty")
+# How trust maps may be named, <case>_combined and so on; of several kinds in a folder, the first of these is shown.
+TRUST_SUFFIXES = ("_combined", "_trust", "_spread", "_uncertainty")
 # As the evaluation: the rounding of a header in single precision stays below this.
 _TOLERANCE_MM = 1e-2
 # Of the MAE: a table written with fewer digits is no contradiction.
@@ -62,7 +62,11 @@ class VolumeFolder:
     Args:
         folder: holds the volumes.
         kind: what they are, in the singular, for messages.
-        suffixes: endings that mark the right files if the folder holds others too; they are not part of the name.
+        suffixes: endings that mark the right files if the folder holds others too; they are not part of the case's
+            name. The first of them that any file has is the one that counts.
+
+    Attributes:
+        suffix: the ending that counts; empty if no file has one.
 
     Raises:
         InputError: the folder is missing or holds no volume.
@@ -71,11 +75,10 @@ class VolumeFolder:
     def __init__(self, folder: Path, kind: str, suffixes: tuple[str, ...] = ()) -> None:
         self.folder, self.kind = folder, kind
         files = list_volumes(folder)
-        marked = {name: name.removesuffix(end) for name in files for end in suffixes if name.endswith(end)}
-        self.files: dict[str, list[Path]] = {}
-        for name, path in files.items():
-            if not marked or name in marked:
-                self.files.setdefault(marked.get(name, name), []).append(path)
+        self.suffix = next((end for end in suffixes if any(name.endswith(end) for name in files)), "")
+        self.files = {
+            name.removesuffix(self.suffix): path for name, path in files.items() if name.endswith(self.suffix)
+        }
 
     def find(self, case: str) -> Path:
         """The volume of a case.
@@ -87,10 +90,7 @@ class VolumeFolder:
             name = pair([case], self.files, self.kind, spare_allowed=True)[case]
         except InputError:
             raise InputError(f"no {self.kind}, or more than one, has the name of the case") from None
-        if len(self.files[name]) > 1:
-            found = ", ".join(path.name for path in self.files[name])
-            raise InputError(f"more than one {self.kind} has the name of the case ({found})")
-        return self.files[name][0]
+        return self.files[name]
 
 
 def require_any(folder: VolumeFolder, cases: list[str]) -> None:
