@@ -33,6 +33,7 @@ from medcyclegan.report.report import write_report
 from medcyclegan.report.results import read_results
 
 ALL_BYTES = pictures.PICTURE_BYTES
+README = Path(__file__).parents[1] / "README.md"
 HOSTILE = "<script>alert('x')&\"<b>"
 SHAPE = (24, 28, 16)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -338,6 +339,49 @@ def test_companions_come_from_folders_and_are_brought_onto_the_grid(tmp_path: Pa
         write_report(scores, tmp_path / "r.html", source=tmp_path / "ct")
 
 
+def test_of_several_trust_maps_the_combined_one_is_shown(tmp_path: Path) -> None:
+    scores = make_results(tmp_path, {"head": 10.0})
+    save(head() + 2000, tmp_path / "trust/head_spread.nii")
+    save(np.where(head() > -500, 3.0, 0), tmp_path / "trust/head_combined.nii")
+    write_report(scores, tmp_path / "r.html", trust=tmp_path / "trust")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<span>0</span><span>as given</span><span>4</span>" in page  # all voxels of the mask hold 3
+    assert "the values of the files given (named *_combined)" in page
+
+
+def test_what_the_evaluation_doubts_comes_first(tmp_path: Path) -> None:
+    scores = make_results(
+        tmp_path,
+        {"a": 10.0, "b": 20.0},
+        doubts={"a": ["no air: stored without intercept?"], "b": ["no air: stored without intercept?"]},
+        unmatched=["stray_sct"],
+        interval={"method": "BCa", "confidence": 0.95, "resamples": 999, "seed": 4},
+        registered=True,
+        metrics={"mae": {**STATISTICS, "ci_low": None, "ci_high": None, "reasons": {"ci_low": "too few cases"}}},
+    )
+    write_report(scores, tmp_path / "r.html")
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    first = text.split("Summary")[0]
+    assert "Doubtful, a, b: no air: stored without intercept?." in first
+    assert "Given, but paired with nothing: stray_sct." in first
+    assert "BCa, confidence 0.95, resamples 999, seed 4" in first and "Registeredyes" in first
+    assert "The evaluation recorded no intervals: too few cases." in text
+
+
+def test_range_errors_by_angle(tmp_path: Path) -> None:
+    rows = [{"angle": a, "mean_mm": 1 + a / 90, "p95_mm": 3.0, "signed_mm": 0.0} for a in (0.0, 90.0, 180.0)]
+    recorded = {"angles": {"wepl": rows}, "calibration": {"relative_stopping_power": "a table. "}}
+    scores = make_results(tmp_path / "good", {"a": 10.0}, range_error=recorded)
+    write_report(scores, tmp_path / "r.html")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    words = [a["alt"] or "" for a in reader.all("img")]
+    assert "Range error by gantry angle. WEPL difference: largest mean 3.0 mm at 180 degrees." in words
+    assert "Calibration: relative stopping power: a table." in reader.text
+    damaged = make_results(tmp_path / "bad", {"a": 10.0}, range_error={"angles": {"wepl": [{}]}})
+    with pytest.raises(InputError, match=r"summary\.json: 'range_error' cannot be read"):
+        write_report(damaged, tmp_path / "r.html")
+
+
 def test_what_is_no_result_is_refused(scores: Path, tmp_path: Path) -> None:
     for results, output, words in (
         (tmp_path / "none", "r.html", "There is no"),
@@ -497,6 +541,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert code == 0
     assert json.loads(out) == {"report": "new/r.html", "bytes": Path("new/r.html").stat().st_size, "not_shown": {}}
     assert "level 40 HU, width 400 HU" in Path("new/r.html").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^medcyclegan report (SCORES .*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    folders = {"SCORES": str(scores), "NEW_MR_DIR": str(tmp_path / "evaluation/mr")}
+    shutil.move(tmp_path / "evaluation/mr/v0.nii", tmp_path / "evaluation/mr/only.nii")
+    assert run(*(folders.get(word, word) for word in line.split()))[0] == 0
     code, _, err = run(str(tmp_path))
     assert code == 2 and "neither the results of an evaluation nor a training" in err
 
