@@ -368,6 +368,18 @@ def test_what_the_evaluation_doubts_comes_first(tmp_path: Path) -> None:
     assert "The evaluation recorded no intervals: too few cases." in text
 
 
+def test_many_scores_are_parted_into_tables_that_fit_on_paper(tmp_path: Path) -> None:
+    names = [f"score_{n}" for n in range(19)]
+    lines = [",".join(["case", *names]), *(",".join([case, *map(str, range(19))]) for case in ("a", "b"))]
+    (tmp_path / "cases.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "summary.json").write_text("{}")
+    write_report(tmp_path, tmp_path / "r.html")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert [len(row) for row in reader.rows if row[0] == "b"] == [9, 9, 4]
+    assert ["b", "16.00", "17.00", "18.00"] in reader.rows
+    assert "scores 17 to 19 of 19" in reader.text
+
+
 def test_range_errors_by_angle(tmp_path: Path) -> None:
     rows = [{"angle": a, "mean_mm": 1 + a / 90, "p95_mm": 3.0, "signed_mm": 0.0} for a in (0.0, 90.0, 180.0)]
     recorded = {"angles": {"wepl": rows}, "calibration": {"relative_stopping_power": "a table. "}}

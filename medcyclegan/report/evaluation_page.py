@@ -18,6 +18,9 @@ from medcyclegan.report.results import Case, Results
 from medcyclegan.report.training_page import training_parts
 from medcyclegan.report.training_run import TrainingRun
 
+# Of a table, beside the names of the cases.
+_COLUMNS_ON_PAPER = 8
+
 
 def evaluation_page(
     results: Results,
@@ -49,7 +52,7 @@ def evaluation_page(
         baselines=baselines,
         densities=_densities(density) if density.voxels else (),
         no_densities="" if density.voxels else "No volumes could be opened, so there is no histogram.",
-        per_case=_case_table(results, pictures.anchors),
+        per_case=_case_tables(results, pictures.anchors),
         doubts=_grouped(results.cases),
         cases=pictures.sections,
         cases_caption=pictures.caption,
@@ -289,14 +292,20 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _case_table(results: Results, anchors: Mapping[str, str]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (case.name, *(None if case.failed else case.scores[name] for name in results.columns)) for case in results.cases
-    ]
+def _case_tables(results: Results, anchors: Mapping[str, str]) -> tuple[Table, ...]:
+    """Every score of every case, in as many tables as it takes for each to fit on a sheet of paper."""
     links = {index: anchors[case.name] for index, case in enumerate(results.cases) if case.name in anchors}
     notes = ("–: not scored.",) if any(case.failed for case in results.cases) else ()
-    columns = ("case", *(str(heading(name)) for name in results.columns))
-    return Table("A case's name leads to its pictures", columns, tuple(rows), notes, links)
+    tables = []
+    for start in range(0, max(1, len(results.columns)), _COLUMNS_ON_PAPER):
+        names = results.columns[start : start + _COLUMNS_ON_PAPER]
+        rows: list[tuple[Cell, ...]] = [
+            (case.name, *(None if case.failed else case.scores[name] for name in names)) for case in results.cases
+        ]
+        part = f", scores {start + 1} to {start + len(names)} of {len(results.columns)}"
+        caption = "A case's name leads to its pictures" + (part if len(names) < len(results.columns) else "")
+        tables.append(Table(caption, ("case", *(str(heading(name)) for name in names)), tuple(rows), notes, links))
+    return tuple(tables)
 
 
 def _grouped(cases: Sequence[Case]) -> tuple[str, ...]:

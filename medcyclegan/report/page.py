@@ -128,7 +128,7 @@ class Page:
         baselines: the same scores for trivial methods.
         densities: heading, plot and caption of what pools all voxels.
         no_densities: why there are none.
-        per_case: every score of every case.
+        per_case: every score of every case, in one table or several.
         doubts: what the evaluation noted, one sentence each.
         cases: the opened ones first.
         cases_caption: how to read the pictures.
@@ -148,7 +148,7 @@ class Page:
     baselines: Table | None = None
     densities: tuple[tuple[str, Plot, str], ...] = ()
     no_densities: str = ""
-    per_case: Table | None = None
+    per_case: tuple[Table, ...] = ()
     doubts: tuple[str, ...] = ()
     cases: tuple[CaseSection, ...] = ()
     cases_caption: str = ""
