@@ -25,7 +25,7 @@ from medcyclegan.evaluation.metrics.tissue import Tissues
 from medcyclegan.evaluation.protocol import protocol
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
-from medcyclegan.report.figures import case_panel
+from medcyclegan.report.panel import case_panel
 
 MR = ("mr_avg152_t1.nii.gz", "mr_single_subject_t1.nii.gz")
 CT = "ct_template_hu.nii.gz"

@@ -320,6 +320,31 @@ def evaluate(
     _end_with_failures(dict(result.failed))
 
 
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of an evaluation or of a training.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    source: Annotated[Path | None, typer.Option(help="Folder of the MR volumes, to be shown.")] = None,
+    trust: Annotated[Path | None, typer.Option(help="Folder of trust maps, to be shown.")] = None,
+    window: Annotated[tuple[float, float], typer.Option(metavar="LOW HIGH", help="HU shown black and white.")] = (
+        -400.0,
+        1200.0,
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page about an evaluation or a training: tables, plots, and slices to scroll through."""
+    from medcyclegan.progress import Terminal
+    from medcyclegan.report.report import write_report
+
+    written = write_report(results, output, source=source, trust=trust, window=window, progress=Terminal())
+    for case, reason in written.not_shown.items():
+        _warn(f"no pictures of {case}: {reason}")
+    if as_json:
+        _print_json({"report": str(written.path), "bytes": written.size, "not_shown": dict(written.not_shown)})
+    else:
+        _say(f"{written.path} ({written.size / 1e6:.1f} MB)")
+
+
 def _evaluate_unpaired(pred: Path | None, ref: Path | None, output: Path, as_json: bool) -> None:
     from medcyclegan.evaluation.distribution import compare_distributions
     from medcyclegan.progress import Terminal

@@ -25,12 +25,12 @@ ALLOWED: dict[str, set[str]] = {
     "training": GROUND | {"losses", "networks"},
     "inference": GROUND | {"io", "transforms", "losses"},
     "evaluation": GROUND | {"io", "transforms", ""},
-    "report": GROUND | {"evaluation", "io", ""},
+    "report": GROUND | {"evaluation", "io", "transforms", ""},
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
     "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", ""},
+    "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", "report", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.

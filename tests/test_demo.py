@@ -40,5 +40,5 @@ def test_short_demo(tmp_path: Path) -> None:
     # What is known of the phantoms: the table is better than the constant, and both than random weights.
     assert told["baselines"]["lookup_table"] < told["baselines"]["constant"] < told["baselines"]["untrained"]
     page = (tmp_path / told["report"]).read_text()
-    assert f"{told['mae']:.4g}" in page and page.count("data:image/png") >= 4
+    assert f"{told['mae']:.4g}" in page and page.count("data:image/webp") >= 9
     assert not re.search(r"(?:src|href)=[\"']?https?:", page)

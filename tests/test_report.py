@@ -1,242 +1,651 @@
-"""The page is whole in one file and says what it was given; pictures show the right side of the patient."""
+"""A report says what the results say, needs nothing but itself, and names what is missing."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import io
+import itertools
+import json
 import math
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from matplotlib import image as images
+from PIL import Image
 
-from medcyclegan.evaluation.evaluate import Case, Evaluation, _summary
-from medcyclegan.evaluation.metrics.score import Score
-from medcyclegan.evaluation.protocol import protocol
-from medcyclegan.io.grid import Grid
-from medcyclegan.report import figures
-from medcyclegan.report.report import Table, scores_table, write_report
+from medcyclegan import cli
+from medcyclegan.errors import InputError
+from medcyclegan.evaluation.evaluate import evaluate
+from medcyclegan.report import pictures, plots
+from medcyclegan.report.headings import heading, tissue_of
+from medcyclegan.report.page import Table, cell
+from medcyclegan.report.pictures import standing_out
+from medcyclegan.report.report import write_report
+from medcyclegan.report.results import read_results
 
-HOSTILE = "<script>alert('x')</script>&\"<b>"
+ALL_BYTES = pictures.PICTURE_BYTES
+README = Path(__file__).parents[1] / "README.md"
+HOSTILE = "<script>alert('x')&\"<b>"
+SHAPE = (24, 28, 16)
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+OFFSETS = {"head_01": 20.0, "head_02": -35.0, "head_03": 60.0, "head_04": 10.0, "head_05": -80.0}
+STATISTICS = {
+    "n": 5,
+    "mean": 41.25,
+    "sd": 28.5,
+    "median": 35.0,
+    "q1": 20.0,
+    "q3": 60.0,
+    "ci_low": 21.5,
+    "ci_high": 63.75,
+}
 
 
-def pixels(png: bytes) -> np.ndarray:
-    """(height, width, RGBA) in [0, 1]."""
-    return np.asarray(images.imread(io.BytesIO(png), format="png"))
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
+class Reader(HTMLParser):
+    """Tags with their attributes, the text, and the text of every table row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.rows: list[list[str]] = []
+        self.inside = ""
+        self.in_row = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.inside = tag if tag in ("style", "script") else ""
+        if tag == "tr":
+            self.rows.append([])
+            self.in_row = True
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+        self.in_row = self.in_row and tag != "tr"
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if not self.inside:
+            self.text += data
+            if self.in_row and self.rows[-1]:
+                self.rows[-1][-1] += data.strip()
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [
+            attributes
+            for name, attributes in self.tags
+            if name == tag and all((attributes.get(key) or "") == value for key, value in wanted.items())
+        ]
 
 
-def ct() -> np.ndarray:
-    i, j, k = np.ogrid[:20, :24, :16]
-    head = ((i - 9.5) / 8) ** 2 + ((j - 11.5) / 10) ** 2 + ((k - 7.5) / 7) ** 2 < 1
-    return np.where(head, 40.0, -1000.0)
+def head() -> np.ndarray:
+    i, j, k = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    inside = ((i - 11.5) / 9) ** 2 + ((j - 13.5) / 11) ** 2 + ((k - 7.5) / 7) ** 2 < 1
+    return np.where(inside, 40.0, -1000.0).astype(np.float32)
 
 
-def graded() -> Evaluation:
-    chosen = protocol("synthrad2023")
-    cases = {
-        "head_01": Case(
-            {"mae": Score(61.234), "psnr": Score(28.5), "ssim": Score(0.87654)}, 100, "body", ("look here",)
-        ),
-        HOSTILE: Case({"mae": Score(71.0), "psnr": Score(27.5), "ssim": Score(math.nan, "too short")}, 90, "body"),
+def save(volume: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume.astype(np.float32), affine), path)
+    return path
+
+
+def make_results(folder: Path, offsets: dict[str, float] = OFFSETS, **summary: Any) -> Path:
+    """An evaluation as recorded: the synthetic CT of each case is its CT plus an offset, so its MAE is |offset|."""
+    ct, files = head(), {}
+    inside = ct > -500
+    for number, (name, offset) in enumerate(offsets.items()):
+        mr = np.where(inside, 300.0 + 100 * number, 0)
+        mr[10:14, 12:16, 6:10] *= 2
+        files[name] = {
+            "pred": str(save(np.where(inside, ct + offset, ct), folder / f"sct/v{number}_sct.nii")),
+            "ref": str(save(ct, folder / f"ct/v{number}.nii")),
+            "mask": str(save(inside, folder / f"mask/v{number}.nii")),
+            "source": str(save(mr, folder / f"mr/v{number}.nii")),
+        }
+    scores = folder / "scores"
+    scores.mkdir()
+    with (scores / "cases.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["case", "mae", "ssim", "mae_air", "mae_soft", "mae_bone", "me_soft", "share_air", "share_soft"])
+        for name, offset in offsets.items():
+            table.writerow([name, repr(abs(offset)), "0.9", "nan", repr(abs(offset)), "150.5", offset, "0.0", "1.0"])
+    metrics = {
+        "mae": STATISTICS,
+        "ssim": {**STATISTICS, "mean": 0.9, "ci_low": None, "ci_high": None, "n": 4},
+        "mae_soft": {**STATISTICS, "mean": 31.25},
     }
-    failed = {"head_03": f"cannot read {HOSTILE}"}
-    return Evaluation(chosen, cases, failed, _summary(chosen, cases, failed, "body"))
+    content = {"protocol": "native", "range": [-1024, 3071], "mask": "given", "metrics": metrics, "files": files}
+    (scores / "summary.json").write_text(json.dumps(content | summary))
+    return scores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_slices() -> Iterator[None]:
+    """What a report holds does not depend on how many slices fit; few are drawn sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "PICTURE_BYTES", 500_000)
+        yield
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
-    picture = figures.case_panel(None, ct() + 100, ct(), Grid(ct().shape, np.eye(4)), ct() > 0)
-    write_report(
-        path,
-        title=f"Run {HOSTILE}",
-        facts={"Data": "12 heads", HOSTILE: HOSTILE},
-        table=scores_table(graded()),
-        baselines=Table(("method", "MAE [HU]"), (("constant", 70.1), ("lookup table", 12345.6))),
-        cases=[("head_01", picture, figures.CAPTION), (HOSTILE, picture, HOSTILE)],
-        curves=figures.curves({"cycle": ([1, 2, 3], [3.0, 2.0, 1.0])}),
-    )
-    return path.read_text(encoding="utf-8")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_results(tmp_path_factory.mktemp("evaluation"), tissues={"air": [None, -200], "bone": [200, None]})
+
+
+@pytest.fixture(scope="module")
+def page(scores: Path) -> str:
+    write_report(scores, scores.parent / "report.html", title="Five heads", facts={"Model": "a model"})
+    return (scores.parent / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
-    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "DATA", page)
-    assert "http" not in without_pictures
-    assert "url(" not in without_pictures and "@import" not in without_pictures
-    tags = Page(page).tags
-    assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base"})
-    for tag, attributes in tags:
+    bare = re.sub(r"data:image/webp;base64,[A-Za-z0-9+/=]+", "DATA", page)
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", bare)
+    reader = Reader(page)
+    assert {tag for tag, _ in reader.tags}.isdisjoint({"link", "iframe", "object", "embed", "base", "form"})
+    for tag, attributes in reader.tags:
         assert all(not name.startswith("on") for name in attributes), tag
-        for name in ("src", "href", "srcset"):
-            assert (attributes.get(name) or "data:image/png;base64,").startswith("data:image/png;base64,"), tag
-
-
-def test_pictures_are_embedded_whole_and_described(page: str) -> None:
-    found = [attributes for tag, attributes in Page(page).tags if tag == "img"]
-    assert len(found) == 3
-    for attributes in found:
-        encoded = (attributes["src"] or "").removeprefix("data:image/png;base64,")
-        assert pixels(base64.b64decode(encoded, validate=True)).ndim == 3
-        assert attributes["alt"]
-    assert "head_01" in (found[0]["alt"] or "")
-    assert "level 400 HU, width 1600 HU" in (found[0]["alt"] or "")
-
-
-def test_the_page_says_what_it_was_given(page: str) -> None:
-    text = Page(page).text
-    numbers = ("61.23", "28.50", "0.8765", "71.00", "undefined", "70.10", "12346", "66.12", "12 heads")
-    for part in (*numbers, "look here", "Protocol synthrad2023, -1024 to 3000 HU", "2 scored, 1 failed"):
-        assert part in text, part
-    assert "SSIM ↑: mean and deviation leave out 1 case(s)" in text
-    assert "head_03 failed: cannot read" in text
-    assert text.count("Research tool, not for clinical use") == 2
-
-
-def test_what_users_name_is_escaped(page: str) -> None:
-    assert "<script" not in page and "<b>" not in page
-    # title, heading, fact name and value, case, failure, case heading and its caption
-    assert Page(page).text.count(HOSTILE) == 8
-    assert any(attributes.get("alt") == f"Case {HOSTILE}. {HOSTILE}" for _, attributes in Page(page).tags)
-
-
-def test_the_page_serves_dark_screens_and_paper(page: str) -> None:
-    assert "prefers-color-scheme: dark" in page and "@media print" in page
+        for name in ("src", "srcset"):
+            assert (attributes.get(name) or "data:image/webp;base64,").startswith("data:image/webp;base64,"), tag
+    policy = next(a["content"] for a in reader.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'; img-src data:" in (policy or "")
     assert page.startswith("<!doctype html>")
 
 
-def test_optional_sections_are_left_out(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", title="t", facts={}, table=Table(("case", "MAE"), (("a", -1.5),)))
-    text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "−1.500" in text
-    assert not any(word in text for word in ("<img", "Baselines", "Training", "<dl>"))
+def test_every_picture_is_whole_and_described(page: str) -> None:
+    images = Reader(page).all("img")
+    assert len(images) > 5 * 3
+    for attributes in images:
+        encoded = (attributes["src"] or "").removeprefix("data:image/webp;base64,")
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+        image.load()
+        assert len(attributes["alt"] or "") > 20
+    words = [attributes["alt"] or "" for attributes in images]
+    assert any("MAE [HU] ↓: 5 cases from 10 to 80, median 35" in text for text in words)
+    assert any(
+        re.fullmatch(r"Case head_05, axial slice at z \+\d+ mm: MR, Synthetic CT, CT, .+", text) for text in words
+    )
 
 
-def test_infinite_scores_have_no_mean_and_say_why() -> None:
-    chosen = protocol("synthrad2023")
-    cases = {"a": Case({"mae": Score(0), "psnr": Score(math.inf, "identical"), "ssim": Score(1)}, 1, "given")}
-    table = scores_table(Evaluation(chosen, cases, {}, _summary(chosen, cases, {}, "given")))
-    assert table.rows == (("a", 0.0, math.inf, 1.0),)
-    assert table.foot[0] == ("mean", 0.0, None, 1.0)
-    assert any("PSNR" in note and "identical" in note for note in table.notes)
+def test_tables_are_accessible(page: str) -> None:
+    reader = Reader(page)
+    assert all(attributes.get("scope") in ("col", "row") for attributes in reader.all("th"))
+    assert len(reader.all("caption")) == len(reader.all("table")) == 3
+    assert all(attributes.get("aria-label") for attributes in reader.all("input"))
+    assert reader.all("html", lang="en")
+    levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    anchors = {attributes.get("id") for _, attributes in reader.tags}
+    assert all((link["href"] or "#")[1:] in anchors for link in reader.all("a"))
 
 
-def test_a_ragged_table_is_refused() -> None:
+def test_the_page_says_what_was_recorded(page: str) -> None:
+    reader = Reader(page)
+    assert ["MAE [HU] ↓", "5", "41.25", "21.50 to 63.75", "28.50", "35.00", "20.00 to 60.00"] in reader.rows
+    # an interval that was not recorded is a dash, never made up
+    assert ["SSIM ↑", "4", "0.9000", "–", "28.50", "35.00", "20.00 to 60.00"] in reader.rows
+    for name, offset in OFFSETS.items():
+        row = next(row for row in reader.rows if row[0] == name)
+        assert row[1] == cell(abs(offset)) and row[4] == "undefined"
+    for part in (
+        "Five heads",
+        "a model",
+        "5 scored",
+        "native, −1024 to 3071 HU",
+        "the masks given",
+        "air … to −200 HU",
+    ):
+        assert part in reader.text, part
+    assert "SSIM: 4 cases have a value; the others are left out." in reader.text
+    assert reader.text.count("Research tool, not for clinical use") == 2
+    assert "registration alone moved MAE by 3 to 8 HU" in reader.text
+
+
+def test_tissues_have_their_own_table(page: str) -> None:
+    rows = Reader(page).rows
+    # means of columns that the summary does not hold are taken over the cases; shares become percent
+    assert ["soft tissue", "31.25", "21.50 to 63.75", "−5.000", "–", "100.0"] in rows
+    assert ["bone", "150.5", "–", "–", "–", "–"] in rows
+    assert ["air", "–", "–", "–", "–", "0"] in rows
+
+
+def test_worst_median_and_best_are_open_and_the_others_can_be(page: str) -> None:
+    reader = Reader(page)
+    cases = reader.all("details")
+    assert [("open" in attributes) for attributes in cases] == [True, True, True, False, False]
+    badges = re.findall(r"<h3>(\w+)</h3><span class=\"badge\">([\w ]+)</span>", page)
+    assert badges == [("head_05", "worst MAE"), ("head_02", "median MAE"), ("head_04", "best MAE")]
+    sliders = reader.all("input", type="range")
+    assert len(sliders) == 5 * 3
+    seen = [attributes for attributes in reader.all("img") if "data-label" in attributes and "hidden" not in attributes]
+    assert len(seen) == 5 * 3  # one per plane, so that the page also serves without its script and on paper
+    letters = re.findall(r"<b>([LRAPSI])</b>", page)
+    assert {letter: letters.count(letter) for letter in "LRAPSI"} == dict.fromkeys("LR", 40) | {"A": 40, "P": 40} | {
+        "S": 40,
+        "I": 40,
+    }
+
+
+def test_scales_carry_their_ends_and_units(scores: Path, tmp_path: Path) -> None:
+    write_report(scores, tmp_path / "r.html", window=(-160, 240))
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count("<span>−160</span><span>HU</span><span>240</span>") == 2 * 5
+    assert page.count("<span>−500</span><span>HU</span><span>500</span>") == 5
+    assert "level 40 HU, width 400 HU" in page
+
+
+def test_pictures_show_the_case_they_are_named_after(page: str) -> None:
+    """The offset of each case is seen as the color of its signed error: red above, blue below the truth."""
+    for name, offset in (("head_03", 60), ("head_05", -80)):
+        shown = [
+            attributes
+            for attributes in Reader(page).all("img")
+            if (attributes["alt"] or "").startswith(f"Case {name}, axial") and "hidden" not in attributes
+        ]
+        encoded = (shown[0]["src"] or "").removeprefix("data:image/webp;base64,")
+        whole = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")).astype(int)
+        width = (whole.shape[1] + 2) // 4
+        middle = whole[whole.shape[0] // 2, 3 * width + width // 2 - 10 : 3 * width + width // 2 + 10]
+        red_minus_blue = (middle[:, 0] - middle[:, 2]).mean()
+        assert red_minus_blue * offset > 0 and abs(red_minus_blue) > 8
+        assert f"MAE {abs(offset)} HU" in (shown[0]["data-label"] or "")
+
+
+def test_the_page_serves_dark_screens_and_paper(page: str) -> None:
+    assert "@media screen and (prefers-color-scheme: dark)" in page and "@media print" in page
+    assert page.count('<source media="screen and (prefers-color-scheme: dark)"') == 3
+
+
+def test_what_users_name_is_escaped(tmp_path: Path) -> None:
+    scores = make_results(tmp_path, {HOSTILE: 10.0}, failed=[{"case": f"2{HOSTILE}", "reason": HOSTILE}])
+    write_report(
+        scores,
+        tmp_path / "r.html",
+        title=HOSTILE,
+        facts={HOSTILE: HOSTILE},
+        baselines=Table(HOSTILE, (HOSTILE, HOSTILE), ((HOSTILE, HOSTILE),), (HOSTILE,)),
+    )
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 1 and "alert('x')" not in page
+    assert "<b>" not in re.sub(r"<b>[LRAPSI]</b>", "", page)
+    assert Reader(page).text.count(HOSTILE) >= 10
+
+
+def test_missing_volumes_are_told_and_cost_only_their_pictures(tmp_path: Path) -> None:
+    scores = make_results(tmp_path, failed=[{"case": "head_06", "reason": "cannot be read"}], missing=["head_07"])
+    (tmp_path / "sct/v0_sct.nii").unlink()
+    (tmp_path / "mr/v1.nii").unlink()
+    save(np.zeros((5, 5, 5)) + np.arange(5), tmp_path / "sct/v2_sct.nii")
+    written = write_report(scores, tmp_path / "r.html")
+    assert set(written.not_shown) == {"head_01", "head_03"}
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    for words in (
+        "head_06 could not be scored: cannot be read",
+        "Missing, and in none of the numbers: head_07.",
+        "5 of 6 scored",
+        "No pictures of head_01: ",
+        "No pictures of head_03: v2_sct.nii lies on another grid than v2.nii",
+        "The MR is not shown: ",
+    ):
+        assert words in reader.text, words
+    assert str(tmp_path) not in reader.text  # a report is passed on; folders may name people
+    assert len(reader.all("details")) == 5
+    assert ["head_06", *["–"] * 8] in reader.rows
+
+
+def test_results_without_volumes_are_reported_all_the_same(tmp_path: Path) -> None:
+    scores = make_results(tmp_path, files=None)
+    written = write_report(scores, tmp_path / "r.html")
+    assert len(written.not_shown) == 5
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "No volumes could be opened, so there is no histogram." in text
+    assert "No pictures of any case: the evaluation did not record where the volumes are." in text
+
+
+def test_volumes_that_contradict_the_scores_are_told(tmp_path: Path) -> None:
+    scores = make_results(tmp_path)
+    save(head() + 500, tmp_path / "sct/v1_sct.nii")
+    write_report(scores, tmp_path / "r.html")
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "Volumes and scores contradict each other in head_02" in text
+    assert "The volumes shown have a MAE of 500.0 HU in the mask, the table of scores says 35.0 HU" in text
+
+
+def test_companions_come_from_folders_and_are_brought_onto_the_grid(tmp_path: Path) -> None:
+    scores = make_results(tmp_path)
+    fine = np.diag([1.0, 1.0, 1.5, 1.0])
+    for name in ("head_01", "head_02"):
+        save(np.random.default_rng(0).random((48, 56, 32)), tmp_path / f"maps/{name}_mr.nii", fine)
+        save(np.random.default_rng(0).random(SHAPE), tmp_path / f"maps/{name}_sct_trust.nii")
+    write_report(scores, tmp_path / "r.html", source=tmp_path / "maps", trust=tmp_path / "maps")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert reader.text.count("The MR lay on another grid and was interpolated (linear)") == 2
+    assert reader.text.count("The trust map is not shown: no trust map, or more than one, has the name") == 3
+    assert sum("MR, Synthetic CT, CT, Synthetic CT − CT, Trust map" in (a["alt"] or "") for a in reader.all("img")) > 6
+    with pytest.raises(InputError, match=r"no MR for any case; it holds .*the cases are head_01"):
+        write_report(scores, tmp_path / "r.html", source=tmp_path / "ct")
+
+
+def test_of_several_trust_maps_the_combined_one_is_shown(tmp_path: Path) -> None:
+    scores = make_results(tmp_path, {"head": 10.0})
+    save(head() + 2000, tmp_path / "trust/head_spread.nii")
+    save(np.where(head() > -500, 3.0, 0), tmp_path / "trust/head_combined.nii")
+    write_report(scores, tmp_path / "r.html", trust=tmp_path / "trust")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<span>0</span><span>as given</span><span>4</span>" in page  # all voxels of the mask hold 3
+    assert "the values of the files given (named *_combined)" in page
+
+
+def test_what_the_evaluation_doubts_comes_first(tmp_path: Path) -> None:
+    scores = make_results(
+        tmp_path,
+        {"a": 10.0, "b": 20.0},
+        doubts={"a": ["no air: stored without intercept?"], "b": ["no air: stored without intercept?"]},
+        unmatched=["stray_sct"],
+        interval={"method": "BCa", "confidence": 0.95, "resamples": 999, "seed": 4},
+        registered=True,
+        metrics={"mae": {**STATISTICS, "ci_low": None, "ci_high": None, "reasons": {"ci_low": "too few cases"}}},
+    )
+    write_report(scores, tmp_path / "r.html")
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    first = text.split("Summary")[0]
+    assert "Doubtful, a, b: no air: stored without intercept?." in first
+    assert "Given, but paired with nothing: stray_sct." in first
+    assert "BCa, confidence 0.95, resamples 999, seed 4" in first and "Registeredyes" in first
+    assert "The evaluation recorded no intervals: too few cases." in text
+
+
+def test_many_scores_are_parted_into_tables_that_fit_on_paper(tmp_path: Path) -> None:
+    names = [f"score_{n}" for n in range(19)]
+    lines = [",".join(["case", *names]), *(",".join([case, *map(str, range(19))]) for case in ("a", "b"))]
+    (tmp_path / "cases.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "summary.json").write_text("{}")
+    write_report(tmp_path, tmp_path / "r.html")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert [len(row) for row in reader.rows if row[0] == "b"] == [9, 9, 4]
+    assert ["b", "16.00", "17.00", "18.00"] in reader.rows
+    assert "scores 17 to 19 of 19" in reader.text
+
+
+def test_range_errors_by_angle(tmp_path: Path) -> None:
+    rows = [{"angle": a, "mean_mm": 1 + a / 90, "p95_mm": 3.0, "signed_mm": 0.0} for a in (0.0, 90.0, 180.0)]
+    recorded = {"angles": {"wepl": rows}, "calibration": {"relative_stopping_power": "a table. "}}
+    scores = make_results(tmp_path / "good", {"a": 10.0}, range_error=recorded)
+    write_report(scores, tmp_path / "r.html")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    words = [a["alt"] or "" for a in reader.all("img")]
+    assert "Range error by gantry angle. WEPL difference: largest mean 3.0 mm at 180 degrees." in words
+    assert "Calibration: relative stopping power: a table." in reader.text
+    damaged = make_results(tmp_path / "bad", {"a": 10.0}, range_error={"angles": {"wepl": [{}]}})
+    with pytest.raises(InputError, match=r"summary\.json: 'range_error' cannot be read"):
+        write_report(damaged, tmp_path / "r.html")
+
+
+def test_what_is_no_result_is_refused(scores: Path, tmp_path: Path) -> None:
+    for results, output, words in (
+        (tmp_path / "none", "r.html", "There is no"),
+        (tmp_path, "r.html", r"neither .* cases\.csv and summary\.json, a training holds metrics\.csv"),
+        (scores, "r.pdf", "no HTML file"),
+        (scores, ".", "is a folder"),
+    ):
+        with pytest.raises(InputError, match=words):
+            write_report(results, tmp_path / output)
+    with pytest.raises(InputError, match=r"window 40 to 40 HU is empty"):
+        write_report(scores, tmp_path / "r.html", window=(40, 40))
+    broken = tmp_path / "broken"
+    shutil.copytree(scores, broken)
+    (broken / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json cannot be read"):
+        write_report(broken, tmp_path / "r.html")
+    (broken / "summary.json").write_text("{}")
+    (broken / "cases.csv").write_text("case,mae\na,1\na,2\n")
+    with pytest.raises(InputError, match=r"more than one line for \['a'\]"):
+        write_report(broken, tmp_path / "r.html")
+    (broken / "metrics.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(InputError, match="both an evaluation and a training"):
+        write_report(broken, tmp_path / "r.html")
+    assert list(tmp_path.glob("*.html")) == []
+
+
+def test_results_of_the_evaluation_are_read_as_they_were_written(tmp_path: Path) -> None:
+    for name, offset in (("a", 30.0), ("b", -10.0)):
+        save(head(), tmp_path / f"ct/{name}.nii.gz")
+        save(head() + offset, tmp_path / f"sct/{name}_sct.nii.gz")
+        save(head() > -500, tmp_path / f"mask/{name}.nii.gz")
+    evaluate(tmp_path / "sct", tmp_path / "ct", tmp_path / "out", masks=tmp_path / "mask")
+    found = read_results(tmp_path / "out")
+    assert found.columns[:2] == ("mae", "psnr") and "voxels" not in found.columns
+    assert [case.scores["mae"] for case in found.cases] == [30, 10]
+    assert found.statistics["mae"]["mean"] == 20
+    written = write_report(tmp_path / "out", tmp_path / "r.html")
+    assert written.not_shown == {} and written.size == (tmp_path / "r.html").stat().st_size
+
+
+def test_cases_that_stand_out(tmp_path: Path) -> None:
+    def ranked(column: str, values: dict[str, str]) -> dict[str, str]:
+        (tmp_path / "cases.csv").write_text("\n".join([f"case,{column}", *(f"{n},{v}" for n, v in values.items())]))
+        (tmp_path / "summary.json").write_text("{}")
+        return standing_out(read_results(tmp_path))
+
+    assert ranked("mae", {"a": "3", "b": "1", "c": "2", "d": "nan"}) == {
+        "a": "worst MAE",
+        "c": "median MAE",
+        "b": "best MAE",
+    }
+    assert ranked("psnr", {"a": "30", "b": "20"}) == {"b": "worst PSNR", "a": "best PSNR"}
+    assert ranked("me", {"a": "-30", "b": "20", "c": "1"})["a"] == "worst ME"
+    assert ranked("mae", {"a": "3"}) == {"a": "only case"}
+    assert ranked("mae", {"a": "nan", "b": ""}) == {}
+
+
+def test_headings_and_cells() -> None:
+    assert str(heading("mae_bone")) == "MAE bone [HU] ↓" and str(heading("me")) == "ME [HU] → 0"
+    assert str(heading("ms_ssim")) == "MS-SSIM ↑" and str(heading("wepl_p95_mm")) == "WEPL difference p95 [mm] ↓"
+    assert str(heading("something_new")) == "something new" and str(heading("median_hu")) == "median [HU]"
+    assert tissue_of("me_soft") == ("me", "soft") and tissue_of("dice_bone") is None
+    cells = {0.0: "0", -1.5: "−1.500", 12345.6: "12346", math.inf: "∞", math.nan: "undefined", None: "–", 7: "7"}
+    assert {value: cell(value) for value in cells} == cells
     with pytest.raises(ValueError, match="row of 1 cells in a table of 2"):
-        Table(("a", "b"), (("x",),))
+        Table("", ("a", "b"), (("x",),))
 
 
-# A volume in RAS with one bright block at the patient's right, anterior, superior.
-MARKED = np.full((20, 30, 10), -1000.0)
-MARKED[14:18, 22:28, 7:9] = 1200
-RAS = Grid(MARKED.shape, np.diag([2.0, 1.0, 5.0, 1.0]))
-
-
-@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SRA", "PIL", "ASL"])
-def test_the_picture_does_not_depend_on_the_order_of_the_axes(codes: str) -> None:
-    def panel(image: nib.Nifti1Image) -> bytes:
-        volume = np.asarray(image.dataobj)
-        grid = Grid(volume.shape, image.affine)
-        world = RAS.affine @ [16, 24, 8, 1]
-        voxel = tuple(int(index) for index in np.rint(np.linalg.solve(grid.affine, world))[:3])
-        return figures.case_panel(volume, volume, volume - 100, grid, voxel=voxel)
-
-    straight = nib.Nifti1Image(MARKED, RAS.affine)
-    start, end = nib.io_orientation(straight.affine), nib.orientations.axcodes2ornt(codes)
-    turned = straight.as_reoriented(nib.orientations.ornt_transform(start, end))
-    assert "".join(nib.aff2axcodes(turned.affine)) == codes
-    assert np.array_equal(pixels(panel(turned)), pixels(panel(straight)))
-
-
-def drawn(plane: str) -> tuple[np.ndarray, float, float]:
-    """A slice as `figures` draws it, first row at the top of the screen, and its extent in mm."""
-    cut, across, up = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}[plane]
-    figure = figures._figure(4, 4, "none")
-    axes = figure.add_axes((0, 0, 1, 1))
-    size = np.multiply(MARKED.shape, (2.0, 1.0, 5.0))
-    middle = (16, 24, 8)[cut]
-    figures._show(axes, figures._slice(MARKED, cut, middle), size[across], size[up], (-1000, 1200), False)
-    shown = np.asarray(axes.images[0].get_array())
-    assert axes.images[0].origin == "lower"
-    left, right, bottom, top = axes.images[0].get_extent()
-    assert axes.get_aspect() == 1
-    return shown[::-1], right - left, top - bottom
-
-
-@pytest.mark.parametrize(("plane", "width", "height"), [("axial", 40, 30), ("coronal", 40, 50), ("sagittal", 30, 50)])
-def test_the_right_is_on_the_left_and_up_is_up(plane: str, width: float, height: float) -> None:
-    shown, wide, high = drawn(plane)
-    assert (wide, high) == (width, height)
-    rows, columns = np.nonzero(shown > 0)
-    # right (axial, coronal) or anterior (sagittal) on the left; anterior (axial) or superior (others) at the top
-    assert columns.mean() < shown.shape[1] / 2
-    assert rows.mean() < shown.shape[0] / 2
-
-
-def test_errors_are_signed_and_holes_are_seen() -> None:
-    grid = Grid(ct().shape, np.eye(4))
-    for offset, channel in ((400, 0), (-400, 2)):
-        picture = pixels(figures.case_panel(None, ct() + offset, ct(), grid))
-        strong = (picture[..., channel] > 0.5) & (picture[..., 2 - channel] < 0.4)
-        weak = (picture[..., 2 - channel] > 0.5) & (picture[..., channel] < 0.4)
-        # the color bar shows both colors; the map shows one
-        assert strong.sum() > 20 * weak.sum()
-    holed = ct()
-    holed[8:12, 10:14, 6:10] = np.nan
-    magenta = (pixels(figures.case_panel(None, holed, ct(), grid))[..., :3] == (1, 0, 1)).all(axis=-1)
-    assert magenta.sum() > 1000
-    assert not (pixels(figures.case_panel(None, ct(), ct(), grid))[..., :3] == (1, 0, 1)).all(axis=-1).any()
-
-
-def test_an_oblique_volume_says_so_and_a_straight_one_does_not() -> None:
-    angle = math.radians(20)
-    turn = np.eye(4)
-    turn[1:3, 1:3] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    for affine, tilted in ((turn, True), (np.diag([-1.0, 2, 3, 1]), False)):
-        to_ras = nib.io_orientation(affine)
-        text = figures._footer(Grid((9, 9, 9), affine), to_ras, (0, 0, 0))
-        assert ("oblique by 20°" in text) is tilted
-        assert "level 400 HU, width 1600 HU" in text
-
-
-def test_planes_run_through_the_middle_of_the_mask() -> None:
-    inside = np.zeros((20, 30, 10), bool)
-    inside[2:7, 10:21, 9] = True
-    assert figures._center(inside, inside.shape) == (4, 15, 9)
-    assert figures._center(None, (20, 30, 10)) == (10, 15, 5)
-    assert figures._center(np.zeros_like(inside), (20, 30, 10)) == (10, 15, 5)
-
-
-def test_panels_of_another_grid_are_refused() -> None:
-    grid = Grid(ct().shape, np.eye(4))
-    with pytest.raises(ValueError, match=r"MR.*\(3, 3, 3\)"):
-        figures.case_panel(np.zeros((3, 3, 3)), ct(), ct(), grid)
-    with pytest.raises(ValueError, match="outside"):
-        figures.case_panel(None, ct(), ct(), grid, voxel=(0, 0, 16))
-
-
-def test_curves_refuse_what_they_cannot_draw() -> None:
+def test_plots_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(ValueError, match="no curve"):
-        figures.curves({})
+        plots.curves({})
     with pytest.raises(ValueError, match="'cycle' has 2 steps and 1 values"):
-        figures.curves({"cycle": ([1, 2], [1.0])})
-    assert pixels(figures.curves({"a": ([1, 2, 3], [1.0, math.nan, 2.0])}))[0, 0, 3] == 0
+        plots.curves({"cycle": ([1, 2], [1.0])})
+    with pytest.raises(ValueError, match="no score"):
+        plots.distributions([])
+    drawn = plots.curves({"a": ([1, 2, 3], [1.0, math.nan, 2.0])})
+    light, dark = (np.asarray(Image.open(io.BytesIO(data))) for data in (drawn.light, drawn.dark))
+    assert light[0, 0, 3] == dark[0, 0, 3] == 0  # the ground is the page's
+    assert light[light[..., 3] == 255][:, :3].min() < 60 and dark[dark[..., 3] == 255][:, :3].max() > 200
+
+
+def make_run(folder: Path, pictures_at: list[int]) -> Path:
+    (folder / "pictures").mkdir(parents=True)
+    lines = [f"{step},{step / 10},{3 / step},{0.5},2.0,0.0002\n" for step in range(50, 501, 50)]
+    text = "step,seconds,cycle_a,adversarial_ab,steps_per_s,learning_rate\n" + "".join(lines)
+    (folder / "metrics.csv").write_text(text + "550,55.0,0.0")  # a line that is still being written
+    (folder / "validation.csv").write_text("step,mae\n100,90.5\n200,70.25\n300,80\n")
+    (folder / "config.yaml").write_text(
+        "seed: 7\ndomains:\n  a: {name: T1}\n  b: {name: CT}\ntraining: {steps: 1000, learning_rate: 0.0002}\n"
+    )
+    for step in pictures_at:
+        Image.fromarray(np.full((12, 18), step % 256, np.uint8)).save(folder / f"pictures/step_{step:07d}.png")
+    return folder
+
+
+def test_a_training_has_its_own_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [100, 200, 300])
+    write_report(run, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    reader = Reader(page)
+    assert ["validation mae", "90.50", "80.00", "70.25", "200"] in reader.rows
+    assert ["cycle a", "0.06000", "0.006000", "0.006000", "500"] in reader.rows
+    for words in ("Training from T1 to CT", "500 of 1000", "50 s", "Upper row: real T1, CT made of it", "Seed"):
+        assert words in reader.text, words
+    panels = [a for a in reader.all("img") if "data-label" in a]
+    assert [a["data-label"] for a in panels] == ["step 100", "step 200", "step 300"]
+    assert ["hidden" in a for a in panels] == [True, True, False]
+    encoded = (panels[1]["src"] or "").removeprefix("data:image/webp;base64,")
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    assert image.shape[:2] == (12, 18) and (image == 200).all()
+    with pytest.raises(InputError, match="takes no source"):
+        write_report(run, tmp_path / "r.html", source=tmp_path)
+
+
+def test_of_many_panels_the_first_the_last_and_some_between_are_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", list(range(10, 1010, 10)))
+    for name in ("validation.csv", "config.yaml"):
+        (run / name).unlink()
+    write_report(run, tmp_path / "r.html")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    labels = [a["data-label"] for a in reader.all("img") if "data-label" in a]
+    assert len(labels) == 40 and labels[0] == "step 10" and labels[-1] == "step 1000"
+    for words in ("40 of 100 panels are shown", "no validation pairs", "config.yaml was not found"):
+        assert words in reader.text, words
+
+
+def test_damaged_runs_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [])
+    (run / "metrics.csv").write_text("step,loss\n")
+    with pytest.raises(InputError, match="holds no step yet"):
+        write_report(run, tmp_path / "r.html")
+    (run / "metrics.csv").write_text("step,loss\n1,x\n")
+    with pytest.raises(InputError, match="not a table of curves"):
+        write_report(run, tmp_path / "r.html")
+
+
+def test_an_evaluation_can_carry_the_training_of_its_model(tmp_path: Path) -> None:
+    scores = make_results(tmp_path / "evaluation", {"only": 10.0})
+    run = make_run(tmp_path / "run", [100])
+    write_report(scores, tmp_path / "r.html", run=run)
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "Course of the training" in text and "Bland-Altman" in text
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = make_results(tmp_path / "evaluation", {"only": 10.0})
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medcyclegan", "report", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    code, out, _ = run(str(scores), "-o", "new/r.html", "--window", "-160", "240", "--json")
+    assert code == 0
+    assert json.loads(out) == {"report": "new/r.html", "bytes": Path("new/r.html").stat().st_size, "not_shown": {}}
+    assert "level 40 HU, width 400 HU" in Path("new/r.html").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^medcyclegan report (SCORES .*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    folders = {"SCORES": str(scores), "NEW_MR_DIR": str(tmp_path / "evaluation/mr")}
+    shutil.move(tmp_path / "evaluation/mr/v0.nii", tmp_path / "evaluation/mr/only.nii")
+    assert run(*(folders.get(word, word) for word in line.split()))[0] == 0
+    code, _, err = run(str(tmp_path))
+    assert code == 2 and "neither the results of an evaluation nor a training" in err
+
+
+def many(folder: Path, shape: tuple[int, int, int], count: int) -> Path:
+    """Results of many cases which all are the same noise, the hardest content to compress."""
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 400, shape)
+    paths = {
+        "ref": save(noise, folder / "ct.nii"),
+        "pred": save(noise + random.normal(0, 200, shape), folder / "sct.nii"),
+        "source": save(random.random(shape), folder / "mr.nii"),
+        "mask": save(np.ones(shape), folder / "mask.nii"),
+    }
+    for number in range(count):
+        (folder / "trust").mkdir(exist_ok=True)
+        (folder / f"trust/case_{number:03d}_trust.nii").symlink_to(paths["source"])
+    scores = folder / "scores"
+    scores.mkdir()
+    names = [f"case_{number:03d}" for number in range(count)]
+    lines = [f"{name},{160 + number},0.5" for number, name in enumerate(names)]
+    (scores / "cases.csv").write_text("\n".join(["case,mae,ssim", *lines]) + "\n")
+    files = {name: {kind: str(path) for kind, path in paths.items()} for name in names}
+    (scores / "summary.json").write_text(json.dumps({"metrics": {"mae": STATISTICS}, "files": files}))
+    return scores
+
+
+def test_cases_beyond_the_bytes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PICTURE_BYTES", 400_000)
+    scores = many(tmp_path, (40, 40, 20), 12)
+    written = write_report(scores, tmp_path / "r.html")
+    assert 0 < len(written.not_shown) < 9
+    assert not {"case_000", "case_006", "case_011"} & set(written.not_shown)  # those that stand out come first
+    assert written.size < 1.5 * 400_000 + 400_000
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "12 cases are too many for pictures of all in one page" in text
+
+
+@pytest.mark.slow
+def test_thirty_cases_of_full_size_stay_below_15_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PICTURE_BYTES", ALL_BYTES)
+    written = write_report(many(tmp_path, (208, 208, 96), 30), tmp_path / "r.html", trust=tmp_path / "trust")
+    assert written.not_shown == {}
+    assert 10e6 < written.size < 15e6
+
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const stack = document.querySelector(".stack");
+  const slider = stack.querySelector("input");
+  const shown = () => [...stack.querySelectorAll("img")].flatMap((image, index) => image.hidden ? [] : [index]).join();
+  const found = [slider.value, shown(), stack.querySelector("output").textContent];
+  slider.value = 2;
+  slider.dispatchEvent(new Event("input"));
+  found.push(shown(), stack.querySelector("output").textContent, slider.getAttribute("aria-valuetext"));
+  document.querySelector("button[data-open=all]").click();
+  found.push(document.querySelectorAll("details.case[open]").length);
+  document.querySelector("button[data-open=none]").click();
+  location.hash = "case-4";
+  addEventListener("hashchange", () => {
+    found.push([...document.querySelectorAll("details.case[open]")].map((item) => item.id).join());
+    const broken = [...document.images].filter((image) => image.complete && image.naturalWidth === 0).length;
+    document.body.dataset.found = JSON.stringify([...found, broken]);
+  });
+});
+</script>
+"""
+
+
+def browse(path: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's elements after its scripts have run, and what the browser's console said."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not on the PATH")
+def test_slices_scroll_in_a_browser_without_a_word_on_its_console(page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page + PROBE, encoding="utf-8")
+    shown, console = browse(tmp_path / "page.html", tmp_path / "profile")
+    assert console == []
+    found = json.loads(Reader(shown).all("body")[0]["data-found"] or "[]")
+    labels = [a["data-label"] for a in Reader(page).all("img") if (a["alt"] or "").startswith("Case head_05, axial")]
+    start = next(n for n, a in enumerate(labels) if a == found[2])
+    assert found == [str(start), str(start), labels[start], "2", labels[2], labels[2], 5, "case-4", 0]
+    # The check itself can fail: what a page complains of is seen, and the page's own policy stops what is not its own.
+    (tmp_path / "bad.html").write_text(page + '<img src="nothing.png" alt="">', encoding="utf-8")
+    assert any("Content Security Policy" in line for line in browse(tmp_path / "bad.html", tmp_path / "other")[1])

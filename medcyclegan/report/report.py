@@ -1,146 +1,146 @@
-"""One self-contained HTML page about a run or an evaluation: facts, tables, curves and pictures of cases.
+"""The report of an evaluation or of a training: read what it left, open its volumes one case at a time, write one page.
 
-Pictures travel inside the page, nothing is fetched and nothing is executed, so the file can be mailed, archived and
-printed as it is.
+Numbers are those of the evaluation; nothing is graded again. What the volumes add are pictures, the joint histogram and
+the Bland-Altman plot.
 """
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 
-import jinja2
-
-from medcyclegan import __version__
 from medcyclegan.atomic import atomic_file
-from medcyclegan.evaluation.evaluate import Evaluation
+from medcyclegan.errors import InputError
+from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
+from medcyclegan.progress import Progress, Silent
+from medcyclegan.report.display import CT_WINDOW
+from medcyclegan.report.evaluation_page import evaluation_page
+from medcyclegan.report.page import Table, render
+from medcyclegan.report.pictures import draw_pictures
+from medcyclegan.report.results import Results, holds_results, read_results
+from medcyclegan.report.training_page import training_page
+from medcyclegan.report.training_run import CURVES_FILE, holds_run, read_run
+from medcyclegan.report.volumes import TRUST_SUFFIXES, VolumeFolder, require_any
 
-Cell = str | float | int | None
+_SUFFIXES = (".html", ".htm")
+_SILENT = Silent()
 
-# Column headings with their unit and the direction of better.
-HEADINGS = {
-    "mae": "MAE [HU] ↓",
-    "psnr": "PSNR [dB] ↑",
-    "ssim": "SSIM ↑",
-    "ms_ssim": "MS-SSIM ↑",
-    "me": "ME [HU] → 0",
-    "mae_bone": "MAE bone [HU] ↓",
-}
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table to be shown.
+class Report:
+    """What was written.
 
     Attributes:
-        columns: headings.
-        rows: one cell per column; floats are shown with four digits, nan as "undefined", None as "–".
-        foot: rows below a line, such as means.
-        notes: sentences below the table.
-
-    Raises:
-        ValueError: a row's length is not that of the headings.
+        path: the page.
+        size: bytes.
+        not_shown: case to why there is no picture of it.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    foot: tuple[tuple[Cell, ...], ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for row in (*self.rows, *self.foot):
-            if len(row) != len(self.columns):
-                raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}")
-
-
-def scores_table(evaluation: Evaluation) -> Table:
-    """The scores of every case, mean and standard deviation over the cases, and every doubt and failure as a note."""
-    protocol, summary = evaluation.protocol, evaluation.summary
-    rows: list[tuple[Cell, ...]] = [
-        (name, *(case.scores[metric].value for metric in protocol.metrics)) for name, case in evaluation.cases.items()
-    ]
-    rows += [(name, *(None for _ in protocol.metrics)) for name in evaluation.failed]
-    foot = [
-        (label, *(summary["metrics"][metric][statistic] for metric in protocol.metrics))
-        for label, statistic in (("mean", "mean"), ("standard deviation", "sd"))
-    ]
-    notes = [
-        f"Protocol {protocol.name}, {protocol.low:g} to {protocol.high:g} HU, mask: "
-        f"{'the body of each reference' if summary['mask'] == 'body' else 'as given'}. "
-        f"{summary['n']} scored, {summary['n_failed']} failed. In published comparisons the choice of registration "
-        "alone moved MAE by 3 to 8 HU: smaller differences are not a model's merit."
-    ]
-    for metric in protocol.metrics:
-        undefined = summary["metrics"][metric]["n_undefined"]
-        if undefined:
-            notes.append(f"{HEADINGS[metric]}: mean and deviation leave out {undefined} case(s) without a value.")
-        if reason := summary["metrics"][metric]["reasons"].get("mean"):
-            notes.append(f"{HEADINGS[metric]}: no mean ({reason}).")
-    notes += [f"{name}: {note}" for name, case in evaluation.cases.items() for note in case.notes]
-    notes += [f"{name} failed: {reason}" for name, reason in evaluation.failed.items()]
-    return Table(("case", *(HEADINGS[metric] for metric in protocol.metrics)), tuple(rows), tuple(foot), tuple(notes))
+    path: Path
+    size: int
+    not_shown: Mapping[str, str]
 
 
 def write_report(
-    path: str | os.PathLike[str],
+    results: StrPath,
+    output: StrPath,
     *,
-    title: str,
-    facts: Mapping[str, str],
-    table: Table,
+    source: StrPath | None = None,
+    trust: StrPath | None = None,
+    window: tuple[float, float] = CT_WINDOW,
+    title: str | None = None,
+    facts: Mapping[str, str] | None = None,
     baselines: Table | None = None,
-    cases: Sequence[tuple[str, bytes, str]] = (),
-    curves: bytes | None = None,
-) -> None:
-    """Write the page, atomically.
+    run: StrPath | None = None,
+    progress: Progress = _SILENT,
+) -> Report:
+    """Write the page, atomically; one case is in memory at a time.
 
     Args:
-        path: the .html file.
+        results: the folder of an evaluation (cases.csv and summary.json), or of a training (metrics.csv).
+        output: the .html file; replaced if it exists.
+        source: folder of the MR volumes, named as the cases; of an evaluation only.
+        trust: folder of the trust maps, named as the cases, or with `_combined`, `_trust`, `_spread` or `_uncertainty`
+            behind; of an evaluation only.
+        window: HU shown black and white.
         title: heading of the page.
-        facts: name to value: data, model, versions, settings.
-        table: the scores.
-        baselines: the same metrics for trivial methods, to compare with.
-        cases: (case id, PNG, caption) of each picture, see `medcyclegan.report.figures.case_panel`.
-        curves: PNG of the training curves.
+        facts: name to value: data, model, settings; shown before those of the results.
+        baselines: the scores of trivial methods, to compare with.
+        run: the folder of the training that made the model, shown at the end; of an evaluation only.
+        progress: shows the cases as they are done.
+
+    Returns:
+        Where it is, how large it is, and which cases could not be shown.
+
+    Raises:
+        InputError: `results` is neither, or damaged; a folder holds no volume of any case; the window is empty; the
+            output is no .html file.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medcyclegan.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    folder, target = Path(results), Path(output)
+    _check_target(target)
+    if not (math.isfinite(window[0]) and math.isfinite(window[1]) and window[0] < window[1]):
+        raise InputError(
+            f"The window {window[0]:g} to {window[1]:g} HU is empty.", "Give LOW HIGH with LOW below HIGH."
+        )
+    kind = _kind(folder)
+    not_shown: Mapping[str, str] = {}
+    if kind == "training":
+        if source is not None or trust is not None or run is not None:
+            raise InputError(
+                f"{folder} is a training; its report takes no source, trust maps or run.",
+                "Leave them out, or give the folder of an evaluation.",
+            )
+        page = training_page(read_run(folder), title, facts or {})
+    else:
+        found = read_results(folder)
+        pictures = draw_pictures(
+            found,
+            _companions(found, source, "MR"),
+            _companions(found, trust, "trust map", TRUST_SUFFIXES),
+            window,
+            progress,
+        )
+        not_shown = pictures.not_shown
+        training = None if run is None else read_run(Path(run))
+        page = evaluation_page(found, pictures, title, facts or {}, baselines, training)
+    text = render(page)
+    with atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Report(target, target.stat().st_size, not_shown)
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir():
+        raise InputError(f"The output {target} is a folder.", "Give a file such as report.html.")
+    if target.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"The output {target} is no HTML file.", "Give a name that ends with .html.")
+
+
+def _kind(folder: Path) -> str:
+    if not folder.exists():
+        raise InputError(f"There is no {folder}.", "Give the folder of an evaluation or of a training.")
+    found = [name for name, holds in (("evaluation", holds_results), ("training", holds_run)) if holds(folder)]
+    if len(found) == 1:
+        return found[0]
+    wanted = f"an evaluation holds {CASES_FILE} and {SUMMARY_FILE}, a training holds {CURVES_FILE}"
+    if found:
+        raise InputError(f"{folder} holds both an evaluation and a training ({wanted}).", "Move one of them.")
+    raise InputError(
+        f"{folder} holds neither the results of an evaluation nor a training: {wanted}.",
+        "Give the folder after -o of 'medcyclegan evaluate' or 'medcyclegan train'.",
     )
-    environment.filters |= {"cell": _cell, "embedded": _embedded}
-    page = environment.get_template("template.html").render(
-        title=title,
-        facts=facts,
-        table=table,
-        baselines=baselines,
-        cases=cases,
-        curves=curves,
-        version=__version__,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-    )
-    with atomic_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
-def _cell(value: Cell) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, str | int):
-        return str(value)
-    if math.isnan(value):
-        return "undefined"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    rounded = f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}".removesuffix(".")
-    return "−" + rounded[1:] if rounded.startswith("-") else rounded
-
-
-def _embedded(png: bytes) -> str:
-    """A data address of the picture."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _companions(
+    results: Results, folder: StrPath | None, kind: str, suffixes: tuple[str, ...] = ()
+) -> VolumeFolder | None:
+    if folder is None:
+        return None
+    volumes = VolumeFolder(Path(folder), kind, suffixes)
+    require_any(volumes, [case.name for case in results.cases])
+    return volumes

@@ -1,0 +1,214 @@
+"""One self-contained HTML page: tables, plots and scrollable slices as text and embedded pictures.
+
+Nothing is fetched: style, script and pictures travel inside the page, and its own policy forbids the browser to load
+anything else. It can be mailed, archived and printed as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import jinja2
+import matplotlib as mpl
+
+from medcyclegan import __version__
+from medcyclegan.report.plots import Plot
+from medcyclegan.report.viewer import CaseView
+
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be shown; its first column names the rows.
+
+    Attributes:
+        caption: what the table says.
+        columns: headings.
+        rows: one cell per column; floats are shown with four digits, nan as "undefined", None as "–".
+        notes: sentences below the table.
+        links: anchor of a row, without "#", for the rows that have one.
+
+    Raises:
+        ValueError: a row's length is not that of the headings.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    links: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}")
+
+
+@dataclass(frozen=True)
+class Slide:
+    """One picture of a stack that is scrolled.
+
+    Attributes:
+        data: WebP.
+        label: where in the stack it is, for people: "k 37 · z +34 mm".
+        words: what it shows, for those who do not see it.
+    """
+
+    data: bytes
+    label: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Pictures of one size, of which one is seen at a time.
+
+    Attributes:
+        title: above the stack.
+        name: of the slider, for those who do not see it.
+        slides: at least one.
+        start: index of the one seen first.
+        width: pixels.
+        height: pixels.
+        letters: of the left, right, top and bottom edge of every column; empty strings show none.
+        marks: index -> word for a slide that stands out.
+    """
+
+    title: str
+    name: str
+    slides: tuple[Slide, ...]
+    start: int
+    width: int
+    height: int
+    letters: tuple[str, str, str, str] = ("", "", "", "")
+    marks: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseSection:
+    """One case to be opened.
+
+    Attributes:
+        anchor: within the page.
+        name: as the user named it.
+        badge: such as "worst"; empty for most.
+        scores: short words, such as "MAE 61.2 HU".
+        view: its pictures; None if there are none, then `notes` say why.
+        stacks: the same, labelled for the page.
+        notes: doubts and reasons.
+    """
+
+    anchor: str
+    name: str
+    badge: str
+    scores: str
+    view: CaseView | None
+    stacks: tuple[Stack, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything a page may hold; what is empty is left out.
+
+    Attributes:
+        title: heading of the page.
+        facts: name to value.
+        alerts: what must not be overlooked, shown first.
+        summary: statistics over the cases.
+        distributions: of the scores over the cases, with a caption.
+        range_errors: by gantry angle, with a caption.
+        tissues: scores per tissue.
+        baselines: the same scores for trivial methods.
+        densities: heading, plot and caption of what pools all voxels.
+        no_densities: why there are none.
+        per_case: every score of every case, in one table or several.
+        doubts: what the evaluation noted, one sentence each.
+        cases: the opened ones first.
+        cases_caption: how to read the pictures.
+        training_table: first, last and smallest values.
+        curves: caption and plot.
+        panels: pictures by step.
+        panels_caption: how to read them.
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    alerts: tuple[str, ...] = ()
+    summary: Table | None = None
+    distributions: tuple[Plot, str] | None = None
+    range_errors: tuple[Plot, str] | None = None
+    tissues: Table | None = None
+    baselines: Table | None = None
+    densities: tuple[tuple[str, Plot, str], ...] = ()
+    no_densities: str = ""
+    per_case: tuple[Table, ...] = ()
+    doubts: tuple[str, ...] = ()
+    cases: tuple[CaseSection, ...] = ()
+    cases_caption: str = ""
+    training_table: Table | None = None
+    curves: tuple[tuple[str, Plot], ...] = ()
+    panels: Stack | None = None
+    panels_caption: str = ""
+
+
+def render(page: Page) -> str:
+    """The page as HTML; everything given is escaped."""
+    return (
+        _environment()
+        .get_template("template.html")
+        .render(page=page, version=__version__, written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medcyclegan.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": cell, "embedded": _embedded, "gradient": _gradient, "scale": _end}
+    return environment
+
+
+def cell(value: Cell) -> str:
+    """A value as shown in a table: four significant digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, str | int):
+        return str(value)
+    if math.isnan(value):
+        return "undefined"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    rounded = f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}".removesuffix(".")
+    return "−" + rounded[1:] if rounded.startswith("-") else rounded
+
+
+def _embedded(webp: bytes) -> str:
+    """A data address of the picture."""
+    return "data:image/webp;base64," + base64.b64encode(webp).decode("ascii")
+
+
+@functools.cache
+def _gradient(colors: str) -> str:
+    """A color map as a CSS gradient, from low to high."""
+    stops = [mpl.colors.to_hex(mpl.colormaps[colors](n / 10)) for n in range(11)]
+    return f"linear-gradient(to right, {', '.join(stops)})"
+
+
+def _end(value: float) -> str:
+    """An end of a scale: whole numbers whole, others with three digits."""
+    text = f"{value:.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")

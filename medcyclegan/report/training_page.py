@@ -1,0 +1,128 @@
+"""The page about a training: its settings, its curves, and its pictures step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medcyclegan.report import plots
+from medcyclegan.report.page import Cell, Page, Slide, Stack, Table
+from medcyclegan.report.training_run import TrainingRun
+
+
+def training_page(run: TrainingRun, title: str | None, facts: Mapping[str, str]) -> Page:
+    """A page about a training alone; `facts` come before those of the run."""
+    return Page(
+        title=title or " ".join(["Training", *_direction(run)]),
+        facts={**facts, **_run_facts(run)},
+        **training_parts(run),
+    )
+
+
+def _run_facts(run: TrainingRun) -> dict[str, str]:
+    training, model = _part(run.config, "training"), _part(run.config, "model")
+    done = next(iter(run.losses.values()))[0][-1]
+    planned = training.get("steps")
+    facts = {"Steps": f"{done:.0f} of {planned}" if planned else f"{done:.0f}"}
+    if run.seconds is not None:
+        facts["Time"] = f"{run.seconds:.0f} s since it was started or last resumed"
+    if not run.config:
+        facts["Settings"] = "config.yaml was not found"
+    for label, found, keys in (
+        ("Objective", _part(run.config, "objective"), ("_target_", "cycle_weight", "identity_weight")),
+        ("Generator", _part(model, "generator"), None),
+        ("Discriminator", _part(model, "discriminator"), None),
+        ("Preparation", _part(run.config, "preparation"), None),
+        ("Patches", _part(run.config, "patches"), None),
+        ("Optimization", training, ("batch_size", "learning_rate", "betas", "decay_start", "ema_decay", "precision")),
+    ):
+        words = [f"{key.strip('_').replace('_', ' ')} {_plain(found[key])}" for key in (keys or found) if key in found]
+        if words:
+            facts[label] = ", ".join(words).replace("target ", "", 1)
+    if "seed" in run.config:
+        facts["Seed"] = str(run.config["seed"])
+    return facts
+
+
+def _direction(run: TrainingRun) -> list[str]:
+    """ "from MR to CT", as far as it is known."""
+    names = [_part(_part(run.config, "domains"), domain).get("name") for domain in ("a", "b")]
+    return [f"from {names[0]} to {names[1]}"] if all(names) else []
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " / ".join(_plain(entry) for entry in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def training_parts(run: TrainingRun) -> dict[str, Any]:
+    """The training's fields of a page."""
+    rows: list[tuple[Cell, ...]] = [
+        (f"validation {name.replace('_', ' ')}", *_course(*series)) for name, series in run.validation.items()
+    ]
+    rows += [(name.replace("_", " "), *_course(*series)) for name, series in run.losses.items()]
+    curves = [
+        ("Losses and speed, means over the steps between two lines of the log.", plots.curves(_named(run.losses)))
+    ]
+    notes = [
+        "Adversarial losses have no value that is best: a generator and its discriminator hold each other in check."
+    ]
+    if run.validation:
+        curves.insert(0, ("Validation on the pairs that were kept apart.", plots.curves(_named(run.validation))))
+    else:
+        notes.insert(0, "The run has no validation pairs, so nothing here measures the error of the result.")
+    return {
+        "training_table": Table(
+            "Course of the training", ("value", "first", "last", "smallest", "at step"), tuple(rows), tuple(notes)
+        ),
+        "curves": tuple(curves),
+        "panels": _panels(run),
+        "panels_caption": _panels_caption(run),
+    }
+
+
+def _course(steps: Sequence[float], values: Sequence[float]) -> tuple[Cell, ...]:
+    """First, last and smallest value, and the step of the smallest."""
+    finite = [(value, step) for value, step in zip(values, steps, strict=True) if math.isfinite(value)]
+    smallest, at = min(finite) if finite else (math.nan, math.nan)
+    return values[0], values[-1], smallest, f"{at:.0f}"
+
+
+def _named(series: Mapping[str, tuple[list[float], list[float]]]) -> dict[str, tuple[list[float], list[float]]]:
+    return {name.replace("_", " "): values for name, values in series.items()}
+
+
+def _panels(run: TrainingRun) -> Stack | None:
+    if not run.pictures or run.size is None:
+        return None
+    slides = tuple(
+        Slide(picture.webp, f"step {picture.step}", f"Panel of pictures at step {picture.step}")
+        for picture in run.pictures
+    )
+    return Stack("Pictures", "Step of the training", slides, len(slides) - 1, *run.size)
+
+
+def _panels_caption(run: TrainingRun) -> str:
+    if not run.pictures:
+        return "The run holds no pictures."
+    domains = _part(run.config, "domains")
+    a, b = (str(_part(domains, name).get("name", name.upper())) for name in ("a", "b"))
+    more = (
+        f" {len(run.pictures)} of {run.picture_count} panels are shown."
+        if len(run.pictures) < run.picture_count
+        else ""
+    )
+    return (
+        f"The same slices at every step, in pairs of rows. Upper row: real {a}, {b} made of it, and {a} made back of "
+        f"that. Lower row: real {b}, {a} made of it, and {b} made back of that. The patient's right is at the "
+        f"left.{more}"
+    )

@@ -1,0 +1,203 @@
+"""The volumes of one case of an evaluation, opened together on the reference's grid, with all doubts put in words.
+
+A volume that is gone, or does not belong, costs its picture and is told; it never stops a report. Messages name files,
+not folders, since a report is passed on.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medcyclegan.errors import InputError
+from medcyclegan.evaluation.pairing import pair
+from medcyclegan.io.grid import Grid
+from medcyclegan.io.reader import grid_of, list_volumes, read_mask, read_volume
+from medcyclegan.report.display import Inside
+from medcyclegan.report.results import Case, CaseFiles
+from medcyclegan.transforms.body import body_mask
+from medcyclegan.transforms.geometry import resample
+
+Array = npt.NDArray[np.float32]
+
+# How trust maps may be named, <case>_combined and so on; of several kinds in a folder, the first of these is shown.
+TRUST_SUFFIXES = ("_combined", "_trust", "_spread", "_uncertainty")
+# As the evaluation: the rounding of a header in single precision stays below this.
+_TOLERANCE_MM = 1e-2
+# Of the MAE: a table written with fewer digits is no contradiction.
+_TOLERANCE_HU, _TOLERANCE_PART = 0.01, 1e-3
+
+
+@dataclass(frozen=True)
+class CaseVolumes:
+    """One case.
+
+    Attributes:
+        grid: the reference's.
+        ct: (X, Y, Z), HU.
+        sct: (X, Y, Z), HU.
+        inside: (X, Y, Z), the mask, or the reference's body where there is none.
+        mr: (X, Y, Z), any unit; None where there is none.
+        trust: (X, Y, Z), as given; None where there is none.
+        notes: what was resampled, what is missing and why, and what contradicts the table.
+    """
+
+    grid: Grid
+    ct: Array
+    sct: Array
+    inside: Inside
+    mr: Array | None
+    trust: Array | None
+    notes: tuple[str, ...]
+
+
+class VolumeFolder:
+    """A folder with one volume per case.
+
+    Args:
+        folder: holds the volumes.
+        kind: what they are, in the singular, for messages.
+        suffixes: endings that mark the right files if the folder holds others too; they are not part of the case's
+            name. The first of them that any file has is the one that counts.
+
+    Attributes:
+        suffix: the ending that counts; empty if no file has one.
+
+    Raises:
+        InputError: the folder is missing or holds no volume.
+    """
+
+    def __init__(self, folder: Path, kind: str, suffixes: tuple[str, ...] = ()) -> None:
+        self.folder, self.kind = folder, kind
+        files = list_volumes(folder)
+        self.suffix = next((end for end in suffixes if any(name.endswith(end) for name in files)), "")
+        self.files = {
+            name.removesuffix(self.suffix): path for name, path in files.items() if name.endswith(self.suffix)
+        }
+
+    def find(self, case: str) -> Path:
+        """The volume of a case.
+
+        Raises:
+            InputError: there is none, or more than one.
+        """
+        try:
+            name = pair([case], self.files, self.kind, spare_allowed=True)[case]
+        except InputError:
+            raise InputError(f"no {self.kind}, or more than one, has the name of the case") from None
+        return self.files[name]
+
+
+def require_any(folder: VolumeFolder, cases: list[str]) -> None:
+    """Refuse a folder that serves no case at all: it is the wrong one.
+
+    Raises:
+        InputError: no case has a volume in it.
+    """
+    for case in cases:
+        try:
+            folder.find(case)
+        except InputError:
+            continue
+        return
+    raise InputError(
+        f"{folder.folder} holds no {folder.kind} for any case; it holds {_first(list(folder.files))}, "
+        f"the cases are {_first(cases)}.",
+        "Give the folder whose files have the names of the cases.",
+    )
+
+
+def open_case(
+    case: Case, files: CaseFiles, *, source: VolumeFolder | None = None, trust: VolumeFolder | None = None
+) -> CaseVolumes:
+    """Open everything there is of a case; MR and trust map are brought onto the reference's grid.
+
+    Raises:
+        InputError: the synthetic CT, the reference or the mask cannot be opened, or they lie on different grids.
+    """
+    if files.pred is None or files.ref is None:
+        raise InputError("the evaluation did not record where the volumes are")
+    ct, grid = _read(files.ref)
+    sct, sct_grid = _read(files.pred)
+    if not sct_grid.matches(grid, _TOLERANCE_MM):
+        raise InputError(
+            f"{files.pred.name} lies on another grid than {files.ref.name}; what was graded was resampled or moved "
+            "first, and is not kept"
+        )
+    inside = body_mask(ct, grid.spacing.tolist(), "CT") if files.mask is None else _read_mask(files.mask, grid)
+    notes = list(_contradiction(case, ct, sct, inside))
+    mr, words = _companion("MR", case.name, source, files.source, grid)
+    notes += words
+    trusted, words = _companion("trust map", case.name, trust, None, grid)
+    notes += words
+    return CaseVolumes(grid, ct, sct, inside, mr, trusted, tuple(notes))
+
+
+def _read(path: Path) -> tuple[Array, Grid]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the evaluation has told them; they are among the notes
+            volume = read_volume(path)
+    except InputError as error:
+        raise InputError(_without_folders(error, path)) from error
+    # A damaged file can make a reader raise anything at all; it must cost this picture only, and be seen.
+    except Exception as error:
+        raise InputError(f"{path.name} cannot be read ({type(error).__name__})") from error
+    array: Array = volume.numpy()[0]
+    return array, grid_of(volume)
+
+
+def _read_mask(path: Path, grid: Grid) -> Inside:
+    try:
+        return read_mask(path, grid)
+    except InputError as error:
+        raise InputError(_without_folders(error, path)) from error
+    except Exception as error:
+        raise InputError(f"{path.name} cannot be read ({type(error).__name__})") from error
+
+
+def _companion(
+    kind: str, case: str, folder: VolumeFolder | None, recorded: Path | None, grid: Grid
+) -> tuple[Array | None, list[str]]:
+    """A volume that is only shown: from the folder if one is given, else where the evaluation said."""
+    if folder is None and recorded is None:
+        return None, []
+    try:
+        path = folder.find(case) if folder is not None else recorded
+        assert path is not None
+        array, own = _read(path)
+    except InputError as error:
+        return None, [f"The {kind} is not shown: {error}."]
+    if own.matches(grid, _TOLERANCE_MM):
+        return array, []
+    moved = resample(array, own, grid, fill=math.nan, mode="linear", antialias=False)
+    if not np.isfinite(moved).any():
+        return None, [f"The {kind} is not shown: {path.name} lies elsewhere in space than the reference."]
+    return moved, [f"The {kind} lay on another grid and was interpolated (linear) onto the reference's, to be shown."]
+
+
+def _contradiction(case: Case, ct: Array, sct: Array, inside: Inside) -> list[str]:
+    """What is seen must be what was graded."""
+    told = case.scores.get("mae", math.nan)
+    if not math.isfinite(told) or not inside.any():
+        return []
+    found = float(np.abs(sct[inside].astype(np.float64) - ct[inside]).mean())
+    if abs(found - told) <= _TOLERANCE_HU + _TOLERANCE_PART * told:
+        return []
+    return [
+        f"The volumes shown have a MAE of {found:.1f} HU in the mask, the table of scores says {told:.1f} HU: the "
+        "files have changed since they were graded, or they were registered or resampled for it."
+    ]
+
+
+def _without_folders(error: InputError, path: Path) -> str:
+    return str(error).replace(str(path), path.name).replace(f"{path.parent}/", "").rstrip(".")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
