@@ -193,7 +193,7 @@ def load_translator(
     device: str = "auto",
     ensemble: Ensemble | None = None,
     others: Sequence[str | Path] = (),
-    statistics: Statistics = "neighbors",
+    statistics: Statistics = "window",
 ) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.
 

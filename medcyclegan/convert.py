@@ -72,7 +72,7 @@ def convert(
     trust: bool = False,
     ensemble: Ensemble | None = None,
     others: Sequence[Path] = (),
-    statistics: Statistics = "neighbors",
+    statistics: Statistics = "window",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Conversion:
