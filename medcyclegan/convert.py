@@ -237,7 +237,7 @@ def _read(file: Path, translator: Translator, done: str | None) -> _Read:
     """Read `file`; leave out the preparation where its voxels are those of the digest `done`."""
     volume = read_volume(file)
     voxels = np.ascontiguousarray(volume.numpy()[0])
-    digest = hashlib.sha256(memoryview(voxels).cast("B"))
+    digest = hashlib.sha256(voxels.data)
     digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
     if digest.hexdigest() == done:
         return _Read(None, done, None)
