@@ -233,7 +233,7 @@ def load_translator(
     device: str = "auto",
     ensemble: Ensemble | None = None,
     others: Sequence[str | Path] = (),
-    statistics: Statistics = "neighbors",
+    statistics: Statistics = "window",
     allow: Iterable[str] = (),
 ) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.

@@ -185,7 +185,7 @@ def convert(
     others: Annotated[
         list[Path] | None, typer.Option("--with", metavar="RUN", help="Fuse with a further run or checkpoint.")
     ] = None,
-    statistics: Annotated[str, typer.Option(help="Of instance norms: neighbors, window or volume.")] = "neighbors",
+    statistics: Annotated[str, typer.Option(help="Of instance norms: window, neighbors or volume.")] = "window",
     device: Device = "auto",
     allow: Allow = None,
     as_json: AsJson = False,

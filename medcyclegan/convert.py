@@ -74,7 +74,7 @@ def convert(
     trust: bool = False,
     ensemble: Ensemble | None = None,
     others: Sequence[Path] = (),
-    statistics: Statistics = "neighbors",
+    statistics: Statistics = "window",
     device: str = "auto",
     progress: Progress | None = None,
     allow: Iterable[str] = (),
@@ -243,7 +243,7 @@ def _read(file: Path, translator: Translator, done: str | None) -> _Read:
     """Read `file`; leave out the preparation where its voxels are those of the digest `done`."""
     volume = read_volume(file)
     voxels = np.ascontiguousarray(volume.numpy()[0])
-    digest = hashlib.sha256(voxels.view(np.uint8).data)
+    digest = hashlib.sha256(voxels.data)
     digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
     if digest.hexdigest() == done:
         return _Read(None, done, None)

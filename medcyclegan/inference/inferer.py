@@ -47,7 +47,7 @@ class TranslatorInferer(Inferer):
         spatial_dims: int = 2,
         plane: Plane = "axial",
         neighbors: int = 0,
-        statistics: Statistics = "neighbors",
+        statistics: Statistics = "window",
         planes: Sequence[Plane] = (),
         flips: bool = False,
         fuse: Any = "mean",

@@ -129,7 +129,7 @@ class Translator:
         spatial_dims: int = 2,
         plane: Plane = "axial",
         neighbors: int = 0,
-        statistics: Statistics = "neighbors",
+        statistics: Statistics = "window",
         bf16: bool = False,
         ensemble: Ensemble | None = None,
         backward: nn.Module | None = None,
