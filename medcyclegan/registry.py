@@ -137,10 +137,14 @@ class Registry:
                 f"{self.kind} '{target}': there is no package '{top}'; install it, or put its folder on PYTHONPATH, "
                 "or give a registered name"
             )
-        definition = find_class(target)
+        try:
+            definition = find_class(target)
+            unread = not isinstance(definition, Definition) or find_init(definition) is None
+        except SyntaxError as error:
+            return f"{self.kind} '{target}': {error.filename} is not valid Python, line {error.lineno}: {error.msg}"
         if isinstance(definition, str):
             return f"{self.kind} '{target}': {definition}"
-        if definition is None or find_init(definition) is None:
+        if definition is None or unread:
             return None
         return _described(target, "", definition)
 
@@ -199,12 +203,12 @@ class Registry:
         given = {key: value for key, value in given.items() if key not in self.offered or key in part.arguments}
         try:
             built = cls(**arguments, **given)
+            if self.adapter is None or _under(part.module, ("medcyclegan",)):
+                return built
+            module, _, function = self.adapter.rpartition(".")
+            return getattr(importlib.import_module(module), function)(built, **given)
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.kind} '{part.name}' cannot be built: {error}") from error
-        if self.adapter is None or _under(part.module, ("medcyclegan",)):
-            return built
-        module, _, function = self.adapter.rpartition(".")
-        return getattr(importlib.import_module(module), function)(built, **given)
 
     def _check_arguments(self, part: Part, leaf: Mapping[str, Any]) -> list[str]:
         name, arguments = part.name, part.arguments
@@ -255,7 +259,10 @@ def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> Non
     for target in _targets(content):
         if "." not in target:
             continue
-        definition = find_class(target) if package_exists(target) else None
+        try:
+            definition = find_class(target) if package_exists(target) else None
+        except SyntaxError:
+            definition = None
         if isinstance(definition, Definition):
             module, trusted = definition.module, _under(definition.module, (*TRUSTED, *allowed))
         else:  # where the source cannot be read, the path itself is what the user has to allow

@@ -47,6 +47,9 @@ def find_class(target: str) -> Definition | str | None:
     Returns:
         The definition; or what is wrong with the path, to follow its name; or None if that cannot be read from sources
         (compiled modules, names made by running code).
+
+    Raises:
+        SyntaxError: a module on the way is not valid Python.
     """
     return _resolve(target, 0)
 
@@ -178,4 +181,4 @@ def _statements(file: Path) -> Iterator[ast.stmt]:
 
 @cache
 def _parse(file: Path) -> tuple[ast.stmt, ...]:
-    return tuple(ast.parse(file.read_text(encoding="utf-8")).body)
+    return tuple(ast.parse(file.read_text(encoding="utf-8"), str(file)).body)

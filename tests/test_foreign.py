@@ -91,6 +91,9 @@ class Generator(nn.Module):
         self.last = nn.Conv2d(width, out_channels, 1)
     def forward(self, x):
         return self.last(self.first(x).relu())
+class Picky(Generator):
+    def forward(self, x):
+        return super().forward(x).view(-1, 7)
 class OnlyFlat(nn.Module):
     def __init__(self, in_channels, out_channels): ...
 """
@@ -120,6 +123,13 @@ def test_mistakes_in_dotted_paths_are_told_without_importing(own: Path) -> None:
     assert "does not take spatial_dims" in problem
     assert GENERATORS.check({"_target_": "own_networks.Generator", "width": 8}) == []
     assert not own.exists()
+    with pytest.raises(
+        InputError, match=r"own_networks\.Picky' cannot be built: it cannot take an image of \(1, 1, 64"
+    ):
+        GENERATORS.build({"_target_": "own_networks.Picky"}, in_channels=1, out_channels=1, spatial_dims=2)
+    (own.parent / "torn_networks.py").write_text("class Generator:\n    def (")
+    (problem,) = GENERATORS.check({"_target_": "torn_networks.Generator"})
+    assert "torn_networks.py is not valid Python, line 2" in problem
 
 
 def test_a_checkpoint_imports_strangers_only_when_allowed(

@@ -218,6 +218,9 @@ def test_small_images_are_refused_by_name() -> None:
     PatchGAN(filters=4)(torch.zeros(1, 1, 24, 24))
     with pytest.raises(ValueError, match=r"at least 24 voxels along each axis, got \(23, 40\)"):
         PatchGAN(filters=4)(torch.zeros(1, 1, 23, 40))
+    MultiscalePatchGAN(filters=4)(torch.zeros(1, 1, 48, 48))
+    with pytest.raises(ValueError, match=r"at least 48 voxels along each axis, got \(47, 48\)"):
+        MultiscalePatchGAN(filters=4)(torch.zeros(1, 1, 47, 48))
 
 
 def test_resize_upsampling_has_no_checkerboard_and_transposed_has() -> None:

@@ -34,14 +34,17 @@ def adapt_generator(network: nn.Module, in_channels: int, out_channels: int, spa
 
     Raises:
         TypeError: it is no `nn.Module`, or does not give a tensor.
-        ValueError: its output has another shape, or is bounded otherwise than by a tanh.
+        ValueError: it cannot take such images, its output has another shape, or is bounded otherwise than by a tanh.
     """
     _require_module(network)
     training = network.training
     shape = PROBE[:spatial_dims]
     image = torch.linspace(-1, 1, in_channels * math.prod(shape)).view(1, in_channels, *shape)
-    with torch.inference_mode(False), torch.enable_grad():
-        output = network.eval()(image)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            output = network.eval()(image)
+    except RuntimeError as error:
+        raise ValueError(f"it cannot take an image of {tuple(image.shape)}: {error}") from error
     network.train(training)
     if not isinstance(output, Tensor):
         raise TypeError(f"a generator gives one tensor, this gives a {type(output).__name__}")

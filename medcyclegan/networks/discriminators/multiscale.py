@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medcyclegan.networks.blocks import AVERAGE_POOL, check_spatial_dims
-from medcyclegan.networks.discriminators.patchgan import PatchGAN
+from medcyclegan.networks.discriminators.patchgan import PatchGAN, require_size
 from medcyclegan.registry import DISCRIMINATORS
 
 
@@ -45,9 +45,11 @@ class MultiscalePatchGAN(nn.Module):
         self.judges = nn.ModuleList(
             PatchGAN(in_channels, spatial_dims, filters, layers, spectral_norm) for _ in range(scales)
         )
+        self.smallest = 3 * 2 ** (layers + scales - 1) if layers else 2 ** (scales - 1)
         self.halve = AVERAGE_POOL[spatial_dims](3, stride=2, padding=1, count_include_pad=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        require_size(x, self.smallest)
         logits: list[Tensor] = []
         for scale, judge in enumerate(self.judges):
             if scale:

@@ -64,9 +64,14 @@ class PatchGAN(nn.Module):
                     parametrizations.spectral_norm(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"this discriminator needs at least {self.smallest} voxels along each axis, got {tuple(x.shape[2:])}; "
-                "give it fewer layers, or the training larger patches"
-            )
+        require_size(x, self.smallest)
         return self.layers(x)
+
+
+def require_size(x: Tensor, smallest: int) -> None:
+    """Refuse images that leave nothing to judge."""
+    if min(x.shape[2:]) < smallest:
+        raise ValueError(
+            f"this discriminator needs at least {smallest} voxels along each axis, got {tuple(x.shape[2:])}; give it "
+            "fewer layers or scales, or the training larger patches"
+        )
