@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 SPACING = (3.0, 3.0, 4.0)
-FLOOR = {"mr_floor": -0.5}
-LOOK = {"discriminator_window": [-160.0, 240.0]}
+# What this program does by default beyond the paper, and what turns it off.
+PLAIN = {"preparation": {"mr_floor": -1.0}, "model": {"discriminator_window": None}}
 MASK = {"_target_": "mask_consistency", "rim": 2}
 MIND = {"_target_": "mind", "weight": 1.0}
 CORRELATION = {"_target_": "gradient_correlation", "weight": 1.0}
@@ -31,8 +31,7 @@ def method(
     objective: str = "cyclegan", matching: str = "off", structure: tuple[dict[str, Any], ...] = (), look: bool = False
 ) -> dict[str, Any]:
     return {
-        "preparation": FLOOR if look else {},
-        "model": LOOK if look else {},
+        **({"preparation": {}, "model": {}} if look else PLAIN),
         "objective": {"_target_": objective},
         "patches": {"matching": matching},
         "losses": {"structure": list(structure)},
@@ -46,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "+ mask consistency": method(structure=(MASK,)),
     "+ mind": method(structure=(MIND,)),
     "+ gradient correlation": method(structure=(CORRELATION,)),
-    "+ soft-tissue look": method(look=True),
+    "+ soft-tissue look and MR floor": method(look=True),
     "best combination": method(matching="vertex", structure=(MASK,), look=True),
     "cut": method("cut"),
     "pix2pix, true pairs": method("pix2pix", look=True),

@@ -47,6 +47,7 @@ from medcyclegan.transforms.pipeline import Preparation
 NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS, "disc_b": DISCRIMINATORS}
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
+MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
 DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
 
 
@@ -87,7 +88,7 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
     """Prepare the cohort that `experiment.data` names into `output`."""
     settings = experiment.preparation
     modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
-    between_mr_and_ct = set(modalities.values()) == {"MR", "CT"}
+    inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
     return prepare_cohort(
         _cohort(experiment),
         output,
@@ -95,8 +96,8 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
         spacing=settings.spacing,
         ct_window=settings.ct_window,
         mr_percentiles=settings.mr_percentiles,
-        mr_inverted=between_mr_and_ct if settings.mr_inverted is None else settings.mr_inverted,
-        mr_floor=settings.mr_floor,
+        mr_inverted=inverted,
+        mr_floor=(MR_FLOOR if inverted else -1.0) if settings.mr_floor is None else settings.mr_floor,
         progress=progress,
     )
 

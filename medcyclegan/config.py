@@ -98,8 +98,10 @@ class Preparation(_Section):
         description="dark MR becomes 1 and bright MR -1, so that bone is bright in both domains; "
         "null: where the other domain is CT",
     )
-    mr_floor: Annotated[float, Field(ge=-1, lt=1)] = Field(
-        -1.0, description="lowest value inside the body of an MR; above -1 it differs from the background outside"
+    mr_floor: Annotated[float, Field(ge=-1, lt=1)] | None = Field(
+        None,
+        description="lowest value inside the body of an MR; above -1 it differs from the background outside; "
+        "null: -0.5 where the MR is inverted, -1 elsewhere",
     )
 
     @model_validator(mode="after")
@@ -189,7 +191,8 @@ class Model(_Section):
     generator: Leaf = {}
     discriminator: Leaf = {}
     discriminator_window: tuple[float, float] | None = Field(
-        None, description="HU window that discriminators of CT see stretched as further channels; null: none"
+        (-160.0, 240.0),
+        description="HU window that discriminators of CT see stretched as further channels; null: none",
     )
 
     _complete = field_validator("generator", "discriminator", mode="before")(_complete_leaf)

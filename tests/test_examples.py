@@ -62,6 +62,14 @@ def test_04_methods_compared(tmp_path: Path) -> None:
     assert told.strip() == (tmp_path / "out/table.md").read_text().strip()
 
 
+@pytest.mark.slow
+def test_05_generators_compared(tmp_path: Path) -> None:
+    few = ["--steps", 2, "--heads", 1, "--generators", "attention_unet", "swin_unetr"]
+    told = run("05_generators_compared.py", "-o", "out", *few, cwd=tmp_path).splitlines()
+    assert [line.split(":")[0] for line in told] == ["best table from intensity to HU", "attention_unet", "swin_unetr"]
+    assert (tmp_path / "out/generators.png").stat().st_size > 10_000
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):
