@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,13 @@ import pytest
 import torch
 from scipy import ndimage
 from scipy.stats import rankdata
-from torch.nn import functional as F
+from torch import nn
 
 from medcyclegan import phantom
 from medcyclegan.inference.planes import translate_slices
 from medcyclegan.inference.uncertainty import combined, cycle_residual, spread, structure_disagreement
 from medcyclegan.io.reader import read_volume
-from medcyclegan.networks.generators.resnet import ResNetGenerator
-from medcyclegan.transforms.pipeline import Preparation, PreparedCase, prepare
+from medcyclegan.transforms.pipeline import Preparation, prepare
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (16, 17, 18)
@@ -72,25 +71,14 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * rest))
 
 
-def trained(source: list[PreparedCase], target: list[PreparedCase], steps: int) -> ResNetGenerator:
-    """Paired, with L1: what a good unpaired training would at best become, in seconds."""
-    torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    generator = ResNetGenerator(filters=8, blocks=2, downsamplings=1)
-    optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3)
-    for _ in range(steps):
-        case = int(random.integers(len(source)))
-        filled = np.flatnonzero(source[case].body.any(axis=(0, 1)))
-        chosen = random.choice(filled, 2)
-        a, b = (
-            torch.from_numpy(np.moveaxis(c[case].image[:, :, chosen], 2, 0)[:, None].copy()) for c in (source, target)
-        )
-        if random.random() < 0.5:
-            a, b = a.flip(2), b.flip(2)
-        optimizer.zero_grad()
-        F.l1_loss(generator(a), b).backward()
-        optimizer.step()
-    return generator.eval().requires_grad_(False)
+def blurring(gain: float, lopsided: float) -> nn.Module:
+    """A translation that can be told: blurs a little, more to one side than to the other, and scales."""
+    network = nn.Conv2d(1, 1, 3, padding=1, padding_mode="replicate")
+    kernel = torch.tensor([0.05 + lopsided, 0.9, 0.05 - lopsided])
+    with torch.no_grad():
+        network.weight.copy_(gain * (kernel[:, None] * torch.tensor([0.05, 0.9, 0.05]))[None, None])
+        network.bias.zero_()
+    return network.eval().requires_grad_(False)
 
 
 def faulty(hu: np.ndarray, body: np.ndarray, spacing: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -113,23 +101,20 @@ def faulty(hu: np.ndarray, body: np.ndarray, spacing: np.ndarray, kind: str) -> 
     return result, np.abs(result - hu) > 50
 
 
-@pytest.mark.slow
-def test_planted_faults_are_found(tmp_path: Any) -> None:
-    """Per voxel, over the body: AUROC of the combined map at least 0.9 for every kind of fault."""
+def test_planted_faults_are_found(tmp_path: Path) -> None:
+    """Per voxel, over the body: AUROC of the combined map at least 0.9 for every kind of fault.
+
+    Networks that are known exactly, so that what is tested are the maps and not a training.
+    """
     spacing = (5.0, 5.0, 6.0)
-    cohort = phantom.write_cohort(tmp_path / "p", seed=1, train_mr=1, train_ct=1, test=4, spacing_mm=spacing)
-    mr = [prepare(read_volume(f), Preparation("MR", spacing, mr_inverted=True)) for f in cohort.test_mr]
-    ct = [prepare(read_volume(f), Preparation("CT", spacing)) for f in cohort.test_ct]
+    cohort = phantom.write_cohort(tmp_path / "p", seed=1, train_mr=1, train_ct=1, test=1, spacing_mm=spacing)
+    case = prepare(read_volume(cohort.test_mr[0]), Preparation("MR", spacing, mr_inverted=True))
+    there, back = blurring(0.8, 0.02), blurring(1 / 0.8, 0.0)
 
     def run(network: Any, image: np.ndarray, body: np.ndarray) -> np.ndarray:
         size = image.shape[:2]
-        return translate_slices(network, image, body, window=size, device=torch.device("cpu"), statistics="neighbors")
+        return translate_slices(network, image, body, window=size, device=torch.device("cpu"), statistics="window")
 
-    there = trained(mr[1:], ct[1:], 250)
-    # Back from what `there` gives, as a cycle loss teaches it.
-    given = [replace(c, image=np.where(c.body, run(there, c.image, c.body), -1).astype(np.float32)) for c in mr[1:]]
-    back = trained(given, mr[1:], 250)
-    case = mr[0]
     plain = np.where(case.body, run(there, case.image, case.body), -1).astype(np.float32)
     members = [plain, run(there, case.image[::-1], case.body[::-1])[::-1]]
     table = {}
@@ -143,5 +128,4 @@ def test_planted_faults_are_found(tmp_path: Any) -> None:
         }
         maps["combined"] = combined(maps, case.body)
         table[kind] = {name: round(auroc(values[case.body], fault[case.body]), 3) for name, values in maps.items()}
-    print(table)
     assert all(row["combined"] >= 0.9 for row in table.values()), table
