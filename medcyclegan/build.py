@@ -184,6 +184,7 @@ def make_trainer(
     shape = Shape(patches.size, patches.plane, patches.neighbors)
     windows = {d: p.ct_window if p.modality == "CT" else None for d, p in prepared.preparations.items()}
     objective = make_objective(experiment, windows)
+    _require_large_enough(objective, patches.size)
     dataset = UnpairedPatches(
         prepared.cases["a"],
         prepared.cases["b"],
@@ -381,6 +382,17 @@ def _window_for(prepared: PreparedCohort, patches: config.Patches) -> tuple[int,
     if patches.spatial_dims == 2:
         del window[PLANES[patches.plane]]
     return tuple(window)
+
+
+def _require_large_enough(objective: Objective, size: tuple[int, ...]) -> None:
+    for name in objective.discriminators:
+        network = objective.networks[name]
+        smallest = getattr(network.discriminator if isinstance(network, Windowed) else network, "smallest", 1)
+        if min(size) < smallest:
+            raise InputError(
+                f"patches.size is {list(size)}, and {name} needs at least {smallest} voxels along every axis.",
+                "Give it fewer layers, or take larger patches.",
+            )
 
 
 def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str, Augmentation]:

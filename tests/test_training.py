@@ -218,3 +218,10 @@ def test_config_that_contradicts_the_prepared_data_is_refused(prepared: Prepared
 def test_devices_that_are_not_there(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build.choose_device(name)
+
+
+def test_patches_too_small_for_the_discriminator_are_refused(experiment: config.Experiment, tmp_path: Path) -> None:
+    deep = experiment.model_dump(mode="json")
+    deep["model"]["discriminator"]["layers"] = 4
+    with pytest.raises(InputError, match=r"patches.size is \[32, 32\], and disc_a needs at least \d+ voxels"):
+        build.train(config.parse(deep, "the test"), tmp_path / "run", device="cpu")
