@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -215,6 +216,17 @@ def test_vertex_height_does_not_depend_on_head_size_or_coverage() -> None:
         assert height[top] == 0
         # The widest slice is 10 scale voxels wide: one width below the vertex is -1.
         assert height[top - 5 * scale] == pytest.approx(-0.5)
+
+
+def test_heads_without_their_top_are_warned_of() -> None:
+    whole, cut = Cone("whole", 2, 3, 1), Volume("cut", (20, 24, 12), slice(0, 12))
+    arguments: dict[str, object] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 1, "seed": 0}
+    with pytest.warns(UserWarning, match="the top of the head is not in cut;"):
+        UnpairedPatches([whole], [cut], matching="vertex", **arguments)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        UnpairedPatches([whole], [whole], matching="vertex", **arguments)  # type: ignore[arg-type]
+        UnpairedPatches([whole], [cut], matching="extent", **arguments)  # type: ignore[arg-type]
 
 
 def test_extent_matching_pairs_the_same_share_of_the_body() -> None:

@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
@@ -30,6 +31,7 @@ PLANES: dict[str, int] = {
 CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
 TRIES = 20
+CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -143,6 +145,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         self.slices = {
             d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
         }
+        if matching == "vertex":
+            _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
         self.heights = {
             d: [relative_height(case, self.axis, matching) for case in cases] if matching != "off" else []
             for d, cases in self.cases.items()
@@ -247,6 +251,21 @@ def relative_height(case: PatchSource, axis: int, matching: Matching) -> npt.NDA
     # The working grid is the same for every case, so widths in voxels can be compared; the root of the largest area
     # measures the head's size whatever part of the neck is in the scan.
     return (index - occupied[-1]) / float(np.sqrt(area.max()))
+
+
+def _warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
+    """A scan that begins inside the head has a large uppermost slice, and no vertex to measure heights from."""
+    cut = []
+    for case in cases:
+        area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
+        if area[np.flatnonzero(area)[-1]] > CUT_SHARE * area.max():
+            cut.append(case.id)
+    if cut:
+        warnings.warn(
+            f"patches.matching is vertex, but the top of the head is not in {', '.join(cut)}; they are matched as if "
+            "their uppermost slice were the top. Leave them out, or take matching extent.",
+            stacklevel=3,
+        )
 
 
 def choose_window(
