@@ -21,7 +21,7 @@ import numpy as np
 
 SPACING = (3.0, 3.0, 4.0)
 # What this program does by default beyond the paper, and what turns it off.
-PLAIN = {"preparation": {"mr_floor": -1.0}, "model": {"discriminator_window": None}}
+PLAIN = {"preparation": {"mr_floor": -1.0}, "model": {"discriminator_windows": []}}
 MASK = {"_target_": "mask_consistency", "rim": 2}
 MIND = {"_target_": "mind", "weight": 1.0}
 CORRELATION = {"_target_": "gradient_correlation", "weight": 1.0}
@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "+ mask consistency": method(structure=(MASK,)),
     "+ mind": method(structure=(MIND,)),
     "+ gradient correlation": method(structure=(CORRELATION,)),
-    "+ soft-tissue look and MR floor": method(look=True),
+    "+ look through windows and MR floor": method(look=True),
     "best combination": method(matching="vertex", structure=(MASK,), look=True),
     "cut": method("cut"),
     "pix2pix, true pairs": method("pix2pix", look=True),

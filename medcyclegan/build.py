@@ -422,12 +422,14 @@ def _make_network(name: str, experiment: Experiment, paired: bool = False) -> nn
         network = NETWORKS[name].build(leaf, in_channels=channels, out_channels=channels, spatial_dims=dims)
         return network
     judged = channels * (2 if paired else 1)
-    leaf, window = experiment.model.discriminator, experiment.model.discriminator_window
-    if window is None or getattr(experiment.domains, name[-1]).modality != "CT":
+    leaf, windows = experiment.model.discriminator, experiment.model.discriminator_windows
+    if not windows or getattr(experiment.domains, name[-1]).modality != "CT":
         network = NETWORKS[name].build(leaf, in_channels=judged, spatial_dims=dims)
         return network
-    low, high = Scaler(*experiment.preparation.ct_window).apply(np.array(window)).tolist()
-    return Windowed(NETWORKS[name].build(leaf, in_channels=judged + channels, spatial_dims=dims), (low, high), channels)
+    scaled = Scaler(*experiment.preparation.ct_window).apply(np.array(windows))
+    seen = judged + channels * len(windows)
+    network = NETWORKS[name].build(leaf, in_channels=seen, spatial_dims=dims)
+    return Windowed(network, [(float(low), float(high)) for low, high in scaled], channels)
 
 
 def _wants_bf16(precision: str, device: torch.device) -> bool:

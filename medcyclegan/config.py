@@ -190,18 +190,18 @@ class Model(_Section):
 
     generator: Leaf = {}
     discriminator: Leaf = {}
-    discriminator_window: tuple[float, float] | None = Field(
-        (-160.0, 240.0),
-        description="HU window that discriminators of CT see stretched as further channels; null: none",
+    discriminator_windows: tuple[tuple[float, float], ...] = Field(
+        ((-160.0, 240.0), (200.0, 1600.0)),
+        description="HU windows that discriminators of CT see stretched as further channels: soft tissue and bone",
     )
 
     _complete = field_validator("generator", "discriminator", mode="before")(_complete_leaf)
 
     @model_validator(mode="after")
     def _ordered(self) -> Model:
-        window = self.discriminator_window
-        if window is not None and window[0] >= window[1]:
-            raise ValueError(f"discriminator_window: the first value must be below the second, got {list(window)}")
+        for low, high in self.discriminator_windows:
+            if low >= high:
+                raise ValueError(f"discriminator_windows: the first value must be below the second, got {[low, high]}")
         return self
 
 

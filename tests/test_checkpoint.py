@@ -19,7 +19,7 @@ def test_describes_itself(run: Path) -> None:
     assert content["format"] == FORMAT
     assert content["experiment"]["model"]["generator"]["filters"] == 4
     assert content["domains"]["b"]["preparation"]["modality"] == "CT"
-    assert content["domains"]["b"]["scaler"] == {"low": -1024.0, "high": 3071.0, "inverted": False}
+    assert content["domains"]["b"]["scaler"] == {"low": -1024.0, "high": 3071.0, "inverted": False, "floor": -1.0}
     assert content["program"]["torch"]
     assert set(content["networks"]) == {"gen_ab", "gen_ba", "disc_a", "disc_b"}
 

@@ -42,7 +42,7 @@ def test_peak_memory_of_a_256_x_256_x_180_volume_is_below_4_gb() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     gigabytes = float(done.stdout)
     assert 0.01 < gigabytes < 4, gigabytes
-    assert "translating slices: 1 of " in done.stderr
+    assert "translating axial slices: 1 of " in done.stderr
 
 
 LARGE = """

@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("resnet", {"upsampling": "transposed", "checkpointing": True}),
     ("unet", {"upsampling": "transposed", "depth": 8}),
+    ("attention_unet", {"gates": False}),
     ("patchgan", {"layers": 0}),
     ("patchgan", {"spectral_norm": True}),
 ]

@@ -157,5 +157,7 @@ def test_mr_is_inverted_towards_ct_and_only_there(cohort: phantom.Cohort, tmp_pa
     image, body = np.array(again.cases["a"][0].image), np.array(again.cases["a"][0].body)
     straight = np.array(made(mr_inverted=False).cases["a"][0].image)
     inner = ndimage.binary_erosion(body, iterations=2)  # at the border both are mixed with the background, -1
-    np.testing.assert_allclose(image[inner], -straight[inner], atol=1e-6)
+    assert again.preparations["a"].mr_floor == -0.5 and again.preparations["b"].mr_floor == -0.5
+    # [-1, 1] turned around and brought to [-0.5, 1]
+    np.testing.assert_allclose(image[inner], -0.5 + 0.75 * (1 - straight[inner]), atol=1e-6)
     assert (image[~body] == -1).all() and (straight[~body] == -1).all()
