@@ -35,11 +35,11 @@ EXPERIMENT: dict[str, Any] = {
     },
     "losses": {"structure": [{"_target_": "mask_consistency", "rim": 2}]},
     "training": {
-        "steps": 2700,
+        "steps": 3000,
         "learning_rate": 4e-4,
         "ema_decay": 0.995,  # an average over about 200 steps; the default's 1000 would lag behind so short a training
-        "picture_every": 900,
-        "checkpoint_every": 900,
+        "picture_every": 1000,
+        "checkpoint_every": 1000,
     },
 }
 
