@@ -408,7 +408,9 @@ def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str,
         chosen = settings.model_dump()
         if preparation.modality != "MR":
             chosen |= {"bias_field": 0.0, "gamma": 0.0, "noise": 0.0}
-        varied[domain] = Augmentation(spacing=tuple(spacing), inverted=preparation.mr_inverted, **chosen)
+        varied[domain] = Augmentation(
+            spacing=tuple(spacing), inverted=preparation.mr_inverted, floor=preparation.mr_floor, **chosen
+        )
     return varied
 
 

@@ -162,6 +162,8 @@ class Patches(_Section):
             raise ValueError(f"size: {self.spatial_dims} numbers are needed (spatial_dims), got {len(self.size)}")
         if self.spatial_dims == 3 and (self.neighbors or self.plane != "axial"):
             raise ValueError("plane and neighbors are for slices (spatial_dims 2), boxes have neither")
+        if self.matching == "vertex" and self.plane != "axial":
+            raise ValueError("matching vertex measures from the top of the head and needs axial slices; take extent")
         return self
 
 

@@ -101,3 +101,19 @@ def test_boxes_move_too() -> None:
     moved, body = Augmentation(spacing=(1.0, 1.0, 2.0), rotate=15, scale=0.1)(patch, patch > 0, seed=5)
     assert moved.shape == patch.shape and body.sum() == pytest.approx((patch > 0).sum(), rel=0.35)
     assert not np.array_equal(moved, patch)
+
+
+def test_nothing_falls_into_the_gap_below_the_floor() -> None:
+    """With a floor of -0.5, fat at the floor stays at or above it however the field brightens the scan."""
+    body = np.ones((1, 32, 32), bool)
+    body[..., :4] = False
+    patch = np.where(body, np.float32(-0.5), np.float32(-1))  # the brightest of an inverted scan
+    patch[..., 20:] = 0.25
+    for seed in range(5):
+        vary = Augmentation(spacing=(1, 1), bias_field=0.5, gamma=0.3, noise=0.1, inverted=True, floor=-0.5)
+        varied, _ = vary(patch, body, seed)
+        assert varied[body].min() >= -0.5 and varied.max() <= 1
+        assert (varied[~body] == -1).all() and np.abs(varied - patch)[body].max() > 0.05
+    black = np.where(body, np.float32(1), np.float32(-1))
+    field_only = Augmentation(spacing=(1, 1), bias_field=0.5, inverted=True, floor=-0.5)
+    assert np.allclose(field_only(black, body, 0)[0][body], 1)

@@ -94,3 +94,9 @@ def test_the_experiment_is_frozen() -> None:
 
 def test_plain_data_only() -> None:
     assert yaml.safe_load(yaml.safe_dump(config.load(None).to_dict())) == config.load(None).to_dict()
+
+
+def test_heights_from_the_vertex_need_axial_slices() -> None:
+    with pytest.raises(InputError, match="needs axial slices"):
+        config.parse({"patches": {"plane": "coronal", "matching": "vertex"}}, "the test")
+    assert config.parse({"patches": {"plane": "coronal", "matching": "extent"}}, "the test").patches.plane == "coronal"

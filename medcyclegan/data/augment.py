@@ -33,6 +33,7 @@ class Augmentation:
         gamma: the exponent varies from exp(-gamma) to exp(gamma).
         noise: standard deviation, as a share of the intensity range.
         inverted: the patch's MR is dark where the scan is bright.
+        floor: lowest value inside the body, below which nothing may come: see `Scaler`.
     """
 
     spacing: tuple[float, ...]
@@ -44,6 +45,7 @@ class Augmentation:
     gamma: float = 0.0
     noise: float = 0.0
     inverted: bool = False
+    floor: float = -1.0
 
     def __call__(self, patch: Floats, body: Bools, seed: int) -> tuple[Floats, Bools]:
         """Vary a patch.
@@ -93,13 +95,16 @@ class Augmentation:
     def _recolor(self, patch: Floats, body: Bools, random: np.random.RandomState) -> Floats:
         if not (self.bias_field or self.gamma or self.noise):
             return patch
-        share = torch.from_numpy((1 - patch if self.inverted else 1 + patch) / 2)
+        height = (patch - self.floor) / (1 - self.floor)
+        share = torch.from_numpy(np.where(body, 1 - height if self.inverted else height, 0).astype(np.float32)).clamp(
+            0, 1
+        )
         for transform in self._intensity_transforms():
             transform.set_random_state(state=random)
             share = torch.as_tensor(transform(share)).clamp(0, 1)
-        varied = share.numpy() * 2 - 1
+        varied = 1 - share.numpy() if self.inverted else share.numpy()
         # Outside the body there is background, not noise: preparation put it there.
-        return np.where(body, -varied if self.inverted else varied, patch).astype(np.float32)
+        return np.where(body, self.floor + varied * (1 - self.floor), patch).astype(np.float32)
 
     def _intensity_transforms(self) -> list[RandBiasField | RandAdjustContrast | RandGaussianNoise]:
         chosen: list[RandBiasField | RandAdjustContrast | RandGaussianNoise] = []
