@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from medcyclegan import __version__, config
 from medcyclegan.config import Experiment
@@ -27,6 +29,7 @@ from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
+from medcyclegan.machine import free_memory
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.registry import (
@@ -38,6 +41,7 @@ from medcyclegan.registry import (
     STRUCTURE_LOSSES,
 )
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.memory import StepMemory, predict_step_memory
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.recorder import RunRecorder
 from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
@@ -45,6 +49,7 @@ from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
 NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS, "disc_b": DISCRIMINATORS}
+PLAN_NAME = "plan.yaml"  # of a run whose config was planned
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
 MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
@@ -84,13 +89,26 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def cohort(experiment: Experiment) -> Cohort:
+    """The volumes that `experiment.data` names."""
+    data = experiment.data
+    if data.datalist is not None:
+        return from_json(data.datalist)
+    if data.a is None or data.b is None:
+        raise InputError(
+            "the experiment names no data.",
+            "Set data.prepared, or data.a and data.b, or data.datalist (in the config or with --set).",
+        )
+    return from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
+
+
 def prepare(experiment: Experiment, output: Path, progress: Progress | None = None) -> PreparedCohort:
     """Prepare the cohort that `experiment.data` names into `output`."""
     settings = experiment.preparation
     modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
     inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
     return prepare_cohort(
-        _cohort(experiment),
+        cohort(experiment),
         output,
         modalities=modalities,
         spacing=settings.spacing,
@@ -102,6 +120,17 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
     )
 
 
+def require_new_run(run: Path) -> None:
+    """Refuse a run folder that holds something; a preparation that was interrupted in it goes on where it stopped.
+
+    Raises:
+        InputError: saying how to continue a run.
+    """
+    if run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - {"prepared", PLAN_NAME}):
+        remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
+        raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
+
+
 def train(
     experiment: Experiment, run: Path, *, device: str = "auto", progress: Progress | None = None, handlers: Any = ()
 ) -> TrainingResult:
@@ -110,13 +139,11 @@ def train(
     Raises:
         InputError: if the run folder holds something already, or the experiment cannot be carried out.
     """
-    # A preparation that was interrupted in a new run goes on where it stopped.
-    if run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - {"prepared"}):
-        remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
-        raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
+    require_new_run(run)
     where = choose_device(device)
     prepared = _prepared(experiment, run, progress or Silent())
     experiment = _resolve(experiment, prepared)
+    _require_memory(experiment, where)
     run.mkdir(parents=True, exist_ok=True)
     config.save(experiment, run / "config.yaml")
     trainer = make_trainer(experiment, prepared, run, where, handlers=handlers)
@@ -133,6 +160,53 @@ def resume(run: Path, *, device: str = "auto", handlers: Any = (), allow: Iterab
     _resolve(experiment, prepared)
     trainer = make_trainer(experiment, prepared, run, choose_device(device), checkpoint, handlers)
     return _run(trainer, experiment, run)
+
+
+def predict_memory(experiment: Experiment, *, bf16: bool) -> StepMemory | None:
+    """What a training step of an experiment whose patches.size is set will take; None where it cannot be told."""
+    patches = experiment.patches
+    if patches.size is None:
+        raise ValueError("predict_memory takes an experiment whose patches.size is set")
+    channels = 2 * patches.neighbors + 1
+    try:
+        return predict_step_memory(
+            lambda: make_objective(experiment, _windows(experiment)),
+            experiment.training.batch_size,
+            channels,
+            patches.size,
+            bf16,
+        )
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        # A network from elsewhere may look at values, which fake tensors do not have.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"the memory that training takes cannot be predicted: {reason}", stacklevel=2)
+        return None
+
+
+def measure_step(experiment: Experiment, device: torch.device, steps: int) -> float:
+    """Median seconds of a training step on noise, after one to warm up; patches.size must be set."""
+    patches, settings = experiment.patches, experiment.training
+    if patches.size is None:
+        raise ValueError("measure_step takes an experiment whose patches.size is set")
+    trainer = CycleGANTrainer(
+        device=device,
+        objective=make_objective(experiment, _windows(experiment)),
+        loader=DataLoader(cast(Any, [{}])),  # is not asked
+        steps=steps + 1,
+        bf16=_wants_bf16(settings.precision, device),
+    )
+    shape = (settings.batch_size, 2 * patches.neighbors + 1, *patches.size)
+    noise = torch.Generator().manual_seed(0)
+    batch = {domain: torch.rand(shape, generator=noise) * 2 - 1 for domain in ("a", "b")}
+    batch |= {f"body_{domain}": torch.ones(shape, dtype=torch.bool) for domain in ("a", "b")}
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        trainer._iteration(trainer, batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
 
 
 def make_networks(experiment: Experiment) -> nn.ModuleDict:
@@ -182,8 +256,7 @@ def make_trainer(
     if patches.size is None:
         raise ValueError("make_trainer takes a resolved experiment, whose patches.size is set")
     shape = Shape(patches.size, patches.plane, patches.neighbors)
-    windows = {d: p.ct_window if p.modality == "CT" else None for d, p in prepared.preparations.items()}
-    objective = make_objective(experiment, windows)
+    objective = make_objective(experiment, _windows(experiment))
     _require_large_enough(objective, patches.size)
     dataset = UnpairedPatches(
         prepared.cases["a"],
@@ -314,18 +387,6 @@ def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
     return translator
 
 
-def _cohort(experiment: Experiment) -> Cohort:
-    data = experiment.data
-    if data.datalist is not None:
-        return from_json(data.datalist)
-    if data.a is None or data.b is None:
-        raise InputError(
-            "the experiment names no data.",
-            "Set data.prepared, or data.a and data.b, or data.datalist (in the config or with --set).",
-        )
-    return from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
-
-
 def _prepared(experiment: Experiment, run: Path, progress: Progress) -> PreparedCohort:
     if experiment.data.prepared is not None:
         return open_prepared(experiment.data.prepared)
@@ -395,6 +456,24 @@ def _require_large_enough(objective: Objective, size: tuple[int, ...]) -> None:
             )
 
 
+def _require_memory(experiment: Experiment, device: torch.device) -> None:
+    """Refuse at once what would run out of memory after a while."""
+    memory = predict_memory(experiment, bf16=_wants_bf16(experiment.training.precision, device))
+    if memory is None:
+        return
+    needed, free = memory.total, free_memory(device)
+    if needed <= free:
+        return
+    remedies = ["training.batch_size"] if experiment.training.batch_size > 1 else []
+    remedies += ["patches.size", "model.generator.filters"]
+    if experiment.model.generator.get("checkpointing") is False:
+        remedies.append("or set model.generator.checkpointing=true")
+    raise InputError(
+        f"a training step is expected to take {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB left.",
+        f"Lower {', '.join(remedies)}.",
+    )
+
+
 def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str, Augmentation]:
     """How each domain's patches are varied; empty if not at all."""
     settings = experiment.augmentation
@@ -412,6 +491,12 @@ def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str,
             spacing=tuple(spacing), inverted=preparation.mr_inverted, floor=preparation.mr_floor, **chosen
         )
     return varied
+
+
+def _windows(experiment: Experiment) -> dict[str, tuple[float, float] | None]:
+    """Domain -> the HU that are -1 and 1, None for a domain that is not CT."""
+    window = experiment.preparation.ct_window
+    return {name: window if domain.modality == "CT" else None for name, domain in experiment.domains}
 
 
 def _make_network(name: str, experiment: Experiment, paired: bool = False) -> nn.Module:

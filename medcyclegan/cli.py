@@ -111,6 +111,46 @@ def prepare(
 
 
 @app.command()
+def plan(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Its data and domains are planned for.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A YAML file; default: standard output.")
+    ] = None,
+    a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
+    b: Annotated[Path | None, typer.Option(help="Folder of volumes of the target domain, CT.")] = None,
+    datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Plan for a GPU of this much memory, which need not be here.")
+    ] = None,
+    hours: Annotated[float, typer.Option(help="What a training on a processor may take.")] = 12.0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Look at the volumes and at this machine, and write an experiment with a reason for every choice."""
+    from medcyclegan import config
+
+    experiment = config.load(config_file, overrides or ())
+    if a is not None or b is not None or datalist is not None:
+        experiment = config.with_data(experiment, {"a": a, "b": b, "datalist": datalist})
+    from medcyclegan import plan as planning
+    from medcyclegan.progress import Terminal
+
+    machine = planning.this_machine(device) if gpu_memory is None else planning.pretended_gpu(gpu_memory)
+    made = planning.make_plan(experiment, machine, hours=hours, progress=Terminal())
+    for line in made.warnings:
+        _warn(line)
+    if output is not None:
+        planning.save(made, output)
+    if as_json:
+        _print_json(planning.to_dict(made))
+    else:
+        _say(f"{output}: train with `medcyclegan train {output} ...`" if output else planning.to_yaml(made).rstrip())
+
+
+@app.command()
 def train(
     config_file: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="The experiment.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new folder for the run.")] = None,
@@ -140,6 +180,8 @@ def train(
         experiment = config.load(config_file, overrides or ())
         if a is not None or b is not None:
             experiment = config.with_data(experiment, {"a": a, "b": b})
+        if config_file is None and experiment.data.prepared is None:
+            experiment = _planned(experiment, overrides or (), output, device)
         from medcyclegan import build
 
         result = build.train(experiment, output, device=device, progress=Terminal())
@@ -161,6 +203,23 @@ def train(
         raise typer.Exit(130)
     if not as_json:
         _say(f"{result.checkpoint}: {result.step} steps in {result.seconds:.0f} s ({result.precision})")
+
+
+def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path, device: str) -> Any:
+    """The experiment that a plan for its data gives, with the overrides of the command line; the plan is kept."""
+    from medcyclegan import build, config
+    from medcyclegan import plan as planning
+    from medcyclegan.progress import Terminal
+
+    build.require_new_run(run)
+    made = planning.make_plan(experiment, planning.this_machine(device), progress=Terminal())
+    for line in made.warnings:
+        _warn(line)
+    run.mkdir(parents=True, exist_ok=True)
+    planning.save(made, run / build.PLAN_NAME)
+    _note(f"no config was given; planned {run / build.PLAN_NAME}, which says why")
+    data = {key: value for key, value in experiment.data if value is not None}
+    return config.with_data(config.load(run / build.PLAN_NAME, overrides), data)
 
 
 @app.command()

@@ -14,6 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "atomic": set(),
     "progress": set(),
     "sources": set(),
+    "machine": set(),
     "registry": {"errors", "sources"},
     "config": {"errors", "registry"},
     "phantom": {"errors", "atomic"},
@@ -23,14 +24,16 @@ ALLOWED: dict[str, set[str]] = {
     "transforms": {"errors", "io"},
     "data": GROUND | {"io", "transforms"},
     "training": GROUND | {"losses", "networks"},
-    "inference": GROUND | {"io", "transforms", "losses"},
+    "inference": GROUND | {"machine", "io", "transforms", "losses"},
     "evaluation": GROUND | {"io", "transforms", ""},
     "report": GROUND | {"evaluation", "io", "transforms", ""},
-    "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
+    "build": GROUND
+    | {"machine", "config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
     "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
+    "plan": GROUND | {"machine", "config", "build", "data", "io", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", "report", ""},
+    "cli": GROUND | {"plan", "reference_weights", "config", "build", "convert", "demo", "evaluation", "report", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.

@@ -110,11 +110,11 @@ def test_tiles_overlap_by_half_and_are_blended_smoothly() -> None:
 
 def test_batches_fit_into_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = ResNetGenerator(filters=8, blocks=1).eval()
-    monkeypatch.setattr(tiles, "_free_memory", lambda device: 2.0e7)
+    monkeypatch.setattr(tiles, "free_memory", lambda device: 2.0e7)
     runner = WindowRunner(generator, device=CPU)
     few = runner.batch_size(64 * 64, 1, 2)
     # The widest layers take and give 2 x 8 channels of float32 at full resolution.
     assert 1 <= few <= 0.7 * 2.0e7 / (5 * 16 * 4 * 64 * 64)
     assert not runner.fits((512, 512), 1) and runner.fits((64, 64), 1)
-    monkeypatch.setattr(tiles, "_free_memory", lambda device: 1e12)
+    monkeypatch.setattr(tiles, "free_memory", lambda device: 1e12)
     assert WindowRunner(generator, device=CPU).batch_size(64 * 64, 1, 2) == 64

@@ -7,10 +7,8 @@ to a full window is background, -1, and never 0, which is soft tissue.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from medcyclegan.errors import InputError
 from medcyclegan.inference.statistics import SharedNormNetwork, Statistics
+from medcyclegan.machine import free_memory
 
 BACKGROUND = -1.0
 OVERLAP = 0.5
@@ -141,7 +140,7 @@ class WindowRunner:
             padding_mode="constant",
             cval=BACKGROUND,
             sw_device=self.device,
-            device=window.device if window.numel() * 8 > MEMORY_SHARE * _free_memory(self.device) else self.device,
+            device=window.device if window.numel() * 8 > MEMORY_SHARE * free_memory(self.device) else self.device,
         )
         return torch.as_tensor(result)
 
@@ -162,7 +161,7 @@ class WindowRunner:
     def _affordable(self, wanted: int, channels: int, spatial_dims: int) -> int:
         """Voxels that one call may have, at least `wanted` where those fit."""
         if self._most_voxels is None:
-            usable = MEMORY_SHARE * _free_memory(self.device)
+            usable = MEMORY_SHARE * free_memory(self.device)
             # No layer is larger than the widest one at full resolution. Where even that fits, nothing is measured.
             weights = [p for p in self.network.parameters() if p.ndim > 1]
             widest = max((p.shape[0] + p.shape[1] for p in weights), default=2 * channels)
@@ -202,23 +201,6 @@ def _gaussian_weights(shape: Sequence[int]) -> Tensor:
         place = (torch.arange(length, dtype=torch.float32) - (length - 1) / 2) / (length / 8)
         weights = weights[..., None] * torch.exp(-0.5 * place**2)
     return weights
-
-
-def _free_memory(device: torch.device) -> float:
-    """Bytes; infinite where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds and does not use is free to us.
-        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
-    except (ValueError, OSError, AttributeError):
-        return float("inf")
 
 
 def _out_of_memory(error: BaseException) -> bool:

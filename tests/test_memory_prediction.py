@@ -1,0 +1,97 @@
+"""The memory that is predicted for a step is what it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medcyclegan import build, config
+from medcyclegan.errors import InputError
+
+# A process of its own, because only the largest memory of a whole process can be read.
+STEP = """
+import json, resource, sys
+import torch
+from medcyclegan import build, config
+torch.set_num_threads(1)
+experiment = config.parse(json.loads(sys.argv[1]), "the test")
+predicted = build.predict_memory(experiment, bf16=experiment.training.precision == "bf16").total
+build.measure_step(experiment, torch.device("cpu"), 1)
+print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "slices, ResNet": {
+        "patches": {"size": [160, 160]},
+        "model": {"generator": {"filters": 48, "blocks": 6}, "discriminator": {"filters": 32}},
+        "training": {"batch_size": 2, "precision": "float32"},
+    },
+    "stacks, U-Net, bfloat16": {
+        "patches": {"size": [192, 192], "neighbors": 1},
+        "model": {"generator": {"_target_": "attention_unet", "filters": 24}, "discriminator": {"filters": 24}},
+        "losses": {"structure": [{"_target_": "mask_consistency"}, {"_target_": "mind"}]},
+        "training": {"batch_size": 2, "precision": "bf16"},
+    },
+    "boxes": {
+        "patches": {"spatial_dims": 3, "size": [64, 64, 48]},
+        "model": {"generator": {"filters": 16, "blocks": 4}, "discriminator": {"filters": 16, "layers": 2}},
+        "training": {"precision": "float32"},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_prediction_is_within_a_fifth_of_what_a_process_takes(name: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", STEP, json.dumps(EXPERIMENTS[name])]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    predicted, taken = json.loads(told.stdout.splitlines()[-1])
+    print(f"{name}: predicted {predicted / 2**30:.2f} GiB, taken {taken / 2**30:.2f} GiB")
+    assert predicted == pytest.approx(taken, rel=0.2)
+
+
+def test_states_are_counted_by_hand() -> None:
+    """Every weight three times (itself, two moments), those of the generators a fourth time (their average)."""
+    content = {**EXPERIMENTS["slices, ResNet"], "patches": {"size": [32, 32]}}
+    experiment = config.parse(content, "the test")
+    memory = build.predict_memory(experiment, bf16=False)
+    weights = {n: sum(p.numel() for p in net.parameters()) for n, net in build.make_networks(experiment).items()}
+    assert memory is not None
+    assert memory.states == 4 * (3 * sum(weights.values()) + weights["gen_ab"] + weights["gen_ba"])
+
+
+def test_twice_the_batch_takes_twice_the_activations() -> None:
+    def activations(batch: int) -> int:
+        content = {**EXPERIMENTS["stacks, U-Net, bfloat16"], "training": {"batch_size": batch}}
+        memory = build.predict_memory(config.parse(content, "the test"), bf16=True)
+        assert memory is not None
+        return memory.activations
+
+    assert activations(4) == pytest.approx(2 * activations(2), rel=0.05)
+
+
+def test_a_training_that_does_not_fit_is_refused_before_it_starts(
+    experiment: config.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "free_memory", lambda device: 0.3 * 2**30)
+    with pytest.raises(InputError, match=r"expected to take 0\.6 GiB, and cpu has 0\.3 GiB left.*patches\.size"):
+        build.train(experiment, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_looks_at_values_is_told_and_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = config.parse({"patches": {"size": [32, 32]}}, "the test")
+
+    def looks(*given: Any) -> Any:
+        if torch.ones(1).item() > 0:
+            raise AssertionError
+
+    monkeypatch.setattr(build, "make_objective", looks)
+    with pytest.warns(UserWarning, match="cannot be predicted"):
+        assert build.predict_memory(experiment, bf16=False) is None
