@@ -204,17 +204,29 @@ class Translator:
             values, count = _streamed_mean(functions, case, self.ensemble)
             return Prediction(values, {}, count)
         parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
-        result = fused(parts, self.ensemble.fuse)
-        maps: dict[str, npt.NDArray[np.float32]] = {}
-        if trust:
-            count = len(parts)
-            if count == 1:
-                # A spread needs a second opinion: the mirrored volume. The result stays what it is.
-                (plane,) = self.ensemble.planes or (self.plane,)
-                parts.append(mirrored(functions[0][0], case.image, case.body, plane))
-            maps = self._trust(case, result, parts, watch)
-            return Prediction(result, maps, count)
-        return Prediction(result, maps, len(parts))
+        result, count = fused(parts, self.ensemble.fuse), len(parts)
+        if not trust:
+            return Prediction(result, {}, count)
+        return Prediction(result, self.trust_maps(case, result, self._opinions(parts, functions, case), watch), count)
+
+    def opinions(self, source: Source) -> list[npt.NDArray[np.float32]]:
+        """What every member says, each (X, Y, Z) in [-1, 1]; where there is one member only, also its view of the
+        mirrored volume, because a spread needs a second opinion."""
+        functions = [(_function(translator, Silent()), translator.plane) for translator in [self, *self.others]]
+        case = source.case
+        parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
+        return self._opinions(parts, functions, case)
+
+    def _opinions(
+        self,
+        parts: list[npt.NDArray[np.float32]],
+        functions: Sequence[tuple[Any, Plane]],
+        case: PreparedCase,
+    ) -> list[npt.NDArray[np.float32]]:
+        if len(parts) > 1:
+            return parts
+        (plane,) = self.ensemble.planes or (self.plane,)
+        return [*parts, mirrored(functions[0][0], case.image, case.body, plane)]
 
     def finish(self, source: Source, prediction: Prediction) -> Translation:
         """The third stage: back to the source's grid and unit, with the quality record."""
@@ -287,21 +299,29 @@ class Translator:
         self.bf16 = difference < BF16_LIMIT
         self._bf16_checked = True
 
-    def _trust(
+    def trust_maps(
         self,
         case: PreparedCase,
         result: npt.NDArray[np.float32],
-        parts: Sequence[npt.NDArray[np.float32]],
-        watch: Progress,
+        opinions: Sequence[npt.NDArray[np.float32]],
+        progress: Progress | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
+        """The maps of `inference.uncertainty` by name, (X, Y, Z), of a result that need not be this translator's own.
+
+        Args:
+            case: the source.
+            result: (X, Y, Z) in [-1, 1] on the working grid.
+            opinions: what `opinions` gave.
+            progress: watches the slices of the translation back.
+        """
         width = self.scaler.high - self.scaler.low
         inside = np.where(case.body, result, np.float32(-1))
         maps = {
-            "spread": np.where(case.body, spread(result, parts, width), 0).astype(np.float32),
+            "spread": np.where(case.body, spread(result, opinions, width), 0).astype(np.float32),
             "structure": structure_disagreement(case.image, inside, case.body),
         }
         if self.backward is not None:
-            returned = self._translate(self.backward, inside, case.body, self.plane, progress=watch)
+            returned = self._translate(self.backward, inside, case.body, self.plane, progress=progress)
             maps["cycle"] = cycle_residual(case.image, returned, case.body)
         maps["combined"] = combined(maps, case.body)
         return maps
