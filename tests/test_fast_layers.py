@@ -70,8 +70,8 @@ def test_instance_norm_of_bfloat16_has_float32_statistics(last: bool) -> None:
     exact = F.instance_norm(x.double())
     found = InstanceNorm2d(4)(x)
     assert found.dtype == torch.bfloat16
-    # Half a unit in the last of 8 bits of values up to 4; statistics in bfloat16 are off by 0.07.
-    assert float((found.double() - exact).abs().max()) < 0.0105
+    # Half a unit in the last of 8 bits; statistics in bfloat16 are off by 0.07 of a standard deviation.
+    assert bool(((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-3).all())
 
 
 def test_channels_last_changes_no_value() -> None:

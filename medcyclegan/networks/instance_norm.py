@@ -55,9 +55,12 @@ def normalize(x: Tensor, eps: float) -> Tensor:
 def use_channels_last(network: nn.Module) -> None:
     """Lay the weights of all convolutions out with their channels last, which makes their results come out so too.
 
-    Values, shapes and what a checkpoint holds stay the same.
+    Values, shapes and what a checkpoint holds stay the same. A network with instance norms of torch's own is left as it
+    is: they would rearrange every image.
     """
-    for dims, memory_format in CHANNELS_LAST.items():
-        for parameter in network.parameters():
-            if parameter.dim() == dims:
-                parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    own = (InstanceNorm2d, InstanceNorm3d)
+    if any(isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d) and not isinstance(m, own) for m in network.modules()):
+        return
+    for parameter in network.parameters():
+        if parameter.dim() in CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.dim()])

@@ -104,7 +104,8 @@ class CycleGANTrainer(Trainer):
         self.interrupted = False
         networks = objective.networks.to(device)
         if device.type == "cpu":
-            use_channels_last(networks)
+            for network in networks.values():
+                use_channels_last(network)
         self.lanes = Lanes(device, bf16)
         self.optimizers = {
             role: torch.optim.Adam(
