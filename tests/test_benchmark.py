@@ -75,7 +75,7 @@ def test_the_reference_trains_and_keeps_its_pool() -> None:
 
 
 def test_operations_are_those_of_the_layers() -> None:
-    """One 3 x 3 convolution of 2 to 4 channels on 8 x 8 voxels: 2 * 2 * 9 * 4 * 64 operations forward, twice that back."""
+    """A 3 x 3 convolution of 2 to 4 channels on 8 x 8 voxels: 2 * 2 * 9 * 4 * 64 operations forward, twice back."""
     from torch.utils.flop_counter import FlopCounterMode
 
     x, w = torch.ones(1, 2, 10, 10, requires_grad=True), torch.ones(4, 2, 3, 3, requires_grad=True)

@@ -118,8 +118,8 @@ class Upsample(nn.Sequential):
         if not isinstance(self[0], nn.Upsample) or not _own_ways(x):
             result: Tensor = super().forward(x)
             return result
-        conv, *others = self[1]
-        x = doubled_convolution(x, conv.weight)
+        conv, *others = self[1].children()
+        x = doubled_convolution(x, conv.get_parameter("weight"))
         for layer in others:
             x = layer(x)
         return x
@@ -159,7 +159,8 @@ class TanhHead(nn.Module):
             x = x.float()
             if isinstance(self.conv, nn.Conv2d) and self.conv.kernel_size[0] >= WIDE and _own_ways(x):
                 padded = F.pad(x, [self.conv.kernel_size[0] // 2] * 4, mode="reflect")
-                return torch.tanh(narrow_convolution(padded, self.conv.weight) + self.conv.bias[:, None, None])
+                bias = self.conv.get_parameter("bias")[:, None, None]
+                return torch.tanh(narrow_convolution(padded, self.conv.weight) + bias)
             return torch.tanh(self.conv(x))
 
 

@@ -63,7 +63,7 @@ class _Interleave(torch.autograd.Function):
         return whole
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         phases = gradient.new_zeros(ctx.shape).to(memory_format=CHANNELS_LAST[gradient.dim()])
         for into, source in _places(ctx.shape, gradient.shape[1]):

@@ -55,7 +55,7 @@ class Lanes:
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if self.cores == 1 or len(parts) == 1:
-            return _joined([self._accumulate(part, trained, share) for part in parts])
+            return _joined([self._accumulate(part, share) for part in parts])
         before = torch.get_rng_state()
         done = self._run([partial(self._differentiate, part, trained, share) for part in parts])
         drawn = not torch.equal(before, torch.get_rng_state())
@@ -102,14 +102,14 @@ class Lanes:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=self.cores == 1):
             return part()
 
-    def _accumulate(self, part: Part, parameters: Sequence[Tensor], share: float) -> tuple[Losses, Images]:
+    def _accumulate(self, part: Part, share: float) -> tuple[Losses, Images]:
         losses, images = self._forward(part)
-        (share * _sum(losses)).backward(inputs=list(parameters))
+        (share * _sum(losses)).backward()
         return _detached(losses), _detached(images)
 
     def _differentiate(self, part: Part, parameters: Sequence[Tensor], share: float) -> Done:
         losses, images = self._forward(part)
-        gradients = list(torch.autograd.grad(share * _sum(losses), parameters, allow_unused=True))
+        gradients: Gradients = list(torch.autograd.grad(share * _sum(losses), parameters, allow_unused=True))
         return _detached(losses), _detached(images), gradients
 
 
