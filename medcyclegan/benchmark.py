@@ -268,7 +268,9 @@ def described(result: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: {each['slices_per_s']:.2f} slices/s")
         else:
             memory = f", {each['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in each else ""
-            lines.append(f"{name}: {each['steps_per_s']:.3f} steps/s, {each['images_per_s']:.3f} images/s{memory}")
+            lines.append(
+                f"{name}: {each['steps_per_s']:.3f} steps/s, {each['images_per_s']:.3f} images/s, {each['cpu_seconds']:.2f} s of processor time a step{memory}"
+            )
     lines.append(f"speedup: {result['speedup']:.2f}")
     if result["verb"] == "convert":
         return [*lines, f"mean difference: {result['mean_difference_hu']:.2f} HU"]
@@ -333,7 +335,7 @@ def benchmark_train(
         "ours": lambda: trainer._iteration(trainer, data),
         "reference": lambda: reference(data),
     }
-    seconds = _interleaved(runs, steps, where)
+    seconds, busy = _interleaved(runs, steps, where)
     operations = _operations(experiment, where, bf16, data)
     ceiling = product_ceiling(where, torch.bfloat16 if bf16 else torch.float32)
     result: dict[str, Any] = {
@@ -348,6 +350,7 @@ def benchmark_train(
     }
     for name, each in seconds.items():
         result[name] = {"seconds": each, "steps_per_s": 1 / each, "images_per_s": batch / each}
+        result[name]["cpu_seconds"] = busy[name]  # of all cores: what a busy machine disturbs least
     result["ours"] |= {
         "flop": operations,
         "flop_per_s": operations / seconds["ours"],
@@ -435,7 +438,7 @@ def benchmark_convert(
         return translate_volume(network, image, body, window=size, device=where, bf16=bf16)
 
     results = {"ours": ours(), "reference": reference()}  # which warms both up
-    seconds = _interleaved({"ours": ours, "reference": reference}, repeats, where, warm_up=0)
+    seconds, busy = _interleaved({"ours": ours, "reference": reference}, repeats, where, warm_up=0)
     return {
         "verb": "convert",
         "device": _name(where),
@@ -443,8 +446,10 @@ def benchmark_convert(
         "size": [*size, slices],
         "precision": "bf16" if bf16 else "float32",
         "speedup": round(seconds["reference"] / seconds["ours"], 3),
-        "ours": {"seconds": seconds["ours"], "slices_per_s": slices / seconds["ours"]},
-        "reference": {"seconds": seconds["reference"], "slices_per_s": slices / seconds["reference"]},
+        **{
+            name: {"seconds": each, "slices_per_s": slices / each, "cpu_seconds": busy[name]}
+            for name, each in seconds.items()
+        },
         "mean_difference_hu": float(np.abs(results["ours"] - results["reference"]).mean()) * HU_PER_UNIT,
     }
 
@@ -484,7 +489,7 @@ def benchmark_data(
     read = 2 * batch * count / (time.perf_counter() - started)
     data = random_batch(experiment, size, batch, where)
     trainer = _trainer(experiment, where, _bf16(experiment, where))
-    seconds = _interleaved({"ours": lambda: trainer._iteration(trainer, data)}, steps, where)["ours"]
+    seconds = _interleaved({"ours": lambda: trainer._iteration(trainer, data)}, steps, where)[0]["ours"]
     trainer.lanes.close()
     return {
         "verb": "data",
@@ -549,18 +554,20 @@ def _reference(experiment: Experiment, device: torch.device) -> PlainStep:
 
 def _interleaved(
     runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device, warm_up: int = WARM_UP
-) -> dict[str, float]:
-    """Median seconds of each, one call of each in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each, and of processor time over all cores, one call of each in turn."""
+    walls: dict[str, list[float]] = {name: [] for name in runs}
+    busy: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(warm_up + repeats):
         for name, run in runs.items():
-            started = _now(device)
+            started, cpu = _now(device), time.process_time()
             run()
             if repeat >= warm_up:
-                seconds[name].append(_now(device) - started)
+                walls[name].append(_now(device) - started)
+                busy[name].append(time.process_time() - cpu)
             else:
                 _now(device)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return tuple({n: statistics.median(each) for n, each in times.items()} for times in (walls, busy))  # type: ignore[return-value]
 
 
 def _now(device: torch.device) -> float:

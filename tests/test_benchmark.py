@@ -90,7 +90,7 @@ def test_operations_are_those_of_the_layers() -> None:
 
 def test_medians_are_of_interleaved_calls() -> None:
     order: list[str] = []
-    seconds = benchmark._interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, 3, CPU, 1)
+    seconds, _ = benchmark._interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, 3, CPU, 1)
     assert order == ["x", "y"] * 4 and set(seconds) == {"x", "y"} and min(seconds.values()) >= 0
 
 
