@@ -268,9 +268,8 @@ def described(result: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: {each['slices_per_s']:.2f} slices/s")
         else:
             memory = f", {each['peak_memory_gib']:.2f} GiB" if "peak_memory_gib" in each else ""
-            lines.append(
-                f"{name}: {each['steps_per_s']:.3f} steps/s, {each['images_per_s']:.3f} images/s, {each['cpu_seconds']:.2f} s of processor time a step{memory}"
-            )
+            rates = f"{each['steps_per_s']:.3f} steps/s, {each['images_per_s']:.3f} images/s"
+            lines.append(f"{name}: {rates}, {each['cpu_seconds']:.2f} s of processor time a step{memory}")
     lines.append(f"speedup: {result['speedup']:.2f}")
     if result["verb"] == "convert":
         return [*lines, f"mean difference: {result['mean_difference_hu']:.2f} HU"]
