@@ -31,6 +31,7 @@ from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
 from medcyclegan.machine import free_memory
 from medcyclegan.networks.discriminators.windowed import Windowed
+from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.registry import (
     ADVERSARIAL_LOSSES,
@@ -216,6 +217,12 @@ def make_networks(experiment: Experiment) -> nn.ModuleDict:
     return nn.ModuleDict({name: _make_network(name, experiment, objective.paired) for name in objective.required})
 
 
+def lay_out(network: nn.Module, device: torch.device) -> None:
+    """Lay the weights out in memory as the device computes fastest with them."""
+    if device.type == "cpu":
+        use_channels_last(network)
+
+
 def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float] | None]) -> Objective:
     """The objective with fresh networks.
 
@@ -350,6 +357,9 @@ def load_translator(
         backward = _make_network(back, experiment)
         backward.load_state_dict(content["ema"][back])
         backward.eval().requires_grad_(False).to(where)
+    for network in (generator, backward):
+        if network is not None:
+            lay_out(network, where)
     return Translator(
         generator.eval().requires_grad_(False).to(where),
         preparation=Preparation(**source["preparation"]),

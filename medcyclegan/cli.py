@@ -502,6 +502,45 @@ def import_weights(
     _say(f"{output}: {architecture} from {modalities[0]} to {modalities[1]}")
 
 
+@app.command()
+def benchmark(
+    what: Annotated[str, typer.Argument(metavar="train|convert|data", help="What to measure.")],
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="By default a ResNet-9 of 64 filters.")
+    ] = None,
+    overrides: Overrides = None,
+    size: Annotated[str, typer.Option(help="Voxels of a patch or slice: 128, or 96,96,96.")] = "",
+    batch: Annotated[int, typer.Option(help="Patches of each domain per step.")] = 1,
+    steps: Annotated[int, typer.Option(help="Of which medians are taken.")] = 10,
+    slices: Annotated[int, typer.Option(help="Of the volume that convert translates.")] = 12,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a training step goes.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine against a plain reference, timed in turn within one run."""
+    from medcyclegan import benchmark as bench
+
+    if what not in ("train", "convert", "data"):
+        raise InputError(f"benchmark measures train, convert or data, not '{what}'.")
+    experiment = bench.experiment_for(config_file, overrides or ())
+    voxels = bench.patch_size(size, experiment, 256 if what == "convert" else 128)
+    if what == "train":
+        result = bench.benchmark_train(
+            experiment, size=voxels, batch=batch, steps=steps, device=device, profile=profile
+        )
+    elif what == "convert":
+        result = bench.benchmark_convert(experiment, size=voxels, slices=slices, repeats=steps, device=device)
+    else:
+        result = bench.benchmark_data(experiment, size=voxels, batch=batch, steps=steps, device=device)
+    if table := result.pop("profile", None):
+        _note(table)
+    if as_json:
+        _print_json(result)
+    else:
+        for line in bench.described(result):
+            _say(line)
+
+
 @app.command(name="list")
 def list_parts(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="generators, discriminators, losses or objectives.")],

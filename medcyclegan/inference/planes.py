@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from medcyclegan.inference.side_by_side import LANES, pays, side_by_side
 from medcyclegan.inference.statistics import Statistics, check_statistics
 from medcyclegan.inference.tiles import BACKGROUND, WindowRunner
 from medcyclegan.progress import Progress, Silent
@@ -91,13 +92,21 @@ def translate_slices(
         for part in watch.track(parts, len(parts), f"gathering statistics of {plane} slices"):
             runner.gather(_windows(stack, part, frame, neighbors), part.tolist())
     size = runner.batch_size(int(np.prod(frame.shape)), channels, 2)
+    if not pooled and pays(device):
+        size = max(1, size // LANES)
     parts = _batches(slices, size)
     total = np.zeros(stack.shape, np.float32) if neighbors else None
     counted = np.zeros(len(stack), np.int32)
-    for part in watch.track(parts, len(parts), f"translating {plane} slices"):
+
+    def translated(part: npt.NDArray[np.intp]) -> tuple[_Frame, npt.NDArray[np.float32]]:
         shown = _body_frame(np.asarray(mask[part].any(axis=0)), frame) if pooled else frame
         windows = _windows(stack, part, shown, neighbors)
-        given = runner(windows, part.tolist(), statistics if pooled else "window").cpu().numpy()
+        return shown, runner(windows, part.tolist(), statistics if pooled else "window").cpu().numpy()
+
+    # Statistics are frozen for one call after the other; without them, calls know nothing of each other.
+    watched = watch.track(parts, len(parts), f"translating {plane} slices")
+    calls = ((part, translated(part)) for part in watched) if pooled else side_by_side(translated, watched, device)
+    for part, (shown, given) in calls:
         rows, columns = shown.inner
         output = given[:, :, rows, columns]
         if total is None:

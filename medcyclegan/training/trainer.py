@@ -16,7 +16,9 @@ from monai.engines import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medcyclegan.training.objectives import Images, Losses, Objective
+from medcyclegan.networks.instance_norm import use_channels_last
+from medcyclegan.training.lanes import Lanes
+from medcyclegan.training.objectives import Images, Losses, Objective, Part, discriminator_parts, generator_parts
 
 
 def bf16_is_safe(device: torch.device) -> bool:
@@ -101,6 +103,10 @@ class CycleGANTrainer(Trainer):
         self.losses: Losses = {}
         self.interrupted = False
         networks = objective.networks.to(device)
+        if device.type == "cpu":
+            for network in networks.values():
+                use_channels_last(network)
+        self.lanes = Lanes(device, bf16)
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
@@ -130,34 +136,27 @@ class CycleGANTrainer(Trainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
-        autocast = torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.bf16)
-
-        with self._training("generators"):
-            with autocast:
-                generator_losses, images = self.objective.generator_losses(batch)
-            self._descend("generators", generator_losses)
-        self.images = {
-            **{f"real_{d}": batch[d] for d in ("a", "b")},
-            **{n: i.detach() for n, i in images.items()},
-        }
-        with self._training("discriminators"):
-            with autocast:
-                discriminator_losses = self.objective.discriminator_losses(batch, self.images)
-            self._descend("discriminators", discriminator_losses)
+        generator_losses, images = self._descend("generators", generator_parts(self.objective, batch))
+        self.images = {f"real_{d}": batch[d] for d in ("a", "b")} | images
+        discriminator_losses, _ = self._descend(
+            "discriminators", discriminator_parts(self.objective, batch, self.images)
+        )
         self.ema.update(self.state.iteration)
-        self.losses = {name: loss.detach() for name, loss in (generator_losses | discriminator_losses).items()}
+        self.losses = generator_losses | discriminator_losses
         return self.losses
 
     def _stop_if_asked(self, engine: Any) -> None:
         if self.interrupted:
             self.terminate()
 
-    def _descend(self, role: str, losses: Losses) -> None:
+    def _descend(self, role: str, parts: list[Part]) -> tuple[Losses, Images]:
         optimizer = self.optimizers[role]
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        with self._training(role):
+            losses, images = self.lanes.differentiate(parts, optimizer.param_groups[0]["params"])
         optimizer.step()
         self.schedulers[role].step()
+        return losses, images
 
     @contextmanager
     def _training(self, role: str) -> Iterator[None]:

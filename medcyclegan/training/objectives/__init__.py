@@ -8,13 +8,17 @@ An objective owns its networks and says which are trained as generators and whic
 `batch` maps "a" and "b" to real images (B, C, *spatial) in [-1, 1], and "body_a" and "body_b" to where they show the
 body, boolean, of the same shape. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
 
+An objective whose losses fall into parts that share nothing but weights says so with `generator_parts(batch)` and
+`discriminator_parts(batch, images)`, lists of functions without arguments; they can then be computed side by side, or
+one after the other in half the memory. A part draws no random numbers from torch's own generator.
+
 Every objective is built with the adversarial, the reconstruction and the structure losses of the experiment, and leaves
 alone what its method has no place for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +30,7 @@ from medcyclegan.losses.structure.patch_nce import PatchNCE
 
 Losses = dict[str, Tensor]
 Images = dict[str, Tensor]
+Part = Callable[[], tuple[Losses, Images]]
 
 
 class Objective(Protocol):
@@ -51,6 +56,18 @@ class Objective(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None: ...
+
+
+def generator_parts(objective: Objective, batch: Images) -> list[Part]:
+    """The independent parts of the generators' losses, (losses, images) each; one part where nothing is said of any."""
+    parts = getattr(objective, "generator_parts", None)
+    return parts(batch) if parts is not None else [lambda: objective.generator_losses(batch)]
+
+
+def discriminator_parts(objective: Objective, batch: Images, images: Images) -> list[Part]:
+    """The independent parts of the discriminators' losses, (losses, no images) each."""
+    parts = getattr(objective, "discriminator_parts", None)
+    return parts(batch, images) if parts is not None else [lambda: (objective.discriminator_losses(batch, images), {})]
 
 
 def translate(generator: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None]:

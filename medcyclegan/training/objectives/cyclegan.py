@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from medcyclegan.losses.adversarial import LSGAN, AdversarialLoss
 from medcyclegan.losses.reconstruction import L1, ReconstructionLoss
 from medcyclegan.losses.structure import StructureLoss, View
 from medcyclegan.registry import OBJECTIVES
-from medcyclegan.training.objectives import Images, Losses, connect_heads, judge, structure_terms, translate
+from medcyclegan.training.objectives import Images, Losses, Part, connect_heads, judge, structure_terms, translate
 from medcyclegan.training.pool import ImagePool
 
 
@@ -82,51 +83,59 @@ class CycleGAN:
         self.pools = {"a": ImagePool(pool_size, seed), "b": ImagePool(pool_size, seed + 1)}
 
     def generator_losses(self, batch: Images) -> tuple[Losses, Images]:
-        a, b = batch["a"], batch["b"]
-        gen_ab, gen_ba = self.networks["gen_ab"], self.networks["gen_ba"]
+        (losses, images), (others, more) = (part() for part in self.generator_parts(batch))
+        return losses | others, images | more
+
+    def generator_parts(self, batch: Images) -> list[Part]:
+        """Each direction there and back: it shares the networks' weights with the other one and nothing else."""
+        return [partial(self._there_and_back, batch, *domains) for domains in (("a", "b"), ("b", "a"))]
+
+    def _there_and_back(self, batch: Images, source: str, target: str) -> tuple[Losses, Images]:
+        real, goal, body = batch[source], batch[target], batch.get(f"body_{source}")
+        there, back = self.networks[f"gen_{source}{target}"], self.networks[f"gen_{target}{source}"]
+        direction = f"{source}{target}"
         losses: Losses = {}
         if self.identity_weight > 0:
-            both_b, mask_b = translate(gen_ab, torch.cat([a, b]))
-            both_a, mask_a = translate(gen_ba, torch.cat([b, a]))
-            fake_b, same_b = both_b.split([len(a), len(b)])
-            fake_a, same_a = both_a.split([len(b), len(a)])
+            both, mask = translate(there, torch.cat([real, goal]))
+            fake, same = both.split([len(real), len(goal)])
             weight = self.identity_weight * self.cycle_weight
-            losses["identity_a"] = weight * self.reconstruction(same_a, a)
-            losses["identity_b"] = weight * self.reconstruction(same_b, b)
+            losses[f"identity_{target}"] = weight * self.reconstruction(same, goal)
         else:
-            (fake_b, mask_b), (fake_a, mask_a) = translate(gen_ab, a), translate(gen_ba, b)
-        cycle_a, cycle_b = gen_ba(fake_b), gen_ab(fake_a)
-        losses["cycle_a"] = self.cycle_weight * self.reconstruction(cycle_a, a)
-        losses["cycle_b"] = self.cycle_weight * self.reconstruction(cycle_b, b)
-        losses["adversarial_ab"] = self.adversarial.generator(self.networks["disc_b"](fake_b))
-        losses["adversarial_ba"] = self.adversarial.generator(self.networks["disc_a"](fake_a))
+            fake, mask = translate(there, real)
+        cycle = back(fake)
+        losses[f"cycle_{source}"] = self.cycle_weight * self.reconstruction(cycle, real)
+        losses[f"adversarial_{direction}"] = self.adversarial.generator(self.networks[f"disc_{target}"](fake))
         if self.structure:
-            views = [
-                View(a, fake_b, cycle_a, batch["body_a"], "b", gen_ab),
-                View(b, fake_a, cycle_b, batch["body_b"], "a", gen_ba),
-            ]
-            losses |= structure_terms(self.structure, views)
-        for direction, mask, body in (("ab", mask_b, batch.get("body_a")), ("ba", mask_a, batch.get("body_b"))):
-            if mask is not None:
-                mask = mask[: len(a if direction == "ab" else b)]  # without the identity half
-                if self.mask_sparsity:
-                    losses[f"mask_sparsity_{direction}"] = self.mask_sparsity * mask.mean()
-                if self.mask_agreement and body is not None:
-                    difference = (mask - body.any(dim=1, keepdim=True).to(mask.dtype)).abs().mean()
-                    losses[f"mask_agreement_{direction}"] = self.mask_agreement * difference
-        return losses, {"fake_b": fake_b, "fake_a": fake_a, "cycle_a": cycle_a, "cycle_b": cycle_b}
+            view = View(real, fake, cycle, batch[f"body_{source}"], target, there)
+            losses |= structure_terms(self.structure, [view])
+        if mask is not None:
+            mask = mask[: len(real)]  # without the identity half
+            if self.mask_sparsity:
+                losses[f"mask_sparsity_{direction}"] = self.mask_sparsity * mask.mean()
+            if self.mask_agreement and body is not None:
+                difference = (mask - body.any(dim=1, keepdim=True).to(mask.dtype)).abs().mean()
+                losses[f"mask_agreement_{direction}"] = self.mask_agreement * difference
+        return losses, {f"fake_{target}": fake, f"cycle_{source}": cycle}
 
     def discriminator_losses(self, batch: Images, images: Images) -> Losses:
         losses: Losses = {}
-        for domain in ("a", "b"):
-            losses |= judge(
-                self.networks[f"disc_{domain}"],
-                self.adversarial,
-                batch[domain],
-                self.pools[domain].query(images[f"fake_{domain}"]),
-                domain,
-            )
+        for part in self.discriminator_parts(batch, images):
+            losses |= part()[0]
         return losses
+
+    def discriminator_parts(self, batch: Images, images: Images) -> list[Part]:
+        """Each discriminator; both together where a gradient penalty draws random points."""
+
+        def judged(*domains: str) -> tuple[Losses, Images]:
+            losses: Losses = {}
+            for domain in domains:
+                fakes = self.pools[domain].query(images[f"fake_{domain}"])
+                losses |= judge(self.networks[f"disc_{domain}"], self.adversarial, batch[domain], fakes, domain)
+            return losses, {}
+
+        if self.adversarial.penalty_weight:
+            return [partial(judged, "a", "b")]
+        return [partial(judged, "a"), partial(judged, "b")]
 
     def state_dict(self) -> dict[str, Any]:
         return {"pools": {domain: pool.state_dict() for domain, pool in self.pools.items()}}

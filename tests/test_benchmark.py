@@ -1,0 +1,141 @@
+"""The benchmark: its reference is the method, our step agrees with it, and the verb runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from medcyclegan import benchmark, build, config
+from medcyclegan.data.prepared import PreparedCohort
+from medcyclegan.errors import InputError
+
+NARROW: dict[str, Any] = {
+    "model": {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}},
+    "training": {"precision": "float32"},
+}
+CPU = torch.device("cpu")
+
+
+def narrow(**changes: Any) -> config.Experiment:
+    return benchmark.example_experiment(changes={**NARROW, **changes})
+
+
+@pytest.mark.parametrize("upsampling", ["resize", "transposed"])
+def test_the_plain_twins_compute_what_ours_compute(upsampling: str) -> None:
+    generator = {**NARROW["model"]["generator"], "upsampling": upsampling}
+    experiment = narrow(model={**NARROW["model"], "generator": generator})
+    ours = build.make_networks(experiment)
+    plain = benchmark.plain_networks(ours, experiment)
+    x = benchmark.random_batch(experiment, (32, 24), 2, CPU)["a"]
+    for name, network in ours.items():
+        assert type(plain[name]) is torch.nn.Sequential
+        torch.testing.assert_close(network(x), plain[name](x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_step_equals_the_reference(dims: int) -> None:
+    """Lanes, channels-last, own convolutions and fused Adam against code that knows none of them."""
+    experiment = benchmark.example_experiment(dims, NARROW)
+    data = benchmark.random_batch(experiment, (24,) * dims, 2, CPU)
+    cores = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = benchmark.agreement(experiment, data, CPU, bf16=False)
+    finally:
+        torch.set_num_threads(cores)
+    assert set(found) == {"loss", "generators", "discriminators"}
+    assert max(found.values()) < 1e-4, found
+
+
+def test_the_agreement_would_notice_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = narrow()
+    data = benchmark.random_batch(experiment, (24, 24), 1, CPU)
+    plain = benchmark._squares
+    monkeypatch.setattr(benchmark, "_squares", lambda logits, target: 1.01 * plain(logits, target))
+    found = benchmark.agreement(experiment, data, CPU, bf16=False)
+    assert found["loss"] == pytest.approx(0.01 / 1.01, rel=0.01) and found["discriminators"] > 5e-3
+
+
+def test_the_reference_trains_and_keeps_its_pool() -> None:
+    experiment = narrow()
+    step = benchmark.PlainStep(benchmark.plain_networks(build.make_networks(experiment), experiment), pool_size=2)
+    before = {name: p.clone() for name, p in step.networks.named_parameters()}
+    batch = benchmark.random_batch(experiment, (24, 24), 1, CPU)
+    for _ in range(3):
+        step(batch)
+    moved = {name for name, p in step.networks.named_parameters() if not torch.equal(p, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"gen_ab", "gen_ba", "disc_a", "disc_b"}
+    assert [len(pool) for pool in step.pools.values()] == [2, 2]
+
+
+def test_operations_are_those_of_the_layers() -> None:
+    """A 3 x 3 convolution of 2 to 4 channels on 8 x 8 voxels: 2 * 2 * 9 * 4 * 64 operations forward, twice back."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, w = torch.ones(1, 2, 10, 10, requires_grad=True), torch.ones(4, 2, 3, 3, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.functional.conv2d(x, w).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 2 * 9 * 4 * 64
+    experiment = narrow()
+    data = {size: benchmark.random_batch(experiment, (size, size), 1, CPU) for size in (32, 64)}
+    counts = [benchmark._operations(experiment, CPU, False, batch) for batch in data.values()]
+    assert 3.5 < counts[1] / counts[0] < 4.5  # four times the voxels
+
+
+def test_medians_are_of_interleaved_calls() -> None:
+    order: list[str] = []
+    seconds, _ = benchmark._interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, 3, CPU, 1)
+    assert order == ["x", "y"] * 4 and set(seconds) == {"x", "y"} and min(seconds.values()) >= 0
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "medcyclegan", "benchmark", *arguments, "--json", "-d", "cpu"]
+    command += ["--set", "model.generator.filters=4", "--set", "model.generator.blocks=1"]
+    command += ["--set", "model.discriminator.filters=4", "--set", "training.precision=float32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_benchmark_train_from_the_command_line() -> None:
+    result = run("train", "--size", "32", "--steps", "2")
+    ours, reference = result["ours"], result["reference"]
+    assert result["speedup"] == pytest.approx(ours["images_per_s"] / reference["images_per_s"], rel=1e-3)
+    assert max(result["agreement"]["float32"].values()) < 1e-4
+    assert ours["peak_memory_gib"] > 0 and ours["flop"] > 0 and result["size"] == [32, 32]
+
+
+def test_benchmark_convert_agrees_with_the_slice_inferer() -> None:
+    experiment = narrow()
+    result = benchmark.benchmark_convert(experiment, size=(32, 32), slices=5, repeats=1, device="cpu")
+    assert result["mean_difference_hu"] < 0.1 and result["speedup"] > 0 and result["size"] == [32, 32, 5]
+
+
+def test_benchmark_data_reads_the_prepared_cohort(prepared: PreparedCohort) -> None:
+    experiment = narrow(data={"prepared": str(prepared.folder)})
+    result = benchmark.benchmark_data(experiment, size=(32, 32), steps=2, device="cpu")
+    assert result["speedup"] == pytest.approx(result["read_patches_per_s"] / result["consumed_patches_per_s"], rel=1e-2)
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(InputError, match="2 numbers of at least 16"):
+        benchmark.benchmark_train(narrow(), size=(8, 8), device="cpu")
+    with pytest.raises(InputError, match="objective cyclegan"):
+        benchmark.benchmark_train(narrow(objective={"_target_": "pix2pix"}), size=(32, 32), device="cpu")
+    with pytest.raises(InputError, match="prepared folder"):
+        benchmark.benchmark_data(narrow(), size=(32, 32), device="cpu")
+    with pytest.raises(InputError, match="--size takes"):
+        benchmark.patch_size("12x", narrow(), 128)
+    assert benchmark.patch_size("96", narrow(), 128) == (96, 96)
+
+
+def test_the_profile_names_operations() -> None:
+    experiment = narrow()
+    data: dict[str, Tensor] = benchmark.random_batch(experiment, (24, 24), 1, CPU)
+    assert "convolution_backward" in benchmark._profile(experiment, CPU, False, data)

@@ -1,0 +1,83 @@
+"""Layers computed in ways of our own: the same numbers as the plain ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medcyclegan.networks.blocks import TanhHead, Upsample
+from medcyclegan.networks.doubling import doubled_convolution
+from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d, use_channels_last
+from medcyclegan.networks.narrow import narrow_convolution
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def same_with_gradients(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(expected.detach())
+    pairs = (torch.autograd.grad((image * weights).sum(), inputs) for image in (found, expected))
+    for one, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 2, 1, 3), (1, 2, 3, 4, 2)])
+def test_doubling_and_convolving_is_one_step(shape: tuple[int, ...]) -> None:
+    dims = len(shape) - 2
+    x, weight = values(*shape), values(4, shape[1], *[3] * dims, seed=1)
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    doubled = F.interpolate(x, scale_factor=2, mode="nearest")
+    expected = convolve(F.pad(doubled, [1, 1] * dims, mode="reflect"), weight)
+    same_with_gradients(doubled_convolution(x, weight), expected, x, weight)
+
+
+def test_narrow_convolution_is_a_convolution() -> None:
+    x, weight = values(2, 5, 11, 9), values(2, 5, 7, 7, seed=1)
+    same_with_gradients(narrow_convolution(x, weight), F.conv2d(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("layer", [Upsample(2, 4, 3, "resize"), TanhHead(2, 4, 1, kernel=7)], ids=["up", "head"])
+def test_blocks_are_the_same_when_traced_plainly(layer: nn.Module) -> None:
+    x = torch.randn(1, 4, 8, 10, generator=torch.Generator().manual_seed(0))
+    traced = torch.jit.trace(layer, x, check_trace=False)  # the plain ways, which exporters know
+    torch.testing.assert_close(layer(x), traced(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("last", [False, True])
+def test_instance_norm_equals_its_formula_in_both_formats(dims: int, last: bool) -> None:
+    x = values(2, 3, *[4] * dims)
+    form = (torch.channels_last if dims == 2 else torch.channels_last_3d) if last else torch.contiguous_format
+    given = x.contiguous(memory_format=form)
+    axes = tuple(range(2, 2 + dims))
+    mean = x.mean(axes, keepdim=True)
+    expected = (x - mean) / (((x - mean) ** 2).mean(axes, keepdim=True) + 1e-5).sqrt()
+    norm = InstanceNorm2d(3) if dims == 2 else InstanceNorm3d(3)
+    found = norm(given)
+    assert found.is_contiguous(memory_format=form)
+    same_with_gradients(found, expected, x)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_instance_norm_of_bfloat16_has_float32_statistics(last: bool) -> None:
+    x = (torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    exact = F.instance_norm(x.double())
+    found = InstanceNorm2d(4)(x)
+    assert found.dtype == torch.bfloat16
+    # Half a unit in the last of 8 bits; statistics in bfloat16 are off by 0.07 of a standard deviation.
+    assert bool(((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-3).all())
+
+
+def test_channels_last_changes_no_value() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 2))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    use_channels_last(network)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -1,0 +1,160 @@
+"""Lanes: the two directions side by side give what they give one after the other, and what one graph gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medcyclegan.networks.discriminators.patchgan import PatchGAN
+from medcyclegan.networks.generators.resnet import ResNetGenerator
+from medcyclegan.networks.instance_norm import use_channels_last
+from medcyclegan.training.lanes import Lanes
+from medcyclegan.training.objectives import Losses, generator_parts
+from medcyclegan.training.objectives.cyclegan import CycleGAN
+from medcyclegan.training.trainer import CycleGANTrainer
+
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def cores(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def networks(dropout: float = 0.0) -> nn.ModuleDict:
+    torch.manual_seed(0)
+    made: dict[str, nn.Module] = {
+        name: ResNetGenerator(filters=4, blocks=1, dropout=dropout) for name in ("gen_ab", "gen_ba")
+    }
+    made |= {name: PatchGAN(filters=4, layers=1) for name in ("disc_a", "disc_b")}
+    return nn.ModuleDict(made)
+
+
+def batch(seed: int = 1) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return {domain: torch.rand(2, 1, 24, 20, generator=random) * 2 - 1 for domain in ("a", "b")}
+
+
+def gradients(count: int, dropout: float = 0.0, repeat: int = 2) -> tuple[Losses, list[Tensor], Lanes]:
+    with cores(count):
+        objective = CycleGAN(networks(dropout))
+        parameters = [p for name in objective.generators for p in objective.networks[name].parameters()]
+        lanes = Lanes(CPU)
+        for _ in range(repeat):  # the second time side by side
+            for parameter in parameters:
+                parameter.grad = None
+            losses, _ = lanes.differentiate(generator_parts(objective, batch()), parameters)
+        lanes.close()
+    return losses, [p.grad for p in parameters if p.grad is not None], lanes
+
+
+def test_lanes_give_the_gradients_of_one_graph() -> None:
+    objective = CycleGAN(networks())
+    losses, _ = objective.generator_losses(batch())
+    torch.stack(list(losses.values())).sum().backward()
+    expected = [p.grad for name in objective.generators for p in objective.networks[name].parameters()]
+    for count in (1, 2):
+        found_losses, found, lanes = gradients(count)
+        assert lanes.together is (count == 2) and len(found) == len(expected)
+        for name, loss in losses.items():
+            torch.testing.assert_close(found_losses[name], loss.detach(), rtol=1e-6, atol=1e-7)
+        for one, other in zip(found, expected, strict=True):
+            assert other is not None
+            assert float((one - other).norm() / other.norm()) < 1e-5
+
+
+def test_in_turn_and_side_by_side_are_the_same_bits() -> None:
+    _, in_turn, first = gradients(2, repeat=1)
+    _, together, second = gradients(2, repeat=3)
+    assert first.together and second.together
+    assert all(torch.equal(one, other) for one, other in zip(in_turn, together, strict=True))
+
+
+def test_parts_that_draw_random_numbers_stay_in_turn_and_repeat() -> None:
+    def drawn() -> list[Tensor]:
+        torch.manual_seed(5)
+        _, found, lanes = gradients(2, dropout=0.5, repeat=3)
+        assert lanes.together is False
+        return found
+
+    assert all(torch.equal(one, other) for one, other in zip(drawn(), drawn(), strict=True))
+
+
+def test_random_numbers_that_come_late_are_told() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    lanes = Lanes(CPU)
+    lanes.cores = 2
+    quiet = [lambda: ({"x": weight.sum()}, {}), lambda: ({"y": weight.square().sum()}, {})]
+    lanes.differentiate(quiet, [weight])
+    assert lanes.together and torch.equal(weight.grad, torch.full((3,), 3.0))  # d(w + w^2)/dw at 1
+    with pytest.warns(UserWarning, match="one after the other"):
+        lanes.differentiate([quiet[0], lambda: ({"y": (weight * torch.rand(3)).sum()}, {})], [weight])
+    assert lanes.together is False
+    lanes.close()
+
+
+def test_gradients_accumulate_with_their_share_and_lie_as_their_weights() -> None:
+    conv = nn.Conv2d(2, 3, 3)
+    use_channels_last(conv)
+    weight = conv.weight
+    lanes = Lanes(CPU)
+    lanes.cores = 2
+    parts = [lambda: ({"x": 2 * weight.sum()}, {}), lambda: ({"y": 4 * weight.contiguous().sum()}, {})]
+    for _ in range(2):
+        lanes.differentiate(parts, [weight, conv.bias], share=0.5)
+    assert torch.equal(weight.grad, torch.full_like(weight, 6.0)) and weight.grad.stride() == weight.stride()
+    assert conv.bias.grad is None
+    lanes.close()
+
+
+def test_a_failing_part_is_an_error_and_the_lanes_go_on() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    lanes = Lanes(CPU)
+    lanes.cores = 2
+
+    def broken() -> tuple[Losses, Losses]:
+        raise RuntimeError("no")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no"):
+            lanes.differentiate([lambda: ({"x": weight.sum()}, {}), broken], [weight])
+        lanes.together = True
+    lanes.close()
+
+
+def test_lanes_run_at_the_same_time() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    lanes = Lanes(CPU)
+    lanes.cores, lanes.together = 2, True
+
+    def slow() -> tuple[Losses, Losses]:
+        time.sleep(0.3)
+        return {"x": weight.sum()}, {}
+
+    started = time.monotonic()
+    lanes.differentiate([slow, slow], [weight])
+    assert time.monotonic() - started < 0.55
+    lanes.close()
+
+
+def test_the_trainer_gives_the_same_bits_again() -> None:
+    def weights() -> list[Tensor]:
+        with cores(2):
+            trainer = CycleGANTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
+            for step in range(3):
+                trainer._iteration(trainer, batch(step))
+            assert trainer.lanes.together
+            trainer.lanes.close()
+        return [p.detach() for p in trainer.objective.networks.parameters()]
+
+    assert all(torch.equal(one, other) for one, other in zip(weights(), weights(), strict=True))
