@@ -112,8 +112,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         paired: the patch of b is of the same patient and place as that of a.
         augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
 
-                f"{processes} processes (this is {rank}) and {parts} parts cannot share {batch_size} patches"
-    the B patches of this process, piece by piece.
+    Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape: the
+    B patches of this process, piece by piece.
 
     Raises:
         InputError: if a case has nothing to learn from, or paired cases do not fit.
@@ -262,7 +262,8 @@ def require_fitting(dataset: UnpairedPatches) -> None:
             problems.append(
                 f"patches.size is {list(size)} voxels, but the largest volume of {domain}, {cases[largest].id}, has "
                 f"{list(shapes[largest])} along these axes: at least {100 * (1 - filled[largest]):.0f} % of every "
-                f"patch would be empty; set patches.size to at most {[-(-n // 16) * 16 for n in shapes[largest]]}, or to null"
+                f"patch would be empty; set patches.size to at most {[-(-n // 16) * 16 for n in shapes[largest]]}, "
+                "or to null"
             )
     raise_all(problems, "the training does not fit its volumes:")
 
