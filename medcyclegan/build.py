@@ -202,8 +202,9 @@ def resume(
             experiment, prepared, folder, where, checkpoint, handlers, newest=run.is_dir() or run.name == FILE_NAME
         )
         if ranks.is_first():
-            for left in folder.glob(".partial-*.pt"):
-                left.unlink(missing_ok=True)  # of a save that was cut off
+            for left in folder.glob(".partial-*"):
+                if left.is_file():
+                    left.unlink(missing_ok=True)  # of a save that was cut off
             if found or not (folder / "config.yaml").exists():
                 _save_config(experiment, folder)
         return _run(trainer, experiment, folder)

@@ -112,8 +112,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         paired: the patch of b is of the same patient and place as that of a.
         augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
 
-    Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape: the
-    B patches of this process, piece by piece.
+    Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
+    the B patches of this process, piece by piece.
 
     Raises:
         InputError: if a case has nothing to learn from, or paired cases do not fit.
