@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import random
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +54,7 @@ NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
 MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
+LEFTOVERS_S = 10.0  # readers of a training that was killed notice it after five seconds, and hold its lock until then
 DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
 
 
@@ -201,12 +205,8 @@ def resume(
         trainer = make_trainer(
             experiment, prepared, folder, where, checkpoint, handlers, newest=run.is_dir() or run.name == FILE_NAME
         )
-        if ranks.is_first():
-            for left in folder.glob(".partial-*"):
-                if left.is_file():
-                    left.unlink(missing_ok=True)  # of a save that was cut off
-            if found or not (folder / "config.yaml").exists():
-                _save_config(experiment, folder)
+        if ranks.is_first() and (found or not (folder / "config.yaml").exists()):
+            _save_config(experiment, folder)
         return _run(trainer, experiment, folder)
 
 
@@ -686,7 +686,8 @@ def _validation(
 def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> TrainingResult:
     started = time.monotonic()
     try:
-        trainer.run()
+        with _alone(run) if ranks.is_first() else nullcontext():
+            trainer.run()
     except RuntimeError as error:
         if not ranks.is_loss(error):
             raise
@@ -704,6 +705,41 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> Trainin
         precision="bf16" if trainer.bf16 else "float32",
         interrupted=trainer.interrupted,
     )
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Keep a second training out of a run, and clear away what an earlier one was writing when it was cut off.
+
+    Raises:
+        InputError: if another process trains this run.
+    """
+    if sys.platform == "win32":  # which has no such locks
+        yield
+        return
+    import fcntl
+
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LEFTOVERS_S
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"another process is training {run} at this moment.", "Wait for it, or stop it first."
+                    ) from None
+                time.sleep(0.5)
+            except OSError:  # a file system without locks
+                break
+        for left in run.glob(".partial-*"):
+            if left.is_file():
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -129,6 +130,9 @@ def train(
     from medcyclegan import config, ranks
     from medcyclegan.progress import Terminal
 
+    first = ranks.place()[0] == 0
+    if not first:
+        warnings.simplefilter("ignore")  # the first process says it
     if resume is not None:
         if any(given is not None for given in (output, a, b)):
             raise InputError("--resume continues a run where it is, on its own data; it takes no --output, --a or --b.")
@@ -155,7 +159,6 @@ def train(
         from medcyclegan import build
 
         result = build.train(experiment, output, device=device, progress=Terminal())
-    first = ranks.place()[0] == 0
     if as_json and first:
         _print_json(
             {
@@ -513,7 +516,8 @@ def _print_json(content: Any) -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    _note(f"error: {text}")
+    rank = os.environ.get("RANK", "0")
+    _note(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}")
     sys.exit(code)
 
 

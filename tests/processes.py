@@ -79,11 +79,12 @@ def kill(prepared: str, folder: Path) -> dict[str, Any]:
         build.resume(run, device="cpu") if begun else build.train(experiment, run, device="cpu")
 
     while len(killed) < KILLS:
+        before = _partial(run)  # what an earlier kill left
         process = forked(go_on)
         # Every third time while a checkpoint is being written, else a random while after a random number of them.
         saving, saves = len(killed) % 3 == 2, dice.randrange(4) if killed else 0
         pause, seen, done = dice.uniform(0, 0.1), _written(run), 0
-        while done < saves or (saving and not _partial(run)):
+        while done < saves or (saving and not _partial(run) - before):
             if os.waitpid(process, os.WNOHANG)[0]:
                 raise SystemExit(f"the training ended after {len(killed)} kills")
             done, seen = done + (_written(run) != seen), _written(run)
@@ -92,7 +93,7 @@ def kill(prepared: str, folder: Path) -> dict[str, Any]:
             time.sleep(pause)
         os.kill(process, signal.SIGKILL)
         ended(process)
-        killed.append("saving" if _partial(run) else "between")
+        killed.append("saving" if _partial(run) - before else "between")
     last = ended(forked(go_on))
     return {"whole": whole, "last": last, "kills": killed, "left": [path.name for path in run.glob(".partial-*")]}
 
@@ -101,8 +102,9 @@ def _written(run: Path) -> int:
     return (run / "checkpoint.pt").stat().st_mtime_ns if (run / "checkpoint.pt").exists() else 0
 
 
-def _partial(run: Path) -> bool:
-    return any(run.glob(".partial-*"))
+def _partial(run: Path) -> set[str]:
+    """Checkpoints that are being written, or were."""
+    return {path.name for path in run.glob(".partial-*-checkpoint.pt")}
 
 
 class Dies:

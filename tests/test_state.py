@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import resource
 import shutil
 import warnings
@@ -244,6 +246,18 @@ def test_a_full_disk_ends_the_training_and_leaves_the_checkpoint_before(stopped:
     assert not list(stopped.glob(".partial-*"))
     build.resume(stopped, device="cpu")
     assert apart_in_weights(stopped, run) < 1e-6
+
+
+def test_two_trainings_of_one_run_are_kept_apart(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "LEFTOVERS_S", 0.0)
+    folder = os.open(stopped, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is training"):
+            build.resume(stopped, device="cpu")
+    finally:
+        os.close(folder)
+    assert build.resume(stopped, device="cpu").step == 4
 
 
 def test_batches_and_patches_out_of_proportion_are_refused_before_training(
