@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import random
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medcyclegan import __version__, config
+from medcyclegan import __version__, config, ranks
+from medcyclegan.atomic import atomic_file
+from medcyclegan.changes import changes, replaced, require_allowed
 from medcyclegan.config import Experiment
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.datalist import Cohort, from_folders, from_json
-from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, stack_of_slices
+from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, require_fitting, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.ensemble import Ensemble
@@ -54,6 +60,7 @@ PLAN_NAME = "plan.yaml"  # of a run whose config was planned
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
 MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
+LEFTOVERS_S = 10.0  # readers of a training that was killed notice it after five seconds, and hold its lock until then
 DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
 
 
@@ -127,8 +134,9 @@ def require_new_run(run: Path) -> None:
     Raises:
         InputError: saying how to continue a run.
     """
-    if run.exists() and (not run.is_dir() or {entry.name for entry in run.iterdir()} - {"prepared", PLAN_NAME}):
-        remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
+    if run.exists() and (not run.is_dir() or _visible(run) - {"prepared", PLAN_NAME}):
+        known = any((run / name).exists() for name in (FILE_NAME, "config.yaml"))
+        remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if known else "Give"
         raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
 
 
@@ -140,31 +148,104 @@ def train(
     Raises:
         InputError: if the run folder holds something already, or the experiment cannot be carried out.
     """
-    require_new_run(run)
-    where = choose_device(device)
-    prepared = _prepared(experiment, run, progress or Silent())
-    experiment = _resolve(experiment, prepared)
-    _require_memory(experiment, where)
-    run.mkdir(parents=True, exist_ok=True)
-    config.save(experiment, run / "config.yaml")
-    trainer = make_trainer(experiment, prepared, run, where, handlers=handlers)
-    return _run(trainer, experiment, run)
+    where = choose_device(ranks.own_device(device))
+    with ranks.joined(where):
+
+        def begin() -> PreparedCohort:
+            require_new_run(run)
+            return _prepared(experiment, run, progress or Silent())
+
+        prepared = ranks.first_then_all(begin, lambda: open_prepared(experiment.data.prepared or run / "prepared"))
+        resolved = _resolve(experiment, prepared)
+        _require_memory(resolved, where)
+        trainer = make_trainer(resolved, prepared, run, where, handlers=handlers, given=_given(experiment))
+        if ranks.is_first():
+            _save_config(resolved, run)
+        return _run(trainer, resolved, run)
 
 
-def resume(run: Path, *, device: str = "auto", handlers: Any = (), allow: Iterable[str] = ()) -> TrainingResult:
-    """Continue a training from its last checkpoint as if it had not stopped; `allow` as in `load_translator`."""
-    checkpoint = load_checkpoint(run, allow)
-    if "optimizers" not in checkpoint:
-        raise InputError(f"{run} was imported and holds no state of a training to continue.", "It can only convert.")
-    experiment = config.parse(checkpoint["experiment"], f"the config in {run / FILE_NAME}")
-    prepared = open_prepared(Path(str(experiment.data.prepared)))
-    _resolve(experiment, prepared)
-    trainer = make_trainer(experiment, prepared, run, choose_device(device), checkpoint, handlers)
-    return _run(trainer, experiment, run)
+def resume(
+    run: Path,
+    *,
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_changes: bool = False,
+    device: str = "auto",
+    handlers: Any = (),
+    allow: Iterable[str] = (),
+) -> TrainingResult:
+    """Continue a training from its last checkpoint as if it had not stopped.
+
+    Args:
+        run: the folder of the run; or a checkpoint in it, to go back to that.
+        config_file, overrides: the experiment to go on with, as for a new one; by default the run's own.
+        allow_changes: go on although that differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is
+            warned of and recorded in the checkpoint.
+        device, handlers: as in `train`. With other processes than before, a step still takes the same patches.
+        allow: as in `load_translator`.
+
+    Raises:
+        InputError: if there is nothing to continue, or it cannot be continued as asked.
+    """
+    where = choose_device(ranks.own_device(device))
+    folder = run if run.is_dir() else run.parent
+    with ranks.joined(where):
+        if run.is_dir() and not (run / FILE_NAME).exists() and (run / "config.yaml").exists():
+            # It was stopped before its first checkpoint; the seed makes the same beginning again.
+            checkpoint, step = None, 0
+            own = config.load(run / "config.yaml")
+            given = own.to_dict()
+        else:
+            checkpoint = load_checkpoint(run, allow)
+            if "optimizers" not in checkpoint:
+                raise InputError(
+                    f"{run} was imported and holds no state of a training to continue.", "It can only convert."
+                )
+            own, step = config.parse(checkpoint["experiment"], f"the config in {run}"), checkpoint["step"]
+            given = checkpoint.get("given", checkpoint["experiment"])
+        resolved = own.to_dict()
+        new = _given(config.load(config_file, overrides, base=None if config_file else resolved))
+        found = changes(resolved, given, new)
+        require_allowed(found, str(run), allow=allow_changes)
+        experiment = config.parse(replaced(resolved, found), "the changed experiment")
+        if experiment.training.steps < step:
+            raise InputError(
+                f"{run} has done {step} steps already, and training.steps is {experiment.training.steps}.",
+                "Give more steps, or go back with --resume to one of the run's older checkpoints.",
+            )
+        prepared = open_prepared(Path(str(experiment.data.prepared)))
+        _resolve(experiment, prepared)
+        if checkpoint and checkpoint.get("cohort", prepared.fingerprint()) != prepared.fingerprint():
+            raise InputError(
+                f"{prepared.folder} does not hold the volumes that {run} was trained on, or not as they were prepared.",
+                "Name the right folder with --set data.prepared=FOLDER --allow-changes, or train a new run.",
+            )
+        for change in found:
+            warnings.warn(f"goes on from step {step} with {change}", stacklevel=2)
+        if checkpoint:
+            checkpoint["given"] = replaced(given, [c for c in found if c.key != "data.prepared"])
+            if any(change.key == "data.prepared" for change in found):
+                checkpoint["given"]["data"] = experiment.to_dict()["data"]
+            record = [{"step": step, "key": c.key, "old": c.old, "new": c.new} for c in found]
+            checkpoint["changes"] = [*checkpoint.get("changes", []), *record]
+            if {"training.batch_size", "training.accumulate"} & {change.key for change in found}:
+                checkpoint.pop("batch", None)
+        trainer = make_trainer(
+            experiment, prepared, folder, where, checkpoint, handlers, newest=run.is_dir() or run.name == FILE_NAME
+        )
+        if ranks.is_first() and (found or not (folder / "config.yaml").exists()):
+            _save_config(experiment, folder)
+        return _run(trainer, experiment, folder)
 
 
-def predict_memory(experiment: Experiment, *, bf16: bool) -> StepMemory | None:
-    """What a training step of an experiment whose patches.size is set will take; None where it cannot be told."""
+def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMemory | None:
+    """What a training step will take; None where it cannot be told.
+
+    Args:
+        experiment: resolved, at least its patches.size.
+        bf16: whether convolutions run in bfloat16.
+        device: "cpu" or "cuda".
+    """
     patches = experiment.patches
     if patches.size is None:
         raise ValueError("predict_memory takes an experiment whose patches.size is set")
@@ -175,7 +256,8 @@ def predict_memory(experiment: Experiment, *, bf16: bool) -> StepMemory | None:
             experiment.training.batch_size,
             channels,
             patches.size,
-            bf16,
+            bf16=bf16,
+            together=device == "cpu" and torch.get_num_threads() > 1,
         )
     except (RuntimeError, NotImplementedError, TypeError) as error:
         # A network from elsewhere may look at values, which fake tensors do not have.
@@ -253,11 +335,16 @@ def make_trainer(
     device: torch.device,
     checkpoint: dict[str, Any] | None = None,
     handlers: Any = (),
+    *,
+    given: dict[str, Any] | None = None,
+    newest: bool = True,
 ) -> CycleGANTrainer:
     """The trainer of a resolved experiment, at its beginning or where `checkpoint` was saved.
 
     Args:
-        handlers: further MONAI or ignite handlers to attach.
+        handlers: further MONAI or ignite handlers to attach, in every process.
+        given: the experiment before it was resolved, as plain data.
+        newest: whether `checkpoint` is the run's newest, and not one to go back to.
     """
     settings, patches = experiment.training, experiment.patches
     if patches.size is None:
@@ -265,13 +352,18 @@ def make_trainer(
     shape = Shape(patches.size, patches.plane, patches.neighbors)
     objective = make_objective(experiment, _windows(experiment))
     _require_large_enough(objective, patches.size)
+    rank, processes = ranks.here()
+    batch, pieces = _shares(settings, processes, checkpoint)
     dataset = UnpairedPatches(
         prepared.cases["a"],
         prepared.cases["b"],
         shape=shape,
-        batch_size=settings.batch_size,
+        batch_size=batch,
         steps=settings.steps,
         seed=experiment.seed,
+        rank=rank,
+        processes=processes,
+        pieces=pieces,
         minimum_body=patches.minimum_body,
         flip=patches.flip,
         matching=patches.matching,
@@ -279,6 +371,10 @@ def make_trainer(
         augmentation=_augmentation(experiment, prepared),
     )
     start = checkpoint["step"] if checkpoint else 0
+    if checkpoint is None:
+        require_fitting(dataset)
+        random.seed(experiment.seed)  # nothing of ours draws from these two, but what users bring may
+        np.random.seed(experiment.seed % 2**32)  # noqa: NPY002
     trainer = CycleGANTrainer(
         device=device,
         objective=objective,
@@ -289,9 +385,30 @@ def make_trainer(
         decay_start=settings.decay_start,
         ema_decay=settings.ema_decay,
         bf16=_wants_bf16(settings.precision, device),
+        accumulate=pieces,
     )
     if checkpoint:
         trainer.restore(checkpoint)
+    if ranks.is_first():
+        _attach_writers(trainer, experiment, prepared, run, shape, checkpoint, given, batch, newest)
+    for handler in handlers:
+        handler.attach(trainer)
+    return trainer
+
+
+def _attach_writers(
+    trainer: CycleGANTrainer,
+    experiment: Experiment,
+    prepared: PreparedCohort,
+    run: Path,
+    shape: Shape,
+    checkpoint: dict[str, Any] | None,
+    given: dict[str, Any] | None,
+    batch: int,
+    newest: bool,
+) -> None:
+    """What one process does for all: curves, pictures, validation, checkpoints."""
+    settings = experiment.training
     domains = _describe_domains(experiment, prepared)
     RunRecorder(
         run,
@@ -301,11 +418,71 @@ def make_trainer(
         window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
         validate=_validation(prepared, trainer, shape, domains["b"]),
     ).attach(trainer)
-    header = {"program": _versions(), "experiment": experiment.to_dict(), "domains": domains}
-    CheckpointHandler(run / FILE_NAME, header, settings.checkpoint_every).attach(trainer)
-    for handler in handlers:
-        handler.attach(trainer)
-    return trainer
+    header = {
+        "program": _versions(),
+        "experiment": experiment.to_dict(),
+        "given": checkpoint["given"] if checkpoint and "given" in checkpoint else given or experiment.to_dict(),
+        "changes": checkpoint.get("changes", []) if checkpoint else [],
+        "domains": domains,
+        "cohort": prepared.fingerprint(),
+        "processes": ranks.here()[1],
+        "batch": batch,
+    }
+    CheckpointHandler(
+        run / FILE_NAME,
+        header,
+        settings.checkpoint_every,
+        settings.keep_checkpoints,
+        checkpoint["step"] if checkpoint and newest else None,
+    ).attach(trainer)
+
+
+def _shares(settings: config.Training, processes: int, checkpoint: dict[str, Any] | None) -> tuple[int, int]:
+    """Patches of each domain that all processes take in a step, and the equal pieces that each works through them in.
+
+    A run that goes on with another number of processes keeps its batch: the patches of every step, their order and what
+    the image pools do stay the same.
+
+    Raises:
+        InputError: if that many processes cannot share the batch.
+    """
+    batch = settings.batch_size * settings.accumulate * processes
+    if checkpoint:
+        before = checkpoint.get("processes", 1)
+        batch = checkpoint.get("batch", settings.batch_size * settings.accumulate * before)
+        if batch % processes:
+            possible = [str(n) for n in range(1, batch + 1) if batch % n == 0]
+            raise InputError(
+                f"the run takes {batch} patches of each domain in a step, which {processes} processes cannot share "
+                "equally.",
+                f"Start {', '.join(possible)} processes, or change training.batch_size with --allow-changes.",
+            )
+        if before != processes:
+            warnings.warn(
+                f"goes on with {processes} processes instead of {before}: each step's {batch} patches, their order and "
+                "the image pools stay the same, but sums are formed in another order, so that the weights are equal to "
+                "within rounding and no longer bit for bit",
+                stacklevel=2,
+            )
+    share = batch // processes
+    pieces = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= settings.batch_size)
+    return batch, pieces
+
+
+def _given(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain data whose paths mean the same wherever the program is started."""
+    content = experiment.to_dict()
+    content["data"] = {key: path and str(Path(path).resolve()) for key, path in content["data"].items()}
+    return content
+
+
+def _visible(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".partial-")}
+
+
+def _save_config(experiment: Experiment, run: Path) -> None:
+    with atomic_file(run / "config.yaml") as temporary:
+        config.save(experiment, temporary)
 
 
 def load_translator(
@@ -468,7 +645,7 @@ def _require_large_enough(objective: Objective, size: tuple[int, ...]) -> None:
 
 def _require_memory(experiment: Experiment, device: torch.device) -> None:
     """Refuse at once what would run out of memory after a while."""
-    memory = predict_memory(experiment, bf16=_wants_bf16(experiment.training.precision, device))
+    memory = predict_memory(experiment, bf16=_wants_bf16(experiment.training.precision, device), device=device.type)
     if memory is None:
         return
     needed, free = memory.total, free_memory(device)
@@ -610,7 +787,17 @@ def _validation(
 
 def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> TrainingResult:
     started = time.monotonic()
-    trainer.run()
+    try:
+        with _alone(run) if ranks.is_first() else nullcontext():
+            trainer.run()
+    except RuntimeError as error:
+        if not ranks.is_loss(error):
+            raise
+        raise ranks.LostProcess(
+            f"another process of this training has ended, at step {trainer.state.iteration}; the last checkpoint is "
+            "whole. Continue it, with any number of processes, with "
+            f"`torchrun --nproc-per-node N -m medcyclegan train --resume {run}`."
+        ) from error
     return TrainingResult(
         run=run,
         checkpoint=run / FILE_NAME,
@@ -620,6 +807,41 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> Trainin
         precision="bf16" if trainer.bf16 else "float32",
         interrupted=trainer.interrupted,
     )
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Keep a second training out of a run, and clear away what an earlier one was writing when it was cut off.
+
+    Raises:
+        InputError: if another process trains this run.
+    """
+    if sys.platform == "win32":  # which has no such locks
+        yield
+        return
+    import fcntl
+
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + LEFTOVERS_S
+        while True:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"another process is training {run} at this moment.", "Wait for it, or stop it first."
+                    ) from None
+                time.sleep(0.5)
+            except OSError:  # a file system without locks
+                break
+        for left in run.glob(".partial-*"):
+            if left.is_file():
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _versions() -> dict[str, str]:

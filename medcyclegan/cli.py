@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -158,21 +159,36 @@ def train(
     b: Annotated[Path | None, typer.Option(help="Folder of CT volumes, instead of data in a config.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Continue with what a config or --set gives now.")
+    ] = False,
     device: Device = "auto",
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Train both generators and discriminators into a run folder. Ctrl-C saves and says how to continue."""
-    from medcyclegan import config
+    from medcyclegan import config, ranks
     from medcyclegan.progress import Terminal
 
+    first = ranks.place()[0] == 0
+    if not first:
+        warnings.simplefilter("ignore")  # the first process says it
     if resume is not None:
-        if any(given is not None for given in (config_file, output, a, b, overrides)):
-            raise InputError("--resume continues a run as it was; it takes no config, data, output or --set.")
+        if any(given is not None for given in (output, a, b)):
+            raise InputError("--resume continues a run where it is, on its own data; it takes no --output, --a or --b.")
         from medcyclegan import build
 
-        result = build.resume(resume, device=device, allow=allow or ())
+        result = build.resume(
+            resume,
+            config_file=config_file,
+            overrides=overrides or (),
+            allow_changes=allow_changes,
+            device=device,
+            allow=allow or (),
+        )
     else:
+        if allow_changes:
+            raise InputError("--allow-changes is for --resume; a new run has nothing to differ from.")
         if allow:
             raise InputError("--allow is for checkpoints; a config of your own needs no allowance.")
         if output is None:
@@ -185,7 +201,7 @@ def train(
         from medcyclegan import build
 
         result = build.train(experiment, output, device=device, progress=Terminal())
-    if as_json:
+    if as_json and first:
         _print_json(
             {
                 "run": str(result.run),
@@ -198,10 +214,11 @@ def train(
             }
         )
     if result.interrupted:
-        _note(f"stopped at step {result.step} of {result.steps}; saved. Continue with:")
-        _note(f"  medcyclegan train --resume {result.run}")
+        if first:
+            _note(f"stopped at step {result.step} of {result.steps}; saved. Continue with:")
+            _note(f"  medcyclegan train --resume {result.run}")
         raise typer.Exit(130)
-    if not as_json:
+    if first and not as_json:
         _say(f"{result.checkpoint}: {result.step} steps in {result.seconds:.0f} s ({result.precision})")
 
 
@@ -570,6 +587,8 @@ def main() -> None:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted.", 130)
+    except ConnectionError as error:
+        _fail(f"{error}", 1)
     except OSError as error:
         if error.errno == errno.ENOSPC or "No space left" in str(error):
             _fail(f"no space is left on the disk: {error}. Free some and try again.", 1)
@@ -595,7 +614,8 @@ def _print_json(content: Any) -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    _note(f"error: {text}")
+    rank = os.environ.get("RANK", "0")
+    _note(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}")
     sys.exit(code)
 
 

@@ -6,6 +6,7 @@ imported, and every problem is reported at once. Nothing here imports torch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -228,7 +229,8 @@ class Training(_Section):
     """How long and how fast."""
 
     steps: Count = Field(100_000, description="optimizer steps")
-    batch_size: Count = Field(1, description="slices of each domain per step")
+    batch_size: Count = Field(1, description="slices of each domain that a process takes at once")
+    accumulate: Count = Field(1, description="batches that a process adds up for one step; saves memory, costs time")
     learning_rate: Positive = Field(2e-4, description="of Adam, for all networks")
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
     decay_start: Share = Field(0.5, description="share of the steps after which the rate falls linearly to zero")
@@ -238,6 +240,7 @@ class Training(_Section):
     log_every: Count = Field(50, description="steps between lines of metrics.csv and TensorBoard scalars")
     picture_every: Count = Field(1000, description="steps between picture panels")
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
+    keep_checkpoints: Count = Field(2, description="how many of them are kept, besides the best")
 
 
 class Experiment(_Section):
@@ -275,14 +278,15 @@ def parse(content: Mapping[str, Any], source: str) -> Experiment:
         raise
 
 
-def load(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:
+def load(path: Path | None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Experiment:
     """Read an experiment from YAML and apply `key.sub=value` overrides, whose values are YAML too.
 
     Args:
         path: the YAML file; None for the defaults. Paths in `data` are relative to the file's folder.
         overrides: for example "training.steps=2000" or "model.generator.blocks=6".
+        base: what is overridden where there is no file.
     """
-    content: Any = {}
+    content: Any = copy.deepcopy(dict(base or {}))
     if path is not None:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +34,7 @@ from medcyclegan.inference.translator import Source, Translation, Translator
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes, read_volume
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.ranks import own_device, place
 from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")
@@ -102,14 +102,14 @@ def convert(
     Raises:
         InputError: nothing can be converted as asked; nothing is written then.
     """
-    rank, processes = _place()
+    rank, processes = place()
     ensemble = ensemble or Ensemble()
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
     translator = load_translator(
         checkpoint,
         direction=direction,
-        device=_own_device(device),
+        device=own_device(device),
         ensemble=ensemble,
         others=others,
         statistics=statistics,
@@ -408,26 +408,6 @@ def _record_path(output: Path, rank: int, processes: int) -> Path:
     if output.name.lower().endswith(VOLUME_SUFFIXES):
         return output.with_name(f"{case_id(output)}.{name}")
     return output / name
-
-
-def _place() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun sets them; 0 and 1 without it."""
-    try:
-        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        raise InputError("RANK and WORLD_SIZE in the environment are not numbers.", "Unset them.") from None
-    if not 0 <= rank < processes:
-        raise InputError(f"RANK is {rank} and WORLD_SIZE {processes}: the rank is below the size.", "Unset them.")
-    return rank, processes
-
-
-def _own_device(device: str) -> str:
-    """The GPU of this process under torchrun, where the device was left open."""
-    import torch
-
-    if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return device
 
 
 def _sha256(path: Path) -> str:

@@ -294,7 +294,7 @@ def _fit_memory(plan: Plan, machine: Machine) -> None:
 
 
 def _predict(plan: Plan, machine: Machine) -> float | None:
-    memory = build.predict_memory(plan.experiment(), bf16=machine.bf16)
+    memory = build.predict_memory(plan.experiment(), bf16=machine.bf16, device=machine.kind)
     return memory.total if memory else None
 
 

@@ -146,7 +146,7 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
         ("train --a mr --b ct", ["--output"]),
         ("train --a mr --b ct -o run -d tpu", ["tpu", "auto, cpu, cuda"]),
         ("train --resume full", ["full", "checkpoint.pt"]),
-        ("train --resume full --set seed=1", ["--resume"]),
+        ("train --resume full --output other", ["--resume"]),
         ("convert foreign.pt mr -o out", ["foreign.pt", "not a medcyclegan checkpoint"]),
         ("convert nowhere mr -o out", ["nowhere", "no run or checkpoint"]),
         ("evaluate mr ct -o scores", ["mr_001", "ct_001"]),

@@ -19,9 +19,9 @@ STEP = """
 import json, resource, sys
 import torch
 from medcyclegan import build, config
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 experiment = config.parse(json.loads(sys.argv[1]), "the test")
-predicted = build.predict_memory(experiment, bf16=experiment.training.precision == "bf16").total
+predicted = build.predict_memory(experiment, bf16=experiment.training.precision == "bf16", device="cpu").total
 build.measure_step(experiment, torch.device("cpu"), 1)
 print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
@@ -60,7 +60,7 @@ def test_states_are_counted_by_hand() -> None:
     """Every weight three times (itself, two moments), those of the generators a fourth time (their average)."""
     content = {**EXPERIMENTS["slices, ResNet"], "patches": {"size": [32, 32]}}
     experiment = config.parse(content, "the test")
-    memory = build.predict_memory(experiment, bf16=False)
+    memory = build.predict_memory(experiment, bf16=False, device="cpu")
     weights = {n: sum(p.numel() for p in net.parameters()) for n, net in build.make_networks(experiment).items()}
     assert memory is not None
     assert memory.states == 4 * (3 * sum(weights.values()) + weights["gen_ab"] + weights["gen_ba"])
@@ -69,7 +69,7 @@ def test_states_are_counted_by_hand() -> None:
 def test_twice_the_batch_takes_twice_the_activations() -> None:
     def activations(batch: int) -> int:
         content = {**EXPERIMENTS["stacks, U-Net, bfloat16"], "training": {"batch_size": batch}}
-        memory = build.predict_memory(config.parse(content, "the test"), bf16=True)
+        memory = build.predict_memory(config.parse(content, "the test"), bf16=True, device="cpu")
         assert memory is not None
         return memory.activations
 
@@ -94,4 +94,4 @@ def test_a_network_that_looks_at_values_is_told_and_not_guessed(monkeypatch: pyt
 
     monkeypatch.setattr(build, "make_objective", looks)
     with pytest.warns(UserWarning, match="cannot be predicted"):
-        assert build.predict_memory(experiment, bf16=False) is None
+        assert build.predict_memory(experiment, bf16=False, device="cpu") is None

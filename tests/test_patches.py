@@ -1,4 +1,4 @@
-"""Drawing slices: a function of (seed, step, rank), unpaired, inside the body, never out of range."""
+"""Drawing slices: a function of (seed, step), shared by processes, unpaired, inside the body, never out of range."""
 
 from __future__ import annotations
 
@@ -46,10 +46,22 @@ def slices(**settings: object) -> UnpairedPatches:
     return UnpairedPatches([Volume("a1"), Volume("a2")], [Volume("b1", (30, 14, 12))], **arguments)  # type: ignore[arg-type]
 
 
-def test_a_step_is_a_function_of_seed_step_and_rank() -> None:
+def test_a_step_is_a_function_of_seed_and_step() -> None:
     assert torch.equal(slices()[7]["a"], slices()[7]["a"])
-    for other in (slices(seed=2)[7], slices(rank=1)[7], slices()[8]):
+    for other in (slices(seed=2)[7], slices()[8]):
         assert not torch.equal(slices()[7]["b"], other["b"])
+
+
+def test_processes_share_the_batch_of_one() -> None:
+    """12 patches, 2 pieces, 3 processes: in every piece of 6 the second process has the third and the fourth."""
+    whole = slices(batch_size=12)[5]
+    shares = [slices(batch_size=12, rank=rank, processes=3, pieces=2)[5] for rank in range(3)]
+    for name, patches in whole.items():
+        assert torch.equal(shares[1][name], patches[[2, 3, 8, 9]]), name
+        pieces = [share[name].chunk(2)[piece] for piece in range(2) for share in shares]
+        assert torch.equal(torch.cat(pieces), patches), name
+    with pytest.raises(ValueError, match="cannot share 12 patches"):
+        slices(batch_size=12, processes=5)
 
 
 def test_loader_goes_on_where_it_is_told_with_any_number_of_workers() -> None:

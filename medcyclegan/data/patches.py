@@ -1,9 +1,9 @@
 """Patches for training, drawn from prepared volumes: slices, stacks of neighboring slices, or 3D boxes.
 
 A *patch* is (C, *spatial): one channel and two axes for a slice, 2 k + 1 channels for a slice with k neighbors on
-either side (2.5D), one channel and three axes for a box. What step s sees is a function of (seed, s, rank) alone: no
-state is kept, so a resumed training goes on as if it had not stopped, and the number of reading processes changes
-nothing.
+either side (2.5D), one channel and three axes for a box. What step s sees is a function of (seed, s) alone: no state is
+kept, so a resumed training goes on as if it had not stopped, and neither the number of reading processes nor that of
+training ones changes anything. Of several training processes, each cuts its own part of every batch.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PLANES: dict[str, int] = {
 CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
 TRIES = 20
+LEAST_FILLED = 0.25  # of a patch by the largest volume: below, the networks would mostly see background
 CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
 
 Floats = npt.NDArray[np.float32]
@@ -98,19 +99,25 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         b: cases of domain b; with `paired` the same patients in the same order, on the same grids.
         shape: of the patches. What is longer than the patch is cropped at random where the body is, what is shorter is
             placed at random and surrounded by background.
-        batch_size: patches of each domain.
+        batch_size: patches of each domain in a step, all processes together.
         steps: length of the training.
-        seed, rank: what the drawing depends on besides the step.
+        seed: what the drawing depends on besides the step.
+        rank, processes: which of how many training processes this is. Every batch is cut into `pieces` that are
+            worked through one after another, and each piece into one share per process: rank r has the r-th share of
+            every piece. Together the processes see what one alone would.
+        pieces: see above; gradient accumulation.
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
         matching: "off", "extent" or "vertex".
         paired: the patch of b is of the same patient and place as that of a.
         augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
 
-    Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape.
+    Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
+    the B patches of this process, piece by piece.
 
     Raises:
         InputError: if a case has nothing to learn from, or paired cases do not fit.
+        ValueError: if the batch cannot be cut like that.
     """
 
     def __init__(
@@ -123,6 +130,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         steps: int,
         seed: int,
         rank: int = 0,
+        processes: int = 1,
+        pieces: int = 1,
         minimum_body: float = 0.05,
         flip: bool = False,
         matching: Matching = "off",
@@ -134,7 +143,13 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
-        self.rank = rank
+        if not 0 <= rank < processes or pieces < 1 or batch_size % (processes * pieces):
+            raise ValueError(
+                f"rank {rank} of {processes} processes and {pieces} pieces cannot share {batch_size} patches"
+            )
+        share = batch_size // (processes * pieces)
+        # Positions in the batch, in its order: piece by piece, in each of them the share of this process.
+        self.own = {(piece * processes + rank) * share + i for piece in range(pieces) for i in range(share)}
         self.flip = flip
         self.matching = matching
         self.paired = paired
@@ -156,16 +171,21 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        random = np.random.default_rng([self.seed, self.rank, step])
+        random = np.random.default_rng([self.seed, 0, step])
         drawn: dict[str, list[npt.NDArray[np.generic]]] = {"a": [], "body_a": [], "b": [], "body_b": []}
-        for _ in range(self.batch_size):
-            for domain, (image, body) in self._draw(random).items():
+        for position in range(self.batch_size):
+            # Every process chooses all places, which costs nothing, and cuts its own patches only.
+            places = self._draw(random)
+            if position not in self.own:
+                continue
+            for domain, (case, middle, seed) in places.items():
+                image, body = self._patch(domain, self.cases[domain][case], middle, seed)
                 drawn[domain].append(image)
                 drawn[f"body_{domain}"].append(body)
         return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
-    def _draw(self, random: np.random.Generator) -> dict[str, tuple[Floats, Bools]]:
-        """One patch of each domain."""
+    def _draw(self, random: np.random.Generator) -> dict[str, tuple[int, int, int]]:
+        """For a patch of each domain: its case, its middle slice, and the seed of all else about it."""
         index = int(random.integers(len(self.cases["a"])))
         k = int(random.choice(self.slices["a"][index]))
         if self.paired:
@@ -175,11 +195,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             places = {"a": (index, k), "b": (other, self._matched(index, k, other, random))}
         # Paired patches go through the same random numbers, so that they stay the same place.
         seeds = dict.fromkeys(("a", "b"), int(random.integers(2**31))) if self.paired else {}
-        patches = {}
-        for domain, (case, middle) in places.items():
-            seed = seeds.get(domain, int(random.integers(2**31)))
-            patches[domain] = self._patch(domain, self.cases[domain][case], middle, seed)
-        return patches
+        # The default is drawn for pairs too.
+        return {d: (*place, seeds.get(d, int(random.integers(2**31)))) for d, place in places.items()}
 
     def _matched(self, index: int, k: int, other: int, random: np.random.Generator) -> int:
         eligible = self.slices["b"][other]
@@ -218,6 +235,37 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # the loader draws a number when it starts; not from the training's
         )
+
+
+def require_fitting(dataset: UnpairedPatches) -> None:
+    """Refuse a training whose batches or patches are out of proportion to its volumes, before it begins.
+
+    Raises:
+        InputError: if a batch holds more patches than a domain has slices to learn from, or even the largest volume
+            fills less than `LEAST_FILLED` of a patch.
+    """
+    problems = []
+    size, axis = dataset.shape.size, dataset.axis
+    for domain, cases in dataset.cases.items():
+        count = sum(len(slices) for slices in dataset.slices[domain])
+        if dataset.batch_size > count:
+            problems.append(
+                f"a step takes {dataset.batch_size} patches of {domain}, but its {len(cases)} volumes have only "
+                f"{count} slices with body; set training.batch_size (times accumulate and processes) to at most {count}"
+            )
+        shapes = [case.image.shape for case in cases]
+        if dataset.shape.spatial_dims == 2:
+            shapes = [tuple(n for i, n in enumerate(shape) if i != axis) for shape in shapes]
+        filled = [float(np.prod([min(n, m) / m for n, m in zip(shape, size, strict=True)])) for shape in shapes]
+        largest = int(np.argmax(filled))
+        if filled[largest] < LEAST_FILLED:
+            problems.append(
+                f"patches.size is {list(size)} voxels, but the largest volume of {domain}, {cases[largest].id}, has "
+                f"{list(shapes[largest])} along these axes: at least {100 * (1 - filled[largest]):.0f} % of every "
+                f"patch would be empty; set patches.size to at most {[-(-n // 16) * 16 for n in shapes[largest]]}, "
+                "or to null"
+            )
+    raise_all(problems, "the training does not fit its volumes:")
 
 
 def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:

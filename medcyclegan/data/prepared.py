@@ -80,6 +80,15 @@ class PreparedCohort:
     failed: dict[str, str]
     warnings: tuple[str, ...]
 
+    def fingerprint(self) -> str:
+        """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
+        digest = hashlib.blake2b(digest_size=16)
+        for group in ("a", "b"):
+            for case in self.cases[group]:
+                key = json.loads((case.folder / "case.json").read_text(encoding="utf-8"))["key"]
+                digest.update(json.dumps([group, case.id, key], sort_keys=True).encode())
+        return digest.hexdigest()
+
     def typical_scaler(self, domain: str) -> Scaler:
         """The median of the training volumes' scalers: what a translation into this domain is scaled back with."""
         scalers = [case.scaler for case in self.cases[domain]]

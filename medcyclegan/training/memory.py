@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from medcyclegan.training.objectives import Objective
+from medcyclegan.training.objectives import Images, Objective, Part, discriminator_parts, generator_parts
 
 # What the program itself holds once it computes: the interpreter, the libraries and their first allocations, or the
 # context of a GPU (read off processes of this program on Linux; that of CUDA is the usual order of magnitude).
@@ -47,7 +47,13 @@ class StepMemory:
 
 
 def predict_step_memory(
-    make_objective: Callable[[], Objective], batch: int, channels: int, size: Sequence[int], bf16: bool
+    make_objective: Callable[[], Objective],
+    batch: int,
+    channels: int,
+    size: Sequence[int],
+    *,
+    bf16: bool,
+    together: bool,
 ) -> StepMemory:
     """Predict what one training step takes.
 
@@ -57,25 +63,36 @@ def predict_step_memory(
         channels: of each image.
         size: spatial, voxels.
         bf16: whether convolutions run in bfloat16.
+        together: whether the independent parts of a step are computed side by side, see `training.lanes`.
     """
     with FakeTensorMode():
         objective = make_objective()
         images = {domain: torch.zeros(batch, channels, *size) for domain in ("a", "b")}
         bodies = {f"body_{domain}": torch.ones(batch, channels, *size, dtype=torch.bool) for domain in ("a", "b")}
         with _LiveStorages() as live:
-            autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-            with autocast:
-                losses, made = objective.generator_losses(images | bodies)
-            torch.stack(list(losses.values())).sum().backward()
-            del losses
-            made = {name: image.detach() for name, image in made.items()}
+            made = _carry_out(generator_parts(objective, images | bodies), bf16, together)
             real = {f"real_{domain}": image for domain, image in images.items()}
-            with autocast:
-                losses = objective.discriminator_losses(images | bodies, made | real)
-            torch.stack(list(losses.values())).sum().backward()
+            _carry_out(discriminator_parts(objective, images | bodies, made | real), bf16, together)
     weights = {name: _bytes(network) for name, network in objective.networks.items()}
     averaged = sum(weights[name] for name in objective.generators if name in objective.required)
     return StepMemory(states=STATES * sum(weights.values()) + averaged, activations=live.peak)
+
+
+def _carry_out(parts: Sequence[Part], bf16: bool, together: bool) -> Images:
+    """Forward and backward of all parts, one after the other or all forwards first; the images that were made."""
+    made: Images = {}
+    waiting: list[Tensor] = []
+    for part in parts:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses, images = part()
+        made |= {name: image.detach() for name, image in images.items()}
+        waiting.append(torch.stack(list(losses.values())).sum())
+        del losses, images
+        if not together:
+            waiting.pop().backward()
+    for total in waiting:
+        total.backward()
+    return made
 
 
 def _bytes(network: torch.nn.Module) -> int:

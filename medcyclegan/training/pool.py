@@ -7,9 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcyclegan import ranks
+
 
 class ImagePool:
     """Keeps up to `size` fakes; once full, each new fake is with probability 1/2 swapped for a stored one.
+
+    Of several processes that train together, each holds the same pool: it is fed the fakes of all of them, in the order
+    of the joint batch, and each takes its own share of the answer. So it is the pool that one process alone would have.
 
     Args:
         size: images kept; 0 hands every fake through.
@@ -29,7 +34,7 @@ class ImagePool:
         if self.size == 0:
             return fakes
         answer = []
-        for image in fakes:
+        for image in ranks.gathered(fakes):
             if len(self.images) < self.size:
                 self.images.append(image.clone())
                 answer.append(image)
@@ -39,7 +44,8 @@ class ImagePool:
                 self.images[index] = image.clone()
             else:
                 answer.append(image)
-        return torch.stack(answer)
+        rank, share = ranks.here()[0], len(fakes)
+        return torch.stack(answer[rank * share : (rank + 1) * share])
 
     def state_dict(self) -> dict[str, Any]:
         return {"images": [image.cpu() for image in self.images], "random": self.random.get_state()}

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Trainer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from medcyclegan import ranks
 from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.training.lanes import Lanes
-from medcyclegan.training.objectives import Images, Losses, Objective, Part, discriminator_parts, generator_parts
+from medcyclegan.training.objectives import Images, Losses, Objective, discriminator_parts, generator_parts
 
 
 def bf16_is_safe(device: torch.device) -> bool:
@@ -64,18 +69,46 @@ class ExponentialMovingAverage:
             torch._foreach_lerp_(list(self.averages[name].parameters()), list(network.parameters()), weight)
 
 
+class Half(nn.Module):
+    """What one half of a step computes, as a module of the networks that it trains.
+
+    `DistributedDataParallel` joins the gradients of the module it wraps after one forward and one backward; this is
+    that one forward, however often the objective runs each network in it.
+
+    Args:
+        objective: whose losses it computes.
+        role: "generators" or "discriminators".
+    """
+
+    def __init__(self, objective: Objective, role: str) -> None:
+        super().__init__()
+        self.role = role
+        self.objective = objective
+        names = objective.generators if role == "generators" else objective.discriminators
+        self.trained = nn.ModuleDict({name: objective.networks[name] for name in names})
+
+    def forward(self, batch: Images, images: Images) -> tuple[Losses, Images]:
+        """The weighted losses of a batch, and the images made for them (none by discriminators), detached."""
+        if self.role == "discriminators":
+            return self.objective.discriminator_losses(batch, images), {}
+        losses, made = self.objective.generator_losses(batch)
+        return losses, {name: image.detach() for name, image in made.items()}
+
+
 class CycleGANTrainer(Trainer):
     """Runs an objective for a number of steps: generators first, then discriminators, then the averages.
 
     Every MONAI and ignite handler can be attached. One iteration is one step, and the whole training is one epoch.
     `engine.state.output` holds the weighted losses as detached tensors, and so do `engine.losses` and `engine.images`,
-    those and the images of the last whole step.
+    those and the images of the last whole step. Within `ranks.joined` the processes train together: gradients and
+    losses are means over all of them, and images are those of this one.
 
     Args:
         device: where the networks compute; the objective's networks are moved there.
         objective: what is minimized.
-        loader: batches {"a": (B, C, *spatial), "b": ...} from the first step that is still to do.
+        loader: batches {"a": (B, C, *spatial), "b": ...} of this process from the first step that is still to do.
         steps: length of the whole training.
+        accumulate: equal pieces of a batch that are worked through one after another, before one step of the optimizer.
         learning_rate, betas: of Adam.
         decay_start: share of the steps at constant rate, before its linear decay.
         ema_decay: of the averaged generators.
@@ -95,10 +128,13 @@ class CycleGANTrainer(Trainer):
         decay_start: float = 0.5,
         ema_decay: float = 0.999,
         bf16: bool = False,
+        accumulate: int = 1,
         train_handlers: Sequence[Any] = (),
     ) -> None:
         self.objective = objective
         self.bf16 = bf16
+        self.accumulate = accumulate
+        self.best: dict[str, float] | None = None  # "step" and "score" of the best validation so far
         self.images: Images = {}
         self.losses: Losses = {}
         self.interrupted = False
@@ -120,6 +156,7 @@ class CycleGANTrainer(Trainer):
             role: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_decay(step, steps, decay_start))
             for role, optimizer in self.optimizers.items()
         }
+        self.joined = _joined(objective, self.optimizers) if ranks.here()[1] > 1 else {}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
         self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
         super().__init__(
@@ -131,32 +168,67 @@ class CycleGANTrainer(Trainer):
             decollate=False,
             handlers=list(train_handlers),
         )
-        # Only here: ignite would also stop between counting a step and doing it.
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
-        generator_losses, images = self._descend("generators", generator_parts(self.objective, batch))
-        self.images = {f"real_{d}": batch[d] for d in ("a", "b")} | images
-        discriminator_losses, _ = self._descend(
-            "discriminators", discriminator_parts(self.objective, batch, self.images)
-        )
+        pieces = [
+            dict(zip(batch, piece, strict=True))
+            for piece in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
+        ]
+        generator_losses, made = self._descend("generators", [(piece, {}) for piece in pieces])
+        images = [
+            {f"real_{d}": piece[d] for d in ("a", "b")} | fakes for piece, fakes in zip(pieces, made, strict=True)
+        ]
+        discriminator_losses, _ = self._descend("discriminators", list(zip(pieces, images, strict=True)))
         self.ema.update(self.state.iteration)
+        self.images = {name: torch.cat([piece[name] for piece in images]) for name in images[0]}
         self.losses = generator_losses | discriminator_losses
         return self.losses
 
-    def _stop_if_asked(self, engine: Any) -> None:
-        if self.interrupted:
-            self.terminate()
-
-    def _descend(self, role: str, parts: list[Part]) -> tuple[Losses, Images]:
+    def _descend(self, role: str, pieces: list[tuple[Images, Images]]) -> tuple[Losses, list[Images]]:
+        """One step of a role's optimizer on the mean over the pieces: its losses, and the images of each piece."""
         optimizer = self.optimizers[role]
         optimizer.zero_grad(set_to_none=True)
-        with self._training(role):
-            losses, images = self.lanes.differentiate(parts, optimizer.param_groups[0]["params"])
+        totals: Losses = {}
+        made = []
+        for number, (batch, images) in enumerate(pieces, start=1):
+            with self._training(role):
+                losses, fakes = self._differentiate(role, batch, images, 1 / len(pieces), number == len(pieces))
+            made.append(fakes)
+            for name, loss in losses.items():
+                share = loss / len(pieces)
+                totals[name] = totals[name] + share if name in totals else share
+        totals = _mean_over_processes(totals)
         optimizer.step()
         self.schedulers[role].step()
-        return losses, images
+        return totals, made
+
+    def _differentiate(
+        self, role: str, batch: Images, images: Images, share: float, last: bool
+    ) -> tuple[Losses, Images]:
+        """Add the gradients of `share` times a piece's losses to those of the role's networks."""
+        joined = self.joined.get(role)
+        if joined is None:
+            of_generators = role == "generators"
+            parts = (
+                generator_parts(self.objective, batch)
+                if of_generators
+                else discriminator_parts(self.objective, batch, images)
+            )
+            return self.lanes.differentiate(parts, self.optimizers[role].param_groups[0]["params"], share)
+        # Processes join their gradients once, after the last piece; `no_sync` must hold the forward too.
+        with nullcontext() if last else joined.no_sync():
+            with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.bf16):
+                losses, fakes = joined(batch, images)
+            (share * torch.stack(list(losses.values())).sum()).backward()
+        return {name: loss.detach() for name, loss in losses.items()}, fakes
+
+    def _agree_to_stop(self, engine: Any) -> None:
+        """Stop where any process was asked to; the others wait here for the one that writes."""
+        wanted = ranks.largest(2 if self.interrupted else 1 if self.should_terminate else 0)
+        if wanted:
+            self.interrupted = wanted == 2
+            self.terminate()
 
     @contextmanager
     def _training(self, role: str) -> Iterator[None]:
@@ -175,10 +247,14 @@ class CycleGANTrainer(Trainer):
         """Train until the last step or an interruption.
 
         Ctrl-C (SIGINT) and SIGTERM let the current step finish, so that what is saved is a whole step; a second Ctrl-C
-        stops at once. `interrupted` tells afterwards.
+        stops at once, unless several processes train together. `interrupted` tells afterwards.
         """
         if self.state.iteration >= self.state.epoch_length:
             return
+        # Only after a step: ignite would also stop between counting a step and doing it. Attached last, because the
+        # first process's other handlers write, and the others must not run ahead into a step that it is not in.
+        if not self.has_event_handler(self._agree_to_stop):
+            self.add_event_handler(Events.ITERATION_COMPLETED, self._agree_to_stop)
         with self._stop_signals():
             super().run()
 
@@ -189,7 +265,8 @@ class CycleGANTrainer(Trainer):
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
+            # torchrun passes a signal on that its processes have got already; it ends them itself if they take long.
+            if self.interrupted and ranks.here()[1] == 1:
                 raise KeyboardInterrupt
             self.interrupted = True
 
@@ -202,33 +279,65 @@ class CycleGANTrainer(Trainer):
 
     def snapshot(self) -> dict[str, Any]:
         """Everything from which training goes on bit for bit, as tensors and plain data."""
-        random: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        states: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate()}
+        _, key, *rest = np.random.get_state()  # noqa: NPY002  the global one is what parts from elsewhere use
+        states["numpy"] = (torch.from_numpy(np.array(key, dtype=np.int64)), *rest)
         if self.state.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.state.device)
+            states["cuda"] = torch.cuda.get_rng_state(self.state.device)
         return {
             "step": self.state.iteration,
+            "best": self.best,
             "networks": {name: network.state_dict() for name, network in self.objective.networks.items()},
             "ema": {name: network.state_dict() for name, network in self.ema.averages.items()},
             "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
             "schedulers": {role: {"step": s.last_epoch} for role, s in self.schedulers.items()},
             "objective": self.objective.state_dict(),
-            "random": random,
+            "random": states,
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to where `snapshot` was taken. The loader must begin at its step."""
+        """Go back to where `snapshot` was taken. The loader must begin at its step.
+
+        Settings of the optimizers and schedules are those that this trainer was made with, which may be others.
+        """
         device = self.state.device
         for name, state in snapshot["networks"].items():
             self.objective.networks[name].load_state_dict(state)
         for name, state in snapshot["ema"].items():
             self.ema.averages[name].load_state_dict(state)
         for role, optimizer in self.optimizers.items():
+            settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(snapshot["optimizers"][role])
             scheduler = self.schedulers[role]
             scheduler.last_epoch = snapshot["schedulers"][role]["step"]
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)
+                factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+                group["lr"] = group["initial_lr"] * factor
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
         self.objective.load_state_dict(snapshot["objective"], device)
         torch.set_rng_state(snapshot["random"]["cpu"])
+        if "python" in snapshot["random"]:
+            version, key, gauss = snapshot["random"]["python"]
+            random.setstate((version, tuple(key), gauss))
+            key, *rest = snapshot["random"]["numpy"]
+            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         if "cuda" in snapshot["random"] and device.type == "cuda":
             torch.cuda.set_rng_state(snapshot["random"]["cuda"], device)
+        self.best = snapshot.get("best")
         self.state.iteration = snapshot["step"]
+
+
+def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, DistributedDataParallel]:
+    """For each role, its half of a step, which joins its gradients with those of the other processes."""
+    # A network from elsewhere may have weights that a step leaves out; torch warns where there are none, as usual.
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
+    # The device is left to the networks, and everybody begins with the first process's weights.
+    return {role: DistributedDataParallel(Half(objective, role), find_unused_parameters=True) for role in roles}
+
+
+def _mean_over_processes(losses: Losses) -> Losses:
+    if ranks.here()[1] == 1:
+        return losses
+    means = ranks.mean(torch.stack([loss.float() for loss in losses.values()]))
+    return dict(zip(losses, means.unbind(), strict=True))

@@ -1,0 +1,154 @@
+"""Trainings in processes of their own, which tests kill and join.
+
+As a script it imports the program once and forks every training from there, because a start takes longer than a tiny
+training. Given the folder of a prepared cohort and one to write to, it prints one JSON object.
+
+    python tests/processes.py kill PREPARED FOLDER     one training undisturbed, and one killed again and again
+    python tests/processes.py join PREPARED FOLDER     one process, two, two of which one dies, and what remains of it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+
+from medcyclegan import build, config
+
+NETWORKS = {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}}
+KILLS = 21
+STEPS = 90
+
+
+def tiny(prepared: str, pool_size: int = 2, **training: Any) -> config.Experiment:
+    every = {"log_every": 1, "picture_every": 1000, "checkpoint_every": 1, "precision": "float32"}
+    content = {
+        "model": NETWORKS,
+        "objective": {"pool_size": pool_size},
+        "training": every | training,
+        "patches": {"size": [32, 32]},
+        "data": {"prepared": prepared},
+    }
+    return config.parse(content, "the test")
+
+
+def forked(action: Callable[[], Any], log: Path | None = None, environment: dict[str, str] | None = None) -> int:
+    """Begin `action` in a process of its own; its exit code is 0, or 1 with the message in `log`."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.environ.update(environment or {})
+        action()
+        code = 0
+    except BaseException as error:
+        if log is not None:
+            log.write_text(f"{type(error).__name__}: {error}")
+        if log is None:
+            traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(process: int) -> int:
+    """Wait for a process; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def kill(prepared: str, folder: Path) -> dict[str, Any]:
+    experiment = tiny(prepared, steps=STEPS)
+    whole = ended(forked(lambda: build.train(experiment, folder / "whole", device="cpu")))
+    run, dice = folder / "killed", random.Random(0)
+    killed: list[str] = []
+
+    def go_on() -> None:
+        begun = any((run / name).exists() for name in ("checkpoint.pt", "config.yaml"))
+        build.resume(run, device="cpu") if begun else build.train(experiment, run, device="cpu")
+
+    while len(killed) < KILLS:
+        before = _partial(run)  # what an earlier kill left
+        process = forked(go_on)
+        # Every third time while a checkpoint is being written, else a random while after a random number of them.
+        saving, saves = len(killed) % 3 == 2, dice.randrange(4) if killed else 0
+        pause, seen, done = dice.uniform(0, 0.1), _written(run), 0
+        while done < saves or (saving and not _partial(run) - before):
+            if os.waitpid(process, os.WNOHANG)[0]:
+                raise SystemExit(f"the training ended after {len(killed)} kills")
+            done, seen = done + (_written(run) != seen), _written(run)
+            time.sleep(0.0005)
+        if not saving:
+            time.sleep(pause)
+        os.kill(process, signal.SIGKILL)
+        ended(process)
+        killed.append("saving" if _partial(run) - before else "between")
+    last = ended(forked(go_on))
+    return {"whole": whole, "last": last, "kills": killed, "left": [path.name for path in run.glob(".partial-*")]}
+
+
+def _written(run: Path) -> int:
+    return (run / "checkpoint.pt").stat().st_mtime_ns if (run / "checkpoint.pt").exists() else 0
+
+
+def _partial(run: Path) -> set[str]:
+    """Checkpoints that are being written, or were."""
+    return {path.name for path in run.glob(".partial-*-checkpoint.pt")}
+
+
+class Dies:
+    """Ends its process without a word while a step is computed."""
+
+    def __init__(self, rank: str, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.step), self)
+
+    def __call__(self, engine: Any) -> None:
+        if os.environ["RANK"] == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def together(action: Callable[[], Any], processes: int, folder: Path) -> list[int]:
+    """The exit codes of `action` in several processes, connected as by torchrun; their errors in `rank-<rank>.log`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place["GLOO_SOCKET_IFNAME"] = "lo"
+    ranks = [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = [forked(action, folder / f"rank-{here['RANK']}.log", here) for here in ranks]
+    return [ended(process) for process in started]
+
+
+def join(prepared: str, folder: Path) -> dict[str, Any]:
+    one = tiny(prepared, steps=6, batch_size=4)
+    two = tiny(prepared, steps=6, accumulate=2)  # two processes, two pieces of one patch each
+    codes = {"one": [ended(forked(lambda: build.train(one, folder / "one", device="cpu")))]}
+    codes["two"] = together(lambda: build.train(two, folder / "two", device="cpu"), 2, folder)
+    for run in ("again", "alone"):
+        begun = time.monotonic()
+        codes[f"{run} died"] = together(
+            lambda run=run: build.train(two, folder / run, device="cpu", handlers=[Dies("1", 4)]), 2, folder
+        )
+        seconds = time.monotonic() - begun
+    codes["again"] = together(lambda: build.resume(folder / "again", device="cpu"), 2, folder)
+    codes["alone"] = [ended(forked(lambda: build.resume(folder / "alone", device="cpu")))]
+    return {"codes": codes, "seconds": seconds, "told": (folder / "rank-0.log").read_text()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps({"kill": kill, "join": join}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))))
