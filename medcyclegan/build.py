@@ -157,7 +157,6 @@ def train(
 
         prepared = ranks.first_then_all(begin, lambda: open_prepared(experiment.data.prepared or run / "prepared"))
         resolved = _resolve(experiment, prepared)
-        _require_memory(resolved, where)
         trainer = make_trainer(resolved, prepared, run, where, handlers=handlers, given=_given(experiment))
         if ranks.is_first():
             _save_config(resolved, run)
@@ -352,6 +351,7 @@ def make_trainer(
     shape = Shape(patches.size, patches.plane, patches.neighbors)
     objective = make_objective(experiment, _windows(experiment))
     _require_large_enough(objective, patches.size)
+    _require_memory(experiment, device)
     rank, processes = ranks.here()
     batch, pieces = _shares(settings, processes, checkpoint)
     dataset = UnpairedPatches(

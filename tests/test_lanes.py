@@ -92,8 +92,8 @@ def test_parts_that_draw_random_numbers_stay_in_turn_and_repeat() -> None:
 
 def test_random_numbers_that_come_late_are_told() -> None:
     weight = nn.Parameter(torch.ones(3))
-    lanes = Lanes(CPU)
-    lanes.cores = 2
+    with cores(2):
+        lanes = Lanes(CPU)
     quiet = [lambda: ({"x": weight.sum()}, {}), lambda: ({"y": weight.square().sum()}, {})]
     lanes.differentiate(quiet, [weight])
     assert lanes.together and torch.equal(weight.grad, torch.full((3,), 3.0))  # d(w + w^2)/dw at 1
