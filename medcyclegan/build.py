@@ -21,7 +21,9 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.datalist import Cohort, from_folders, from_json
 from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared, prepare_cohort
+from medcyclegan.data.probe import probe_patches
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
@@ -37,10 +39,14 @@ from medcyclegan.registry import (
     RECONSTRUCTION_LOSSES,
     STRUCTURE_LOSSES,
 )
-from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.checkpoint import BEST_NAME, FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.guards import FiniteGuard, SaturationGuard, TranslationGuards, undecided_loss
+from medcyclegan.training.mlflow import attach_mlflow
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.recorder import RunRecorder
+from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
+from medcyclegan.training.validation import Probe, Validation, require_not_exhausted
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
@@ -62,6 +68,8 @@ class TrainingResult:
     seconds: float
     precision: str
     interrupted: bool
+    stopped_early: bool = False  # by training.patience
+    best: dict[str, Any] | None = None  # "step", "score" and "name" of the score
 
 
 def choose_device(name: str) -> torch.device:
@@ -132,6 +140,9 @@ def resume(run: Path, *, device: str = "auto", handlers: Any = (), allow: Iterab
     prepared = open_prepared(Path(str(experiment.data.prepared)))
     _resolve(experiment, prepared)
     trainer = make_trainer(experiment, prepared, run, choose_device(device), checkpoint, handlers)
+    validation = trainer.companions["validation"]
+    if isinstance(validation, Validation):
+        require_not_exhausted(validation, checkpoint["step"])
     return _run(trainer, experiment, run)
 
 
@@ -206,23 +217,38 @@ def make_trainer(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         betas=settings.betas,
-        decay_start=settings.decay_start,
+        learning_rate_discriminator=settings.learning_rate_discriminator,
+        schedule=Schedule(
+            settings.schedule,
+            steps=settings.steps,
+            decay_start=settings.decay_start,
+            warmup=settings.warmup,
+            plateau_patience=settings.plateau_patience,
+            plateau_factor=settings.plateau_factor,
+        ),
+        gradient_clip=settings.gradient_clip,
         ema_decay=settings.ema_decay,
         bf16=_wants_bf16(settings.precision, device),
     )
-    if checkpoint:
-        trainer.restore(checkpoint)
     domains = _describe_domains(experiment, prepared)
-    RunRecorder(
+    header = {"program": _versions(), "experiment": experiment.to_dict(), "domains": domains}
+    checkpoints = CheckpointHandler(run / FILE_NAME, header, settings.checkpoint_every)
+    recorder = RunRecorder(
         run,
         log_every=settings.log_every,
         picture_every=settings.picture_every,
         picture_batch=_picture_batch(prepared, shape),
         window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
-        validate=_validation(prepared, trainer, shape, domains["b"]),
-    ).attach(trainer)
-    header = {"program": _versions(), "experiment": experiment.to_dict(), "domains": domains}
-    CheckpointHandler(run / FILE_NAME, header, settings.checkpoint_every).attach(trainer)
+        batch_size=settings.batch_size,
+    )
+    _attach_guards(trainer, recorder, dataset, run, settings)
+    recorder.attach(trainer)
+    _attach_validation(trainer, recorder, checkpoints, prepared, shape, domains, settings)
+    checkpoints.attach(trainer)
+    if settings.mlflow is not None:
+        attach_mlflow(trainer, settings.mlflow, run, experiment.to_dict(), settings.log_every)
+    if checkpoint:
+        trainer.restore(checkpoint)
     for handler in handlers:
         handler.attach(trainer)
     return trainer
@@ -237,6 +263,7 @@ def load_translator(
     others: Sequence[str | Path] = (),
     statistics: Statistics = "window",
     allow: Iterable[str] = (),
+    checkpoint: str = "last",
 ) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.
 
@@ -248,6 +275,8 @@ def load_translator(
         others: further runs or checkpoints to fuse with.
         statistics: of instance norms, see `inference.statistics`.
         allow: modules or packages of your own from which the checkpoint may name a network; importing runs their code.
+        checkpoint: of a run, "last" or "best", that of the best validation; of no meaning for a checkpoint file. It
+            holds for `others` too.
 
     Raises:
         InputError: if the path holds no checkpoint of ours, or names a network from elsewhere.
@@ -259,7 +288,8 @@ def load_translator(
     if direction not in ("ab", "ba"):
         raise InputError(f"direction is 'ab' or 'ba', got '{direction}'.")
     where = choose_device(device)
-    content = load_checkpoint(Path(path), allow)
+    path = choose_checkpoint(Path(path), checkpoint)
+    content = load_checkpoint(path, allow)
     experiment = config.parse(content["experiment"], f"the config in {path}")
     name = f"gen_{direction}"
     if name not in content["ema"]:
@@ -294,10 +324,30 @@ def load_translator(
         backward=backward,
         cohort=source.get("cohort"),
         others=[
-            load_translator(other, direction=direction, device=device, statistics=statistics, allow=allow)
+            load_translator(
+                other, direction=direction, device=device, statistics=statistics, allow=allow, checkpoint=checkpoint
+            )
             for other in others
         ],
     )
+
+
+def choose_checkpoint(path: Path, which: str) -> Path:
+    """The file of a run's "last" or "best" checkpoint; a file is given back as it is.
+
+    Raises:
+        InputError: for another word, or a run without a best checkpoint.
+    """
+    if which not in ("last", "best"):
+        raise InputError(f"checkpoint is 'last' or 'best', got '{which}'.")
+    if not path.is_dir() or which == "last":
+        return path
+    if not (path / BEST_NAME).is_file():
+        raise InputError(
+            f"the run {path} holds no {BEST_NAME}: nothing was validated yet, or a guard objected every time.",
+            "Take --checkpoint last.",
+        )
+    return path / BEST_NAME
 
 
 def _description(target: str, path: Path, step: int) -> str:
@@ -486,10 +536,73 @@ def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
     return batch
 
 
-def _validation(
+def _attach_guards(
+    trainer: CycleGANTrainer, recorder: RunRecorder, dataset: UnpairedPatches, run: Path, settings: config.Training
+) -> None:
+    finite = FiniteGuard(
+        every=settings.log_every,
+        checkpoint=lambda: load_checkpoint(run) if (run / FILE_NAME).exists() else None,
+        # Step n is item n - 1 of the data.
+        describe=lambda step: dataset.describe(step - 1),
+        report=recorder.report,
+    )
+    trainer.companions["finite"] = finite
+    finite.attach(trainer)
+    adversarial = getattr(trainer.objective, "adversarial", None)
+    undecided = undecided_loss(adversarial) if adversarial is not None else None
+    if undecided is not None:
+        recorder.saturation = SaturationGuard(undecided, recorder.report)
+        trainer.companions["saturation"] = recorder.saturation
+
+
+def _attach_validation(
+    trainer: CycleGANTrainer,
+    recorder: RunRecorder,
+    checkpoints: CheckpointHandler,
+    prepared: PreparedCohort,
+    shape: Shape,
+    domains: dict[str, dict[str, Any]],
+    settings: config.Training,
+) -> None:
+    patches = {domain: probe_patches(prepared.cases[domain], shape) for domain in ("a", "b")}
+    probe = Probe({d: image for d, (image, _) in patches.items()}, {d: body for d, (_, body) in patches.items()})
+    scalers = {domain: Scaler.from_dict(domains[domain]["scaler"]) for domain in ("a", "b")}
+
+    def record(step: int, values: dict[str, float], images: dict[str, Tensor]) -> None:
+        shown = {f"real_{d}": probe.real[d][probe.bodies[d]] for d in ("a", "b")}
+        for name in ("fake_a", "fake_b"):
+            if name in images:
+                shown[name] = images[name][probe.bodies["a" if name == "fake_b" else "b"]]
+        unit = {d: "HU" if domains[d]["preparation"]["modality"] == "CT" else "intensity" for d in ("a", "b")}
+        recorder.validation(
+            step,
+            values,
+            {f"{n}, {unit[n[-1]]}": torch.from_numpy(scalers[n[-1]].undo(s.numpy())) for n, s in shown.items()},
+        )
+
+    validation = Validation(
+        every=settings.validate_every or settings.picture_every,
+        probe=probe,
+        score_pairs=_score_pairs(prepared, trainer, shape, domains["b"]),
+        guards=TranslationGuards(probe.real, probe.bodies, recorder.report),
+        schedule=trainer.schedule,
+        save_best=checkpoints.save_best,
+        record=record,
+        report=recorder.report,
+        patience=settings.patience,
+    )
+    trainer.companions["validation"] = validation
+    validation.attach(trainer)
+
+
+def _score_pairs(
     prepared: PreparedCohort, trainer: CycleGANTrainer, shape: Shape, target: dict[str, Any]
 ) -> Callable[[], dict[str, float]] | None:
-    """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit."""
+    """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit.
+
+    It is `evaluate`'s, on the working grid; against `convert` and `evaluate` it lacks the resampling onto the source
+    grid and the rounding to whole HU.
+    """
     pairs = list(zip(prepared.cases["pairs_a"], prepared.cases["pairs_b"], strict=True))
     if not pairs:
         return None
@@ -507,8 +620,9 @@ def _validation(
             plane=shape.plane,
             neighbors=shape.neighbors,
         )
-        inside = np.asarray(b.body)
-        return float(np.abs(scaler.undo(values[inside]) - b.scaler.undo(b.image[inside])).mean())
+        reference = b.scaler.undo(np.asarray(b.image))
+        limits = (float(scaler.low), float(scaler.high))
+        return mae(reference, scaler.undo(values), np.asarray(b.body), limits).value
 
     return lambda: {"mae": float(np.mean([error(a, b) for a, b in pairs]))}
 
@@ -524,6 +638,8 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> Trainin
         seconds=time.monotonic() - started,
         precision="bf16" if trainer.bf16 else "float32",
         interrupted=trainer.interrupted,
+        stopped_early=getattr(trainer.companions.get("validation"), "exhausted", False),
+        best=trainer.best,
     )
 
 

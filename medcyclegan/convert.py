@@ -78,6 +78,7 @@ def convert(
     device: str = "auto",
     progress: Progress | None = None,
     allow: Iterable[str] = (),
+    which: str = "last",
 ) -> Conversion:
     """Translate files and folders of volumes; a case that fails is listed and the others go on.
 
@@ -98,6 +99,7 @@ def convert(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         progress: watches the slices.
         allow: as in `load_translator`.
+        which: checkpoint of a run, "last" or "best", as in `load_translator`.
 
     Raises:
         InputError: nothing can be converted as asked; nothing is written then.
@@ -114,6 +116,7 @@ def convert(
         others=others,
         statistics=statistics,
         allow=allow,
+        checkpoint=which,
     )
     files = _inputs(inputs)
     targets = _targets(files, output, file_format, translator.modality)

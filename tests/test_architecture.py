@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "inference": GROUND | {"io", "transforms", "losses"},
     "evaluation": GROUND | {"io", "transforms", ""},
     "report": GROUND | {"evaluation", "io", "transforms", ""},
-    "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
+    "build": GROUND
+    | {"config", "data", "evaluation", "inference", "io", "training", "transforms", "networks", "losses", ""},
     "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},

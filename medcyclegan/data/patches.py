@@ -164,8 +164,25 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
                 drawn[f"body_{domain}"].append(body)
         return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
+    def describe(self, step: int) -> str:
+        """The cases and positions that item `step` shows, in words."""
+        random = np.random.default_rng([self.seed, self.rank, step])
+        what = "box around axial slice" if self.shape.spatial_dims == 3 else f"{self.shape.plane} slice"
+        shown = []
+        for _ in range(self.batch_size):
+            for domain, (case, middle, _) in self._choose(random).items():
+                shown.append(f"case {self.cases[domain][case].id} of {domain} ({what} {middle} of the working grid)")
+        return ", ".join(shown)
+
     def _draw(self, random: np.random.Generator) -> dict[str, tuple[Floats, Bools]]:
         """One patch of each domain."""
+        return {
+            domain: self._patch(domain, self.cases[domain][case], middle, seed)
+            for domain, (case, middle, seed) in self._choose(random).items()
+        }
+
+    def _choose(self, random: np.random.Generator) -> dict[str, tuple[int, int, int]]:
+        """Domain -> index of the case, its slice, and the seed of all further chance."""
         index = int(random.integers(len(self.cases["a"])))
         k = int(random.choice(self.slices["a"][index]))
         if self.paired:
@@ -175,11 +192,11 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             places = {"a": (index, k), "b": (other, self._matched(index, k, other, random))}
         # Paired patches go through the same random numbers, so that they stay the same place.
         seeds = dict.fromkeys(("a", "b"), int(random.integers(2**31))) if self.paired else {}
-        patches = {}
+        chosen = {}
         for domain, (case, middle) in places.items():
             seed = seeds.get(domain, int(random.integers(2**31)))
-            patches[domain] = self._patch(domain, self.cases[domain][case], middle, seed)
-        return patches
+            chosen[domain] = (case, middle, seed)
+        return chosen
 
     def _matched(self, index: int, k: int, other: int, random: np.random.Generator) -> int:
         eligible = self.slices["b"][other]

@@ -28,11 +28,12 @@ from ignite.engine import Engine, Events
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
 from medcyclegan.registry import require_trusted
-from medcyclegan.training.guards import require_finite
+from medcyclegan.training.guards import weights_are_finite
 
 FORMAT = "medcyclegan-checkpoint"
 VERSION = 1
 FILE_NAME = "checkpoint.pt"
+BEST_NAME = "best.pt"  # of the step whose validation was the best
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -99,6 +100,13 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        # Checked here too, so that a damaged state never replaces a good one.
-        require_finite({name: float(loss) for name, loss in engine.losses.items()}, engine.state.iteration)
-        save_checkpoint({**self.header, **engine.snapshot()}, self.path)
+        self._save(engine, self.path)
+
+    def save_best(self, engine: Any) -> None:
+        """Write the state as the best so far, beside the newest."""
+        self._save(engine, self.path.with_name(BEST_NAME))
+
+    def _save(self, engine: Any, path: Path) -> None:
+        # A damaged state never replaces a good one; it is the guards that say so and go back to this file.
+        if weights_are_finite([engine.objective.networks, *engine.ema.averages.values()]):
+            save_checkpoint({**self.header, **engine.snapshot()}, path)

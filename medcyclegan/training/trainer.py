@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Events
@@ -16,7 +16,9 @@ from monai.engines import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medcyclegan.training.objectives import Images, Losses, Objective
+from medcyclegan.training.guards import guarded_step
+from medcyclegan.training.objectives import Images, Losses, Objective, at_step
+from medcyclegan.training.schedules import Schedule
 
 
 def bf16_is_safe(device: torch.device) -> bool:
@@ -30,11 +32,12 @@ def bf16_is_safe(device: torch.device) -> bool:
     return False
 
 
-def linear_decay(step: int, steps: int, decay_start: float) -> float:
-    """Factor of the learning rate at `step`: 1, then from the share `decay_start` of the steps linearly to 0."""
-    remaining = steps - step
-    decaying = steps - int(decay_start * steps)
-    return min(1.0, remaining / max(1, decaying))
+class Stateful(Protocol):
+    """Something around the loop whose state belongs to the snapshot: plain data and tensors on the CPU."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class ExponentialMovingAverage:
@@ -67,7 +70,12 @@ class CycleGANTrainer(Trainer):
 
     Every MONAI and ignite handler can be attached. One iteration is one step, and the whole training is one epoch.
     `engine.state.output` holds the weighted losses as detached tensors, and so do `engine.losses` and `engine.images`,
-    those and the images of the last whole step.
+    those and the images of the last whole step. Updates whose losses or gradients are not finite are left out on the
+    device; `engine.finite` tells of the last step, as tensors.
+
+    Attributes:
+        best: {"step", "score"} of the best validation so far, None before the first.
+        companions: name -> what else belongs to the snapshot, such as a guard; add to it before `restore`.
 
     Args:
         device: where the networks compute; the objective's networks are moved there.
@@ -75,7 +83,10 @@ class CycleGANTrainer(Trainer):
         loader: batches {"a": (B, C, *spatial), "b": ...} from the first step that is still to do.
         steps: length of the whole training.
         learning_rate, betas: of Adam.
-        decay_start: share of the steps at constant rate, before its linear decay.
+        learning_rate_discriminator: of the discriminators' Adam; None: the same (with another one it is the two
+            time-scale update rule of Heusel et al. 2017).
+        schedule: how the rates change; None: constant, and linear decay over the second half of the steps.
+        gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
         ema_decay: of the averaged generators.
         bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
         train_handlers: ignite handlers.
@@ -90,7 +101,9 @@ class CycleGANTrainer(Trainer):
         steps: int,
         learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
-        decay_start: float = 0.5,
+        learning_rate_discriminator: float | None = None,
+        schedule: Schedule | None = None,
+        gradient_clip: float | None = None,
         ema_decay: float = 0.999,
         bf16: bool = False,
         train_handlers: Sequence[Any] = (),
@@ -99,19 +112,27 @@ class CycleGANTrainer(Trainer):
         self.bf16 = bf16
         self.images: Images = {}
         self.losses: Losses = {}
+        self.finite: Losses = {}
         self.interrupted = False
+        self.best: dict[str, Any] | None = None
+        self.schedule = schedule or Schedule(steps=steps)
+        self.gradient_clip = gradient_clip
+        self.companions: dict[str, Stateful] = {"schedule": self.schedule}
         networks = objective.networks.to(device)
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
-                lr=learning_rate,
+                lr=rate,
                 betas=betas,
                 fused=device.type in ("cpu", "cuda"),
             )
-            for role, names in (("generators", objective.generators), ("discriminators", objective.discriminators))
+            for role, names, rate in (
+                ("generators", objective.generators, learning_rate),
+                ("discriminators", objective.discriminators, learning_rate_discriminator or learning_rate),
+            )
         }
         self.schedulers = {
-            role: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_decay(step, steps, decay_start))
+            role: torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
             for role, optimizer in self.optimizers.items()
         }
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
@@ -131,6 +152,8 @@ class CycleGANTrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
         autocast = torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.bf16)
+        at_step(self.objective, self.state.iteration)
+        self.finite = {}
 
         with self._training("generators"):
             with autocast:
@@ -156,7 +179,7 @@ class CycleGANTrainer(Trainer):
         optimizer = self.optimizers[role]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
+        self.finite |= guarded_step(optimizer, losses, self.gradient_clip, role)
         self.schedulers[role].step()
 
     @contextmanager
@@ -214,22 +237,37 @@ class CycleGANTrainer(Trainer):
             "schedulers": {role: {"step": s.last_epoch} for role, s in self.schedulers.items()},
             "objective": self.objective.state_dict(),
             "random": random,
+            "best": self.best,
+            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to where `snapshot` was taken. The loader must begin at its step."""
-        device = self.state.device
+        self._restore_networks(snapshot)
+        for role, optimizer in self.optimizers.items():
+            scheduler = self.schedulers[role]
+            scheduler.last_epoch = snapshot["schedulers"][role]["step"]
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        torch.set_rng_state(snapshot["random"]["cpu"])
+        if "cuda" in snapshot["random"] and self.state.device.type == "cuda":
+            torch.cuda.set_rng_state(snapshot["random"]["cuda"], self.state.device)
+        self.best = snapshot["best"]
+        for name, companion in self.companions.items():
+            companion.load_state_dict(snapshot["companions"][name])
+        self.state.iteration = snapshot["step"]
+
+    def roll_back(self, snapshot: dict[str, Any]) -> None:
+        """Take networks, averages, optimizers and image pools from `snapshot`; steps, data and rates go on."""
+        self._restore_networks(snapshot)
+        for role, optimizer in self.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.schedulers[role].get_last_lr(), strict=True):
+                group["lr"] = rate
+
+    def _restore_networks(self, snapshot: dict[str, Any]) -> None:
         for name, state in snapshot["networks"].items():
             self.objective.networks[name].load_state_dict(state)
         for name, state in snapshot["ema"].items():
             self.ema.averages[name].load_state_dict(state)
         for role, optimizer in self.optimizers.items():
             optimizer.load_state_dict(snapshot["optimizers"][role])
-            scheduler = self.schedulers[role]
-            scheduler.last_epoch = snapshot["schedulers"][role]["step"]
-            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        self.objective.load_state_dict(snapshot["objective"], device)
-        torch.set_rng_state(snapshot["random"]["cpu"])
-        if "cuda" in snapshot["random"] and device.type == "cuda":
-            torch.cuda.set_rng_state(snapshot["random"]["cuda"], device)
-        self.state.iteration = snapshot["step"]
+        self.objective.load_state_dict(snapshot["objective"], self.state.device)
