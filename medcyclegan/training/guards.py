@@ -27,7 +27,7 @@ IN_A_ROW = 10  # bad steps after which the training goes back to its last checkp
 ROLLBACKS = 3  # after which it stops
 SATURATED = 0.02  # share of an undecided discriminator's loss below which it has won
 SATURATION_STEPS = 500  # for which it must have won
-COLLAPSED = 0.02  # of the differences between inputs that are left between outputs
+COLLAPSED = 0.05  # of the differences between inputs that are left between outputs
 INVERTED = -0.3  # correlation of the order of tissues with depth
 PERSISTENT = 2  # validations in a row for which collapse or inversion must be seen
 DEPTHS = 12  # shells between the body's surface and its middle
@@ -325,14 +325,27 @@ class TranslationGuards:
 def spread_ratio(outputs: Tensor, inputs: Tensor, bodies: Tensor) -> float:
     """How much outputs differ from each other, relative to how much the inputs do. 0 if all outputs are the same.
 
-    The spread is the mean, over the voxels that are body in any patch, of the standard deviation over the patches.
+    The spread is the root of the mean, over voxels, of the variance over those patches in which the voxel is body; so
+    that the outline, which the networks are given, does not count.
 
     Args:
         outputs, inputs: (N, C, *spatial) with the same N.
         bodies: (N, C, *spatial), boolean.
+
+    Returns:
+        0 or more; 1 where no voxel is body in two patches.
     """
-    inside = bodies.flatten(1).any(dim=0)
-    spread = [images.float().flatten(1)[:, inside].std(dim=0).mean() for images in (outputs, inputs)]
+    inside = bodies.flatten(1).float()
+    count = inside.sum(dim=0)
+    common = count >= 2
+    if not bool(common.any()):
+        return 1.0  # nothing to compare
+    spread = []
+    for images in (outputs, inputs):
+        values = images.float().flatten(1)
+        mean = (values * inside).sum(dim=0) / count.clamp_min(1)
+        squares = ((values - mean).square() * inside).sum(dim=0)
+        spread.append((squares[common].sum() / count[common].sum()).sqrt())
     return float(spread[0] / spread[1].clamp_min(1e-6))
 
 
