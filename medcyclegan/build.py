@@ -41,7 +41,7 @@ from medcyclegan.registry import (
 )
 from medcyclegan.training.checkpoint import BEST_NAME, FILE_NAME, CheckpointHandler, load_checkpoint
 from medcyclegan.training.guards import FiniteGuard, SaturationGuard, TranslationGuards, undecided_loss
-from medcyclegan.training.mlflow import attach_mlflow
+from medcyclegan.training.mlflow import attach_mlflow, require_mlflow
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.recorder import RunRecorder
 from medcyclegan.training.schedules import Schedule
@@ -123,6 +123,8 @@ def train(
         remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
         raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
     where = choose_device(device)
+    if experiment.training.mlflow is not None:
+        require_mlflow()
     prepared = _prepared(experiment, run, progress or Silent())
     experiment = _resolve(experiment, prepared)
     run.mkdir(parents=True, exist_ok=True)

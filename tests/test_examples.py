@@ -70,6 +70,11 @@ def test_05_generators_compared(tmp_path: Path) -> None:
     assert (tmp_path / "out/generators.png").stat().st_size > 10_000
 
 
+def test_06_handlers(tmp_path: Path) -> None:
+    told = run("06_handlers.py", "out", cwd=tmp_path)
+    assert "cycle_a: " in told and "a step takes " in told
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):

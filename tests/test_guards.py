@@ -148,7 +148,7 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
     )
     assert (row["step"], row["guard"]) == ("3", "not finite")
     assert trainer.data_loader.dataset.describe(2) in row["message"]
-    assert "case case_00" in row["message"] and "axial slice" in row["message"]
+    assert "of a (axial slice" in row["message"] and "of b (axial slice" in row["message"]
     assert "left out" in row["message"]
     with (result.run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -223,3 +223,4 @@ def test_mlflow_that_is_not_installed_is_asked_for(
     content["training"]["mlflow"] = str(tmp_path / "board")
     with pytest.raises(InputError, match="package mlflow is not installed"):
         build.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -12,6 +12,15 @@ from monai.handlers import MLFlowHandler
 from medcyclegan.errors import InputError
 
 
+def require_mlflow() -> None:
+    """Raise an InputError if mlflow is not installed."""
+    if find_spec("mlflow") is None:
+        raise InputError(
+            "training.mlflow is set, but the package mlflow is not installed.",
+            "Install it (pip install mlflow), or set training.mlflow=null.",
+        )
+
+
 def attach_mlflow(engine: Engine, uri: str, run: Path, settings: dict[str, Any], every: int) -> None:
     """Log the losses every so many steps, and the training's settings once.
 
@@ -25,8 +34,7 @@ def attach_mlflow(engine: Engine, uri: str, run: Path, settings: dict[str, Any],
     Raises:
         InputError: if mlflow is not installed.
     """
-    if find_spec("mlflow") is None:
-        raise InputError("training.mlflow is set, but the package mlflow is not installed.", "pip install mlflow")
+    require_mlflow()
     MLFlowHandler(
         tracking_uri=uri if "://" in uri else _database(Path(uri)),
         experiment_name="medcyclegan",

@@ -251,9 +251,11 @@ class CycleGANTrainer(Trainer):
         torch.set_rng_state(snapshot["random"]["cpu"])
         if "cuda" in snapshot["random"] and self.state.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot["random"]["cuda"], self.state.device)
-        self.best = snapshot["best"]
-        for name, companion in self.companions.items():
-            companion.load_state_dict(snapshot["companions"][name])
+        # Checkpoints of earlier versions have neither; their guards and scores begin anew.
+        self.best = snapshot.get("best")
+        for name, state in snapshot.get("companions", {}).items():
+            if name in self.companions:
+                self.companions[name].load_state_dict(state)
         self.state.iteration = snapshot["step"]
 
     def roll_back(self, snapshot: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Probe:
     @torch.inference_mode()
     def translate(self, generators: Mapping[str, nn.Module], device: torch.device) -> dict[str, Tensor]:
         """What the generators make of the patches: `fake_b` and, with a way back, `fake_a`, `cycle_a`, `cycle_b`."""
-        images = {}
+        images: dict[str, Tensor] = {}
         for source, target in (("a", "b"), ("b", "a")):
             forward, back = generators.get(f"gen_{source}{target}"), generators.get(f"gen_{target}{source}")
             if forward is None:

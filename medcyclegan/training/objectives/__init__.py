@@ -78,7 +78,7 @@ def judge(discriminator: nn.Module, loss: AdversarialLoss, real: Tensor, fake: T
 def at_step(objective: Objective, step: int) -> None:
     """Tell the adversarial loss which step it is, if it does something only every so many steps."""
     loss = getattr(objective, "adversarial", None)
-    if hasattr(loss, "lazy"):
+    if loss is not None and hasattr(loss, "lazy"):
         loss.step = step
 
 
