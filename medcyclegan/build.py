@@ -40,7 +40,7 @@ from medcyclegan.registry import (
     STRUCTURE_LOSSES,
 )
 from medcyclegan.training.checkpoint import BEST_NAME, FILE_NAME, CheckpointHandler, load_checkpoint
-from medcyclegan.training.guards import FiniteGuard, SaturationGuard, TranslationGuards, undecided_loss
+from medcyclegan.training.guards import FiniteGuard, SaturationGuard, TranslationGuards, silent, undecided_loss
 from medcyclegan.training.mlflow import attach_mlflow, require_mlflow
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.recorder import RunRecorder
@@ -539,38 +539,48 @@ def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
 
 
 def _attach_guards(
-    trainer: CycleGANTrainer, recorder: RunRecorder, dataset: UnpairedPatches, run: Path, settings: config.Training
+    trainer: CycleGANTrainer,
+    recorder: RunRecorder | None,
+    dataset: UnpairedPatches,
+    run: Path,
+    settings: config.Training,
 ) -> None:
+    """In every process of a training: they must all go back together. Only the one with a recorder speaks."""
+    report = recorder.report if recorder else silent
     finite = FiniteGuard(
         every=settings.log_every,
         checkpoint=lambda: load_checkpoint(run) if (run / FILE_NAME).exists() else None,
         # Step n is item n - 1 of the data.
         describe=lambda step: dataset.describe(step - 1),
-        report=recorder.report,
+        report=report,
     )
     trainer.companions["finite"] = finite
     finite.attach(trainer)
     adversarial = getattr(trainer.objective, "adversarial", None)
     undecided = undecided_loss(adversarial) if adversarial is not None else None
-    if undecided is not None:
-        recorder.saturation = SaturationGuard(undecided, recorder.report)
+    if recorder is not None and undecided is not None:
+        recorder.saturation = SaturationGuard(undecided, report)
         trainer.companions["saturation"] = recorder.saturation
 
 
 def _attach_validation(
     trainer: CycleGANTrainer,
-    recorder: RunRecorder,
-    checkpoints: CheckpointHandler,
+    recorder: RunRecorder | None,
+    checkpoints: CheckpointHandler | None,
     prepared: PreparedCohort,
     shape: Shape,
     domains: dict[str, dict[str, Any]],
     settings: config.Training,
 ) -> None:
+    """In every process of a training: schedules and early stopping follow the scores. Only one of them writes."""
+    report = recorder.report if recorder else silent
     patches = {domain: probe_patches(prepared.cases[domain], shape) for domain in ("a", "b")}
     probe = Probe({d: image for d, (image, _) in patches.items()}, {d: body for d, (_, body) in patches.items()})
     scalers = {domain: Scaler.from_dict(domains[domain]["scaler"]) for domain in ("a", "b")}
 
     def record(step: int, values: dict[str, float], images: dict[str, Tensor]) -> None:
+        if recorder is None:
+            return
         shown = {f"real_{d}": probe.real[d][probe.bodies[d]] for d in ("a", "b")}
         for name in ("fake_a", "fake_b"):
             if name in images:
@@ -586,11 +596,11 @@ def _attach_validation(
         every=settings.validate_every or settings.picture_every,
         probe=probe,
         score_pairs=_score_pairs(prepared, trainer, shape, domains["b"]),
-        guards=TranslationGuards(probe.real, probe.bodies, recorder.report),
+        guards=TranslationGuards(probe.real, probe.bodies, report),
         schedule=trainer.schedule,
-        save_best=checkpoints.save_best,
+        save_best=checkpoints.save_best if checkpoints else lambda engine: None,
         record=record,
-        report=recorder.report,
+        report=report,
         patience=settings.patience,
     )
     trainer.companions["validation"] = validation

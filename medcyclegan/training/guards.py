@@ -385,6 +385,10 @@ def warn(step: int, guard: str, message: str) -> None:
     warnings.warn(f"step {step}: {guard}: {message}", stacklevel=2)
 
 
+def silent(step: int, guard: str, message: str) -> None:
+    """A `Report` of a process that leaves speaking to another."""
+
+
 def _std_inside(images: Tensor, bodies: Tensor) -> float:
     return float(images.float()[bodies].std()) if bool(bodies.any()) else 0.0
 

@@ -243,6 +243,11 @@ class CycleGANTrainer(Trainer):
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to where `snapshot` was taken. The loader must begin at its step."""
+        # Checkpoints of earlier versions have neither; their guards and scores begin anew.
+        self.best = snapshot.get("best")
+        for name, state in snapshot.get("companions", {}).items():
+            if name in self.companions:
+                self.companions[name].load_state_dict(state)
         self._restore_networks(snapshot)
         for role, optimizer in self.optimizers.items():
             scheduler = self.schedulers[role]
@@ -251,11 +256,6 @@ class CycleGANTrainer(Trainer):
         torch.set_rng_state(snapshot["random"]["cpu"])
         if "cuda" in snapshot["random"] and self.state.device.type == "cuda":
             torch.cuda.set_rng_state(snapshot["random"]["cuda"], self.state.device)
-        # Checkpoints of earlier versions have neither; their guards and scores begin anew.
-        self.best = snapshot.get("best")
-        for name, state in snapshot.get("companions", {}).items():
-            if name in self.companions:
-                self.companions[name].load_state_dict(state)
         self.state.iteration = snapshot["step"]
 
     def roll_back(self, snapshot: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from medcyclegan.training.guards import Report, TranslationGuards, warn
 from medcyclegan.training.schedules import Schedule
 
 QUANTILES = 1000  # at which two distributions are compared
-AT_ONCE = 8  # patches that are translated together
+AT_ONCE = 8  # slices that are translated together; boxes go one by one
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Probe:
             if forward is None:
                 continue
             made: dict[str, list[Tensor]] = {f"fake_{target}": [], f"cycle_{source}": []}
-            for part in self.real[source].split(AT_ONCE):
+            for part in self.real[source].split(1 if self.real[source].dim() == 5 else AT_ONCE):
                 fake = forward(part.to(device))
                 made[f"fake_{target}"].append(fake.float().cpu())
                 if back is not None:
