@@ -7,6 +7,7 @@ import csv
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from medcyclegan.losses.adversarial import BCE, LSGAN, WGANGP, Hinge
 from medcyclegan.training import guards
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.guards import (
+    FiniteGuard,
     SaturationGuard,
     TranslationGuards,
     guarded_step,
@@ -196,12 +198,36 @@ def test_without_a_checkpoint_it_ends_at_once(experiment: Experiment, tmp_path: 
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_many_bad_steps_on_end_go_back_too(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards, "IN_A_ROW", 2)
-    with pytest.warns(UserWarning, match="2 bad steps came in a row"):
-        build.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: n >= 3, spoil_batch)])
+def test_ten_bad_steps_on_end_go_back_too_and_nine_do_not() -> None:
+    """Bad steps with sound weights: nine, a good one, then ten across two looks."""
+    heard: list[tuple[int, str, str]] = []
+    returned: list[int] = []
+    guard = FiniteGuard(
+        every=5,
+        checkpoint=lambda: {"step": 3},
+        describe=lambda step: f"case of step {step}",
+        report=lambda *said: heard.append(said),
+    )
+    network = nn.Linear(1, 1)
+    engine = SimpleNamespace(
+        state=SimpleNamespace(iteration=0, epoch_length=1000),
+        objective=SimpleNamespace(networks=network),
+        ema=SimpleNamespace(averages={}),
+        roll_back=lambda saved: returned.append(engine.state.iteration),
+    )
+    for step, good in enumerate([True, *[False] * 9, True, *[False] * 10, True, True, True, True], start=1):
+        engine.state.iteration = step
+        engine.finite = {"cycle_a": torch.tensor(good), "cycle_b": torch.tensor(True)}
+        guard(engine)
+    # Looks at steps 5, 10, 15, 20 and 25; the ten are complete at step 21, where nobody looks until 25.
+    assert [step for step, _, _ in heard] == [5, 10, 15, 20, 25]
+    assert "cycle_a not finite at step 2, on case of step 2, and at 3 more of the last 5 steps" in heard[0][2]
+    assert not returned and guard.skipped == 19
+    for step in range(26, 41):
+        engine.state.iteration = step
+        engine.finite = {"cycle_a": torch.tensor(False)}
+        guard(engine)
+    assert returned == [35] and "10 bad steps came in a row" in heard[-2][2]
 
 
 def test_resuming_amid_bad_steps_is_exact(experiment: Experiment, tmp_path: Path) -> None:
@@ -318,7 +344,7 @@ def test_an_ordinary_training_alarms_nobody(
 ) -> None:
     content = experiment.to_dict()
     content["model"]["generator"] = {"_target_": "attention_unet", "filters": 8, "depth": 2, "gates": False}
-    content["training"] |= {"steps": 150, "log_every": 25, "picture_every": 25, "checkpoint_every": 75}
+    content["training"] |= {"steps": 80, "log_every": 20, "picture_every": 20, "checkpoint_every": 80}
     content["training"] |= {"learning_rate": 1e-3, "ema_decay": 0.9}
     result = build.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
     assert not (result.run / "guards.csv").exists()
