@@ -29,7 +29,9 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.datalist import Cohort, from_folders, from_json
 from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, require_fitting, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, StoredCase, open_prepared, prepare_cohort
+from medcyclegan.data.probe import probe_patches
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
@@ -47,11 +49,15 @@ from medcyclegan.registry import (
     RECONSTRUCTION_LOSSES,
     STRUCTURE_LOSSES,
 )
-from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.checkpoint import BEST_NAME, FILE_NAME, CheckpointHandler, load_checkpoint
+from medcyclegan.training.guards import FiniteGuard, SaturationGuard, TranslationGuards, silent, undecided_loss
 from medcyclegan.training.memory import StepMemory, predict_step_memory
+from medcyclegan.training.mlflow import attach_mlflow, require_mlflow
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.recorder import RunRecorder
+from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
+from medcyclegan.training.validation import Probe, Validation, require_not_exhausted
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
@@ -75,6 +81,8 @@ class TrainingResult:
     seconds: float
     precision: str
     interrupted: bool
+    stopped_early: bool = False  # by training.patience
+    best: dict[str, Any] | None = None  # "step", "score" and "name" of the score
 
 
 def choose_device(name: str) -> torch.device:
@@ -149,6 +157,8 @@ def train(
         InputError: if the run folder holds something already, or the experiment cannot be carried out.
     """
     where = choose_device(ranks.own_device(device))
+    if experiment.training.mlflow is not None:
+        require_mlflow()
     with ranks.joined(where):
 
         def begin() -> PreparedCohort:
@@ -232,6 +242,9 @@ def resume(
         trainer = make_trainer(
             experiment, prepared, folder, where, checkpoint, handlers, newest=run.is_dir() or run.name == FILE_NAME
         )
+        validation = trainer.companions["validation"]
+        if isinstance(validation, Validation):
+            require_not_exhausted(validation, step)
         if ranks.is_first() and (found or not (folder / "config.yaml").exists()):
             _save_config(experiment, folder)
         return _run(trainer, experiment, folder)
@@ -382,42 +395,60 @@ def make_trainer(
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         betas=settings.betas,
-        decay_start=settings.decay_start,
+        learning_rate_discriminator=settings.learning_rate_discriminator,
+        schedule=Schedule(
+            settings.schedule,
+            steps=settings.steps,
+            decay_start=settings.decay_start,
+            warmup=settings.warmup,
+            plateau_patience=settings.plateau_patience,
+            plateau_factor=settings.plateau_factor,
+        ),
+        gradient_clip=settings.gradient_clip,
         ema_decay=settings.ema_decay,
         bf16=_wants_bf16(settings.precision, device),
         accumulate=pieces,
     )
+    domains = _describe_domains(experiment, prepared)
+    recorder, checkpoints = None, None
+    if ranks.is_first():
+        recorder, checkpoints = _writers(experiment, prepared, run, shape, domains, checkpoint, given, batch, newest)
+    _attach_guards(trainer, recorder, dataset, run, settings)
+    if recorder is not None:
+        recorder.attach(trainer)
+    _attach_validation(trainer, recorder, checkpoints, prepared, shape, domains, settings)
+    if checkpoints is not None:
+        checkpoints.attach(trainer)
+    if settings.mlflow is not None and ranks.is_first():
+        attach_mlflow(trainer, settings.mlflow, run, experiment.to_dict(), settings.log_every)
     if checkpoint:
         trainer.restore(checkpoint)
-    if ranks.is_first():
-        _attach_writers(trainer, experiment, prepared, run, shape, checkpoint, given, batch, newest)
     for handler in handlers:
         handler.attach(trainer)
     return trainer
 
 
-def _attach_writers(
-    trainer: CycleGANTrainer,
+def _writers(
     experiment: Experiment,
     prepared: PreparedCohort,
     run: Path,
     shape: Shape,
+    domains: dict[str, dict[str, Any]],
     checkpoint: dict[str, Any] | None,
     given: dict[str, Any] | None,
     batch: int,
     newest: bool,
-) -> None:
-    """What one process does for all: curves, pictures, validation, checkpoints."""
+) -> tuple[RunRecorder, CheckpointHandler]:
+    """What one process writes for all: curves and pictures, and checkpoints."""
     settings = experiment.training
-    domains = _describe_domains(experiment, prepared)
-    RunRecorder(
+    recorder = RunRecorder(
         run,
         log_every=settings.log_every,
         picture_every=settings.picture_every,
         picture_batch=_picture_batch(prepared, shape),
         window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
-        validate=_validation(prepared, trainer, shape, domains["b"]),
-    ).attach(trainer)
+        batch_size=batch,
+    )
     header = {
         "program": _versions(),
         "experiment": experiment.to_dict(),
@@ -428,13 +459,10 @@ def _attach_writers(
         "processes": ranks.here()[1],
         "batch": batch,
     }
-    CheckpointHandler(
-        run / FILE_NAME,
-        header,
-        settings.checkpoint_every,
-        settings.keep_checkpoints,
-        checkpoint["step"] if checkpoint and newest else None,
-    ).attach(trainer)
+    saved = checkpoint["step"] if checkpoint and newest else None
+    return recorder, CheckpointHandler(
+        run / FILE_NAME, header, settings.checkpoint_every, settings.keep_checkpoints, saved
+    )
 
 
 def _shares(settings: config.Training, processes: int, checkpoint: dict[str, Any] | None) -> tuple[int, int]:
@@ -494,6 +522,7 @@ def load_translator(
     others: Sequence[str | Path] = (),
     statistics: Statistics = "window",
     allow: Iterable[str] = (),
+    checkpoint: str = "last",
 ) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.
 
@@ -505,6 +534,8 @@ def load_translator(
         others: further runs or checkpoints to fuse with.
         statistics: of instance norms, see `inference.statistics`.
         allow: modules or packages of your own from which the checkpoint may name a network; importing runs their code.
+        checkpoint: of a run, "last" or "best", that of the best validation; of no meaning for a checkpoint file. It
+            holds for `others` too.
 
     Raises:
         InputError: if the path holds no checkpoint of ours, or names a network from elsewhere.
@@ -516,7 +547,8 @@ def load_translator(
     if direction not in ("ab", "ba"):
         raise InputError(f"direction is 'ab' or 'ba', got '{direction}'.")
     where = choose_device(device)
-    content = load_checkpoint(Path(path), allow)
+    path = choose_checkpoint(Path(path), checkpoint)
+    content = load_checkpoint(path, allow)
     experiment = config.parse(content["experiment"], f"the config in {path}")
     name = f"gen_{direction}"
     if name not in content["ema"]:
@@ -554,10 +586,30 @@ def load_translator(
         backward=backward,
         cohort=source.get("cohort"),
         others=[
-            load_translator(other, direction=direction, device=device, statistics=statistics, allow=allow)
+            load_translator(
+                other, direction=direction, device=device, statistics=statistics, allow=allow, checkpoint=checkpoint
+            )
             for other in others
         ],
     )
+
+
+def choose_checkpoint(path: Path, which: str) -> Path:
+    """The file of a run's "last" or "best" checkpoint; a file is given back as it is.
+
+    Raises:
+        InputError: for another word, or a run without a best checkpoint.
+    """
+    if which not in ("last", "best"):
+        raise InputError(f"checkpoint is 'last' or 'best', got '{which}'.")
+    if not path.is_dir() or which == "last":
+        return path
+    if not (path / BEST_NAME).is_file():
+        raise InputError(
+            f"the run {path} holds no {BEST_NAME}: nothing was validated yet, or a guard objected every time.",
+            "Take --checkpoint last.",
+        )
+    return path / BEST_NAME
 
 
 def _description(target: str, path: Path, step: int) -> str:
@@ -758,10 +810,90 @@ def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
     return batch
 
 
-def _validation(
+def _attach_guards(
+    trainer: CycleGANTrainer,
+    recorder: RunRecorder | None,
+    dataset: UnpairedPatches,
+    run: Path,
+    settings: config.Training,
+) -> None:
+    """In every process of a training: they must all go back together. Only the one with a recorder speaks."""
+    report = recorder.report if recorder else silent
+    finite = FiniteGuard(
+        every=settings.log_every,
+        checkpoint=lambda: _checkpoint_for_all(run),
+        # Step n is item n - 1 of the data.
+        describe=lambda step: dataset.describe(step - 1),
+        report=report,
+    )
+    trainer.companions["finite"] = finite
+    finite.attach(trainer)
+    adversarial = getattr(trainer.objective, "adversarial", None)
+    undecided = undecided_loss(adversarial) if adversarial is not None else None
+    if recorder is not None and undecided is not None:
+        recorder.saturation = SaturationGuard(undecided, report)
+        trainer.companions["saturation"] = recorder.saturation
+
+
+def _checkpoint_for_all(run: Path) -> dict[str, Any] | None:
+    """The run's newest checkpoint, the same in every process: none goes on, and writes, before all have read it."""
+    content = load_checkpoint(run) if (run / FILE_NAME).exists() else None
+    ranks.largest(0)
+    return content
+
+
+def _attach_validation(
+    trainer: CycleGANTrainer,
+    recorder: RunRecorder | None,
+    checkpoints: CheckpointHandler | None,
+    prepared: PreparedCohort,
+    shape: Shape,
+    domains: dict[str, dict[str, Any]],
+    settings: config.Training,
+) -> None:
+    """In every process of a training: schedules and early stopping follow the scores. Only one of them writes."""
+    report = recorder.report if recorder else silent
+    patches = {domain: probe_patches(prepared.cases[domain], shape) for domain in ("a", "b")}
+    probe = Probe({d: image for d, (image, _) in patches.items()}, {d: body for d, (_, body) in patches.items()})
+    scalers = {domain: Scaler.from_dict(domains[domain]["scaler"]) for domain in ("a", "b")}
+
+    def record(step: int, values: dict[str, float], images: dict[str, Tensor]) -> None:
+        if recorder is None:
+            return
+        shown = {f"real_{d}": probe.real[d][probe.bodies[d]] for d in ("a", "b")}
+        for name in ("fake_a", "fake_b"):
+            if name in images:
+                shown[name] = images[name][probe.bodies["a" if name == "fake_b" else "b"]]
+        unit = {d: "HU" if domains[d]["preparation"]["modality"] == "CT" else "intensity" for d in ("a", "b")}
+        recorder.validation(
+            step,
+            values,
+            {f"{n}, {unit[n[-1]]}": torch.from_numpy(scalers[n[-1]].undo(s.numpy())) for n, s in shown.items()},
+        )
+
+    validation = Validation(
+        every=settings.validate_every or settings.picture_every,
+        probe=probe,
+        score_pairs=_score_pairs(prepared, trainer, shape, domains["b"]),
+        guards=TranslationGuards(probe.real, probe.bodies, report),
+        schedule=trainer.schedule,
+        save_best=checkpoints.save_best if checkpoints else lambda engine: None,
+        record=record,
+        report=report,
+        patience=settings.patience,
+    )
+    trainer.companions["validation"] = validation
+    validation.attach(trainer)
+
+
+def _score_pairs(
     prepared: PreparedCohort, trainer: CycleGANTrainer, shape: Shape, target: dict[str, Any]
 ) -> Callable[[], dict[str, float]] | None:
-    """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit."""
+    """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit.
+
+    It is `evaluate`'s, on the working grid; against `convert` and `evaluate` it lacks the resampling onto the source
+    grid and the rounding to whole HU.
+    """
     pairs = list(zip(prepared.cases["pairs_a"], prepared.cases["pairs_b"], strict=True))
     if not pairs:
         return None
@@ -779,8 +911,9 @@ def _validation(
             plane=shape.plane,
             neighbors=shape.neighbors,
         )
-        inside = np.asarray(b.body)
-        return float(np.abs(scaler.undo(values[inside]) - b.scaler.undo(b.image[inside])).mean())
+        reference = b.scaler.undo(np.asarray(b.image))
+        limits = (float(scaler.low), float(scaler.high))
+        return mae(reference, scaler.undo(values), np.asarray(b.body), limits).value
 
     return lambda: {"mae": float(np.mean([error(a, b) for a, b in pairs]))}
 
@@ -806,6 +939,8 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> Trainin
         seconds=time.monotonic() - started,
         precision="bf16" if trainer.bf16 else "float32",
         interrupted=trainer.interrupted,
+        stopped_early=getattr(trainer.companions.get("validation"), "exhausted", False),
+        best=trainer.best,
     )
 
 

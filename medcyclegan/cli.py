@@ -211,6 +211,8 @@ def train(
                 "seconds": result.seconds,
                 "precision": result.precision,
                 "interrupted": result.interrupted,
+                "stopped_early": result.stopped_early,
+                "best": result.best,
             }
         )
     if result.interrupted:
@@ -219,7 +221,11 @@ def train(
             _note(f"  medcyclegan train --resume {result.run}")
         raise typer.Exit(130)
     if first and not as_json:
-        _say(f"{result.checkpoint}: {result.step} steps in {result.seconds:.0f} s ({result.precision})")
+        early = " (stopped early)" if result.stopped_early else ""
+        _say(f"{result.checkpoint}: {result.step} steps{early} in {result.seconds:.0f} s ({result.precision})")
+        if result.best is not None:
+            chosen = f"{result.best['name']} {result.best['score']:.4g} at step {result.best['step']}"
+            _say(f"best validation: {chosen}; convert --checkpoint best takes it")
 
 
 def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path, device: str) -> Any:
@@ -262,6 +268,9 @@ def convert(
         list[Path] | None, typer.Option("--with", metavar="RUN", help="Fuse with a further run or checkpoint.")
     ] = None,
     statistics: Annotated[str, typer.Option(help="Of instance norms: window, neighbors or volume.")] = "window",
+    which: Annotated[
+        str, typer.Option("--checkpoint", help="Of a run: last, or best, that of the best validation.")
+    ] = "last",
     device: Device = "auto",
     allow: Allow = None,
     as_json: AsJson = False,
@@ -285,8 +294,10 @@ def convert(
         device=device,
         progress=Terminal(),
         allow=allow or (),
+        which=which,
         **chosen,
     )
+    _note(f"model: {result.model}")
     for case, record in result.quality.items():
         for flag in record["flags"]:
             _warn(f"{case}: {flag}")
@@ -301,6 +312,7 @@ def convert(
                 "skipped": {c: str(file) for c, file in result.skipped.items()},
                 "failed": result.failed,
                 "quality": result.quality,
+                "model": result.model,
             }
         )
     else:

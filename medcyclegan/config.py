@@ -232,8 +232,20 @@ class Training(_Section):
     batch_size: Count = Field(1, description="slices of each domain that a process takes at once")
     accumulate: Count = Field(1, description="batches that a process adds up for one step; saves memory, costs time")
     learning_rate: Positive = Field(2e-4, description="of Adam, for all networks")
+    learning_rate_discriminator: Positive | None = Field(
+        None, description="of Adam, for the discriminators; null: the same (another one: two time scales)"
+    )
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
-    decay_start: Share = Field(0.5, description="share of the steps after which the rate falls linearly to zero")
+    schedule: Literal["linear", "cosine", "plateau"] = Field(
+        "linear", description="how the rates fall: linear or cosine: to zero; plateau: when validations get no better"
+    )
+    decay_start: Share = Field(0.5, description="share of the steps after which the rate falls (linear, cosine)")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps over which the rate first rises; 0: none")
+    plateau_patience: Count = Field(5, description="validations in a row no better than the best before the rate falls")
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="by which it then falls")
+    gradient_clip: Positive | None = Field(
+        None, description="largest norm of the gradient of all generators, and of all discriminators; null: no limit"
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the averaged generators; 0: none")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that read patches")
@@ -241,6 +253,29 @@ class Training(_Section):
     picture_every: Count = Field(1000, description="steps between picture panels")
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     keep_checkpoints: Count = Field(2, description="how many of them are kept, besides the best")
+    validate_every: Count | None = Field(
+        None, description="steps between validations, which choose best.pt; null: with every picture panel"
+    )
+    patience: Count | None = Field(
+        None, description="validations in a row without a better score after which the training stops; null: never"
+    )
+    mlflow: str | None = Field(
+        None, description="log to this MLflow tracking URI or folder, needs the package mlflow; null: not"
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Training:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup: {self.warmup} steps are no fewer than the training's {self.steps}")
+        every = self.validate_every or self.picture_every
+        for name in ("patience", "plateau_patience"):
+            wait = getattr(self, name)
+            if (name == "patience" or self.schedule == "plateau") and wait and wait * every >= self.steps:
+                raise ValueError(
+                    f"{name}: {wait} validations, one in {every} steps, never pass within {self.steps} steps; "
+                    "lower it or validate_every"
+                )
+        return self
 
 
 class Experiment(_Section):

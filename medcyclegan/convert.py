@@ -25,7 +25,7 @@ import numpy as np
 
 from medcyclegan import __version__
 from medcyclegan.atomic import write_json
-from medcyclegan.build import load_translator
+from medcyclegan.build import choose_checkpoint, load_translator
 from medcyclegan.data.inspection import looks_like_hu
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.ensemble import Ensemble
@@ -54,12 +54,14 @@ class Conversion:
         failed: case id -> reason.
         skipped: case id -> file that an earlier run had finished.
         quality: case id -> quality record, for the cases written.
+        model: which checkpoint translated.
     """
 
     written: dict[str, Path]
     failed: dict[str, str]
     skipped: dict[str, Path] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: str = ""
 
 
 def convert(
@@ -78,6 +80,7 @@ def convert(
     device: str = "auto",
     progress: Progress | None = None,
     allow: Iterable[str] = (),
+    which: str = "last",
 ) -> Conversion:
     """Translate files and folders of volumes; a case that fails is listed and the others go on.
 
@@ -98,6 +101,7 @@ def convert(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         progress: watches the slices.
         allow: as in `load_translator`.
+        which: checkpoint of a run, "last" or "best", as in `load_translator`.
 
     Raises:
         InputError: nothing can be converted as asked; nothing is written then.
@@ -106,6 +110,7 @@ def convert(
     ensemble = ensemble or Ensemble()
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
+    checkpoint, *others = (choose_checkpoint(path, which) for path in (checkpoint, *others))
     translator = load_translator(
         checkpoint,
         direction=direction,
@@ -149,7 +154,8 @@ def convert(
             f"these files exist already; {remedy}:",
         )
     started = time.monotonic()
-    result = Conversion({}, {})
+    file = checkpoint / FILE_NAME if checkpoint.is_dir() else checkpoint
+    result = Conversion({}, {}, model=f"{file} ({translator.description.rpartition(', ')[2]})")
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
 

@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "changes",
         "config",
         "data",
+        "evaluation",
         "inference",
         "io",
         "losses",

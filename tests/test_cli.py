@@ -149,6 +149,7 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
         ("train --resume full --output other", ["--resume"]),
         ("convert foreign.pt mr -o out", ["foreign.pt", "not a medcyclegan checkpoint"]),
         ("convert nowhere mr -o out", ["nowhere", "no run or checkpoint"]),
+        ("convert nowhere mr -o out --checkpoint newest", ["'last' or 'best'", "newest"]),
         ("evaluate mr ct -o scores", ["mr_001", "ct_001"]),
         ("evaluate mr mr -o full", ["full"]),
         ("evaluate mr mr -o scores --protocol synthrad2024", ["synthrad2024", "Did you mean"]),

@@ -72,10 +72,15 @@ def test_05_generators_compared(tmp_path: Path) -> None:
     assert (tmp_path / "out/generators.png").stat().st_size > 10_000
 
 
-def test_11_planted_faults(tmp_path: Path, run: Path, cohort: phantom.Cohort) -> None:
+def test_06_handlers(tmp_path: Path) -> None:
+    told = run_example("06_handlers.py", "out", cwd=tmp_path)
+    assert "cycle_a: " in told and "a step takes " in told
+
+
+def test_16_planted_faults(tmp_path: Path, run: Path, cohort: phantom.Cohort) -> None:
     """Even of a network that has learned nothing the maps find voxels that do not come from it."""
     told = run_example(
-        "11_planted_faults.py", run, cohort.test_mr[0], "--ct", cohort.test_ct[0], "--trials", 1, cwd=tmp_path
+        "16_planted_faults.py", run, cohort.test_mr[0], "--ct", cohort.test_ct[0], "--trials", 1, cwd=tmp_path
     )
     table = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in told.splitlines() if line.startswith("| ")}
     assert set(table) >= {"spread", "structure", "cycle", "combined"} and len(table["spread"]) == 5

@@ -10,6 +10,7 @@ from medcyclegan.losses.adversarial import LSGAN, WGANGP, Hinge
 from medcyclegan.losses.reconstruction import L2
 from medcyclegan.losses.structure import View, mean_inside
 from medcyclegan.losses.structure.patch_nce import PatchNCE
+from medcyclegan.training.objectives import judge
 from medcyclegan.training.objectives.cut import CUT
 from medcyclegan.training.objectives.cyclegan import CycleGAN
 from medcyclegan.training.objectives.pix2pix import Pix2Pix
@@ -237,3 +238,20 @@ def test_cyclegan_learns_the_heads_of_patch_nce() -> None:
     assert objective.generators == ("gen_ab", "gen_ba", "heads_ab", "heads_ba")
     losses, _ = objective.generator_losses(images())
     assert losses["patch_nce_ab"] > 0 and losses["patch_nce_ba"] > 0
+
+
+def test_a_lazy_penalty_comes_every_so_many_steps_and_counts_as_often() -> None:
+    class Steep(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return 3 * image.flatten(1).sum(dim=1).view(-1, 1, 1, 1)
+
+    # |grad D| is 3 times the root of 4 pixels, whatever the image: the penalty is (6 - 1)^2.
+    loss = WGANGP(penalty_weight=10.0, lazy=4)
+    real, fake, found = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), []
+    for step in range(1, 9):
+        loss.step = step
+        found.append(float(judge(Steep(), loss, real, fake, "b")["gradient_penalty_b"]))
+    assert found == pytest.approx([0, 0, 0, 4 * 10 * 25] * 2)
+    assert sum(found) / 8 == pytest.approx(float(judge(Steep(), WGANGP(), real, fake, "b")["gradient_penalty_b"]))
+    with pytest.raises(ValueError, match="lazy"):
+        WGANGP(lazy=0)

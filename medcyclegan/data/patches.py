@@ -184,6 +184,16 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
                 drawn[f"body_{domain}"].append(body)
         return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
+    def describe(self, step: int) -> str:
+        """The cases and positions that item `step` shows, of all processes together, in words."""
+        random = np.random.default_rng([self.seed, 0, step])
+        what = "box around axial slice" if self.shape.spatial_dims == 3 else f"{self.shape.plane} slice"
+        shown = []
+        for _ in range(self.batch_size):
+            for domain, (case, middle, _) in self._draw(random).items():
+                shown.append(f"case {self.cases[domain][case].id} of {domain} ({what} {middle} of the working grid)")
+        return ", ".join(shown)
+
     def _draw(self, random: np.random.Generator) -> dict[str, tuple[int, int, int]]:
         """For a patch of each domain: its case, its middle slice, and the seed of all else about it."""
         index = int(random.integers(len(self.cases["a"])))

@@ -22,7 +22,8 @@ Logits = Tensor | tuple[Tensor, ...]
 class AdversarialLoss(Protocol):
     """What the generator and the discriminator minimize.
 
-    `penalty_weight` above 0 asks the objective to add that multiple of `gradient_penalty` to the discriminator's loss.
+    `penalty_weight` above 0 asks the objective to add that multiple of `gradient_penalty` to the discriminator's loss;
+    one that has `lazy` and `step` is asked for it only where `step` is a multiple of `lazy`, and then `lazy` times.
     """
 
     penalty_weight: float
@@ -96,12 +97,21 @@ class WGANGP:
 
     Args:
         penalty_weight: of the gradient penalty; 10 in the paper.
+        lazy: steps between two computations of the penalty, which then counts that many times (lazy regularization,
+            Karras et al. 2020, StyleGAN2, section 3.1, which takes 16); 1: at every step.
+
+    Attributes:
+        step: the present one, as far as the objective has been told (`training.objectives.at_step`).
     """
 
-    def __init__(self, penalty_weight: float = 10.0) -> None:
+    def __init__(self, penalty_weight: float = 10.0, lazy: int = 1) -> None:
         if penalty_weight <= 0:
             raise ValueError(f"penalty_weight must be above 0, got {penalty_weight}: without it this is no WGAN-GP")
+        if lazy < 1:
+            raise ValueError(f"lazy is at least 1 step, got {lazy}")
         self.penalty_weight = penalty_weight
+        self.lazy = lazy
+        self.step = 0
 
     def generator(self, fake: Logits) -> Tensor:
         return _mean(torch.neg, fake)

@@ -77,8 +77,11 @@ def training_parts(run: TrainingRun) -> dict[str, Any]:
         "Adversarial losses have no value that is best: a generator and its discriminator hold each other in check."
     ]
     if run.validation:
-        curves.insert(0, ("Validation on the pairs that were kept apart.", plots.curves(_named(run.validation))))
-    else:
+        what = (
+            "Validation on the pairs that were kept apart." if "mae" in run.validation else "Validation without pairs."
+        )
+        curves.insert(0, (what, plots.curves(_named(run.validation))))
+    if "mae" not in run.validation:
         notes.insert(0, "The run has no validation pairs, so nothing here measures the error of the result.")
     return {
         "training_table": Table(

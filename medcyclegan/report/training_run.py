@@ -17,7 +17,7 @@ from medcyclegan.errors import InputError
 
 CURVES_FILE, VALIDATION_FILE, PICTURES, CONFIG_FILE = "metrics.csv", "validation.csv", "pictures", "config.yaml"
 # Columns of metrics.csv that are no losses; they are drawn last.
-_ABOUT_THE_RUN = ("steps_per_s", "learning_rate")
+_ABOUT_THE_RUN = ("steps_per_s", "images_per_s", "learning_rate", "learning_rate_discriminator", "steps_left_out")
 _MOST_PICTURES = 40
 _PICTURE_NAME = re.compile(r"step_(\d+)\.png")
 

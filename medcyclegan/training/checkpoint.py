@@ -37,12 +37,12 @@ from ignite.engine import Engine, Events
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
 from medcyclegan.registry import require_trusted
-from medcyclegan.training.guards import require_finite
+from medcyclegan.training.guards import weights_are_finite
 
 FORMAT = "medcyclegan-checkpoint"
 VERSION = 1
 FILE_NAME = "checkpoint.pt"
-BEST_NAME = "best.pt"
+BEST_NAME = "best.pt"  # of the step whose validation was the best
 OLDER = re.compile(r"checkpoint-(\d+)\.pt")
 
 
@@ -148,8 +148,9 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        # Checked here too, so that a damaged state never replaces a good one.
-        require_finite({name: float(loss) for name, loss in engine.losses.items()}, engine.state.iteration)
+        # A damaged state never replaces a good one; it is the guards that say so and go back to this file.
+        if not weights_are_finite([engine.objective.networks, *engine.ema.averages.values()]):
+            return
         step = engine.state.iteration
         if self.saved is not None and self.saved != step and self.keep > 1:
             self._keep_newest()
@@ -162,7 +163,8 @@ class CheckpointHandler:
 
     def save_best(self, engine: Any) -> None:
         """Save the present state as `best.pt` beside the newest; `engine.best` says which it is."""
-        self._save(engine, self.path.with_name(BEST_NAME))
+        if weights_are_finite([engine.objective.networks, *engine.ema.averages.values()]):
+            self._save(engine, self.path.with_name(BEST_NAME))
 
     def _keep_newest(self) -> None:
         older = self.path.with_name(f"checkpoint-{self.saved:07d}.pt")

@@ -36,12 +36,12 @@ class ImagePool:
         answer = []
         for image in ranks.gathered(fakes):
             if len(self.images) < self.size:
-                self.images.append(image.clone())
+                self.images.append(_whole(image, self.images[-1] if self.images else torch.zeros_like(image)))
                 answer.append(image)
             elif torch.rand((), generator=self.random) < 0.5:
                 index = int(torch.randint(self.size, (), generator=self.random))
                 answer.append(self.images[index])
-                self.images[index] = image.clone()
+                self.images[index] = _whole(image, self.images[index])
             else:
                 answer.append(image)
         rank, share = ranks.here()[0], len(fakes)
@@ -53,3 +53,8 @@ class ImagePool:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.images = [image.to(device) for image in state["images"]]
         self.random.set_state(state["random"])
+
+
+def _whole(image: Tensor, substitute: Tensor) -> Tensor:
+    """A copy to keep; of the substitute where the image is not finite, without the host waiting for the answer."""
+    return torch.where(torch.isfinite(image).all(), image, substitute)

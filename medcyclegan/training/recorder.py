@@ -1,11 +1,21 @@
-"""What a run leaves to look at: metrics.csv, TensorBoard scalars, picture panels, and lines or a bar while it runs."""
+"""What a run leaves to look at, and lines or a bar while it runs.
+
+    metrics.csv         means of the losses over `log_every` steps, speed, learning rates, steps left out
+    validation.csv      what every validation measured
+    guards.csv          what a guard said, and when; missing if none did
+    pictures/           panels of the same images every time
+    tensorboard/        all of it, and histograms of the values in the body
+
+Speed counts images of one domain: a step of batch size n is n images.
+"""
 
 from __future__ import annotations
 
 import csv
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +27,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from medcyclegan.atomic import atomic_file
-from medcyclegan.training.guards import require_finite
+from medcyclegan.training.guards import SaturationGuard, warn
 
+SHOWN = ("cycle", "reconstruction", "adv", "disc")  # beginnings of the losses that are told while it runs
 PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
 
 
@@ -33,7 +44,8 @@ class RunRecorder:
         picture_every: steps between picture panels.
         picture_batch: {"a": (B, C, *spatial), "b": ...}, the same images every time.
         window: "a", "b" -> what is shown black and white, in [-1, 1].
-        validate: gives further values by name, called at every picture.
+        batch_size: images of each domain per step.
+        saturation: is told the mean losses.
     """
 
     def __init__(
@@ -44,15 +56,18 @@ class RunRecorder:
         picture_every: int,
         picture_batch: dict[str, Tensor],
         window: dict[str, tuple[float, float]],
-        validate: Callable[[], dict[str, float]] | None = None,
+        batch_size: int = 1,
+        saturation: SaturationGuard | None = None,
     ) -> None:
         self.run = run
         self.log_every = log_every
         self.picture_every = picture_every
         self.picture_batch = picture_batch
         self.window = window
-        self.validate = validate
+        self.batch_size = batch_size
+        self.saturation = saturation
         self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
         self.count = 0
 
     def attach(self, engine: Engine) -> None:
@@ -66,13 +81,15 @@ class RunRecorder:
         self.started = self.last_log = time.monotonic()
         self.display = _Display(engine.state.epoch_length, engine.state.iteration)
         (self.run / "pictures").mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.csv", "validation.csv"):
+        for name in ("metrics.csv", "validation.csv", "guards.csv"):
             _drop_rows_after(self.run / name, engine.state.iteration)
 
     def _step(self, engine: Any) -> None:
         step, last = engine.state.iteration, engine.state.iteration == engine.state.epoch_length
         for name, loss in engine.state.output.items():
-            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+            finite = torch.isfinite(loss)
+            self.sums[name] = self.sums.get(name, 0) + torch.where(finite, loss, torch.zeros_like(loss))
+            self.counts[name] = self.counts.get(name, 0) + finite.float()
         self.count += 1
         if step % self.log_every == 0 or last:
             self._log(engine, step)
@@ -80,16 +97,25 @@ class RunRecorder:
             self._picture(engine, step)
 
     def _log(self, engine: Any, step: int) -> None:
-        values = {name: float(total) / self.count for name, total in self.sums.items()}
+        # One transfer for all of them; a loss that was never finite has no mean.
+        sums, counts = (
+            torch.stack([value.float() for value in of.values()]).tolist() for of in (self.sums, self.counts)
+        )
+        values = {name: s / n if n else math.nan for name, s, n in zip(self.sums, sums, counts, strict=True)}
+        if self.saturation is not None:
+            self.saturation.observe(step, self.count, values)
         now = time.monotonic()
         values["steps_per_s"] = self.count / max(now - self.last_log, 1e-9)
-        values["learning_rate"] = engine.schedulers["generators"].get_last_lr()[0]
-        self.last_log, self.sums, self.count = now, {}, 0
+        values["images_per_s"] = values["steps_per_s"] * self.batch_size
+        for role, name in (("generators", "learning_rate"), ("discriminators", "learning_rate_discriminator")):
+            values[name] = engine.schedulers[role].get_last_lr()[0]
+        guard = engine.companions.get("finite")
+        values["steps_left_out"] = getattr(guard, "skipped", 0)  # since the beginning
+        self.last_log, self.sums, self.counts, self.count = now, {}, {}, 0
         _append_row(self.run / "metrics.csv", {"step": step, "seconds": now - self.started, **values})
         for name, value in values.items():
             self.board.add_scalar(f"train/{name}", value, step)
         self.display.show(step, values)
-        require_finite(values, step)
 
     @torch.no_grad()
     def _picture(self, engine: Any, step: int) -> None:
@@ -105,10 +131,22 @@ class RunRecorder:
         panel = make_panel(images, self.window)
         imsave(self.run / "pictures" / f"step_{step:07d}.png", panel, cmap="gray", vmin=0, vmax=1)
         self.board.add_image("panel", panel, step, dataformats="HW")
-        for name, value in (self.validate() if self.validate else {}).items():
-            self.board.add_scalar(f"validation/{name}", value, step)
-            _append_row(self.run / "validation.csv", {"step": step, name: value})
         self.board.flush()
+
+    def validation(self, step: int, values: dict[str, float], histograms: dict[str, Tensor]) -> None:
+        """Take what a validation measured, and samples of values by name."""
+        _append_row(self.run / "validation.csv", {"step": step, **values})
+        for name, value in values.items():
+            self.board.add_scalar(f"validation/{name}", value, step)
+        for name, sample in histograms.items():
+            self.board.add_histogram(f"in the body/{name}", sample, step)
+        self.board.flush()
+
+    def report(self, step: int, guard: str, message: str) -> None:
+        """Take what a guard says: it is warned of, and kept."""
+        _append_row(self.run / "guards.csv", {"step": step, "guard": guard, "message": message})
+        self.board.add_text(f"guards/{guard}", message, step)
+        warn(step, guard, message)
 
     def _finish(self, engine: Any) -> None:
         self.display.close()
@@ -153,27 +191,30 @@ class _Display:
         self.bar: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             self.bar = Progress(
-                *Progress.get_default_columns()[:3],
+                *Progress.get_default_columns()[:2],
+                MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TextColumn("ETA"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[told]}"),
                 console=Console(stderr=True),
             )
             self.bar.start()
-            self.task = self.bar.add_task("training", total=steps, completed=done)
+            self.task = self.bar.add_task("training", total=steps, completed=done, told="")
 
     def show(self, step: int, values: dict[str, float]) -> None:
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith(("cycle", "adv")))
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith(SHOWN))
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"training  {losses}")
+            self.bar.update(self.task, completed=step, told=f"{values['images_per_s']:.1f} images/s  {losses}")
             return
         now = time.monotonic()
         if now - self.last_line >= 10 or step == self.steps:
             self.last_line = now
             left = (now - self.started) / max(1, step - self.done) * (self.steps - step)
-            speed = f"{values['steps_per_s']:.2f} steps/s, {left / 60:.1f} min left"
+            speed = f"{values['images_per_s']:.2f} images/s, {left / 60:.1f} min left"
             print(f"step {step} of {self.steps}, {speed}, {losses}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -181,7 +222,7 @@ class _Display:
             self.bar.stop()
 
 
-def _append_row(path: Path, row: dict[str, float]) -> None:
+def _append_row(path: Path, row: Mapping[str, float | str]) -> None:
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(row))

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,17 @@ from torch.utils.data import DataLoader
 
 from medcyclegan import ranks
 from medcyclegan.networks.instance_norm import use_channels_last
+from medcyclegan.training.guards import guarded_step
 from medcyclegan.training.lanes import Lanes
-from medcyclegan.training.objectives import Images, Losses, Objective, discriminator_parts, generator_parts
+from medcyclegan.training.objectives import (
+    Images,
+    Losses,
+    Objective,
+    at_step,
+    discriminator_parts,
+    generator_parts,
+)
+from medcyclegan.training.schedules import Schedule
 
 
 def bf16_is_safe(device: torch.device) -> bool:
@@ -37,11 +46,12 @@ def bf16_is_safe(device: torch.device) -> bool:
     return False
 
 
-def linear_decay(step: int, steps: int, decay_start: float) -> float:
-    """Factor of the learning rate at `step`: 1, then from the share `decay_start` of the steps linearly to 0."""
-    remaining = steps - step
-    decaying = steps - int(decay_start * steps)
-    return min(1.0, remaining / max(1, decaying))
+class Stateful(Protocol):
+    """Something around the loop whose state belongs to the snapshot: plain data and tensors on the CPU."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class ExponentialMovingAverage:
@@ -100,8 +110,13 @@ class CycleGANTrainer(Trainer):
 
     Every MONAI and ignite handler can be attached. One iteration is one step, and the whole training is one epoch.
     `engine.state.output` holds the weighted losses as detached tensors, and so do `engine.losses` and `engine.images`,
-    those and the images of the last whole step. Within `ranks.joined` the processes train together: gradients and
-    losses are means over all of them, and images are those of this one.
+    those and the images of the last whole step. Updates whose losses or gradients are not finite are left out on the
+    device; `engine.finite` tells of the last step, as tensors. Within `ranks.joined` the processes train together:
+    gradients and losses are means over all of them, and images are those of this one.
+
+    Attributes:
+        best: {"step", "score"} of the best validation so far, None before the first.
+        companions: name -> what else belongs to the snapshot, such as a guard; add to it before `restore`.
 
     Args:
         device: where the networks compute; the objective's networks are moved there.
@@ -110,7 +125,10 @@ class CycleGANTrainer(Trainer):
         steps: length of the whole training.
         accumulate: equal pieces of a batch that are worked through one after another, before one step of the optimizer.
         learning_rate, betas: of Adam.
-        decay_start: share of the steps at constant rate, before its linear decay.
+        learning_rate_discriminator: of the discriminators' Adam; None: the same (with another one it is the two
+            time-scale update rule of Heusel et al. 2017).
+        schedule: how the rates change; None: constant, and linear decay over the second half of the steps.
+        gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
         ema_decay: of the averaged generators.
         bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
         train_handlers: ignite handlers.
@@ -125,7 +143,9 @@ class CycleGANTrainer(Trainer):
         steps: int,
         learning_rate: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
-        decay_start: float = 0.5,
+        learning_rate_discriminator: float | None = None,
+        schedule: Schedule | None = None,
+        gradient_clip: float | None = None,
         ema_decay: float = 0.999,
         bf16: bool = False,
         accumulate: int = 1,
@@ -134,10 +154,14 @@ class CycleGANTrainer(Trainer):
         self.objective = objective
         self.bf16 = bf16
         self.accumulate = accumulate
-        self.best: dict[str, float] | None = None  # "step" and "score" of the best validation so far
         self.images: Images = {}
         self.losses: Losses = {}
+        self.finite: Losses = {}
         self.interrupted = False
+        self.best: dict[str, Any] | None = None
+        self.schedule = schedule or Schedule(steps=steps)
+        self.gradient_clip = gradient_clip
+        self.companions: dict[str, Stateful] = {"schedule": self.schedule}
         networks = objective.networks.to(device)
         if device.type == "cpu":
             for network in networks.values():
@@ -146,14 +170,17 @@ class CycleGANTrainer(Trainer):
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
-                lr=learning_rate,
+                lr=rate,
                 betas=betas,
                 fused=device.type in ("cpu", "cuda"),
             )
-            for role, names in (("generators", objective.generators), ("discriminators", objective.discriminators))
+            for role, names, rate in (
+                ("generators", objective.generators, learning_rate),
+                ("discriminators", objective.discriminators, learning_rate_discriminator or learning_rate),
+            )
         }
         self.schedulers = {
-            role: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_decay(step, steps, decay_start))
+            role: torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
             for role, optimizer in self.optimizers.items()
         }
         self.joined = _joined(objective, self.optimizers) if ranks.here()[1] > 1 else {}
@@ -171,6 +198,8 @@ class CycleGANTrainer(Trainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
+        at_step(self.objective, self.state.iteration)
+        self.finite = {}
         pieces = [
             dict(zip(batch, piece, strict=True))
             for piece in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
@@ -199,7 +228,7 @@ class CycleGANTrainer(Trainer):
                 share = loss / len(pieces)
                 totals[name] = totals[name] + share if name in totals else share
         totals = _mean_over_processes(totals)
-        optimizer.step()
+        self.finite |= guarded_step(optimizer, totals, self.gradient_clip, role)
         self.schedulers[role].step()
         return totals, made
 
@@ -286,13 +315,14 @@ class CycleGANTrainer(Trainer):
             states["cuda"] = torch.cuda.get_rng_state(self.state.device)
         return {
             "step": self.state.iteration,
-            "best": self.best,
             "networks": {name: network.state_dict() for name, network in self.objective.networks.items()},
             "ema": {name: network.state_dict() for name, network in self.ema.averages.items()},
             "optimizers": {role: optimizer.state_dict() for role, optimizer in self.optimizers.items()},
             "schedulers": {role: {"step": s.last_epoch} for role, s in self.schedulers.items()},
             "objective": self.objective.state_dict(),
             "random": states,
+            "best": self.best,
+            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -300,7 +330,33 @@ class CycleGANTrainer(Trainer):
 
         Settings of the optimizers and schedules are those that this trainer was made with, which may be others.
         """
-        device = self.state.device
+        # Checkpoints of earlier versions have neither; their guards and scores begin anew.
+        self.best = snapshot.get("best")
+        for name, state in snapshot.get("companions", {}).items():
+            if name in self.companions:
+                self.companions[name].load_state_dict(state)
+        self._restore_networks(snapshot)
+        for role, optimizer in self.optimizers.items():
+            scheduler = self.schedulers[role]
+            scheduler.last_epoch = snapshot["schedulers"][role]["step"]
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        torch.set_rng_state(snapshot["random"]["cpu"])
+        if "python" in snapshot["random"]:
+            version, key, gauss = snapshot["random"]["python"]
+            random.setstate((version, tuple(key), gauss))
+            key, *rest = snapshot["random"]["numpy"]
+            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        if "cuda" in snapshot["random"] and self.state.device.type == "cuda":
+            torch.cuda.set_rng_state(snapshot["random"]["cuda"], self.state.device)
+        self.state.iteration = snapshot["step"]
+
+    def roll_back(self, snapshot: dict[str, Any]) -> None:
+        """Take networks, averages, optimizers and image pools from `snapshot`; steps, data and rates go on."""
+        self._restore_networks(snapshot)
+
+    def _restore_networks(self, snapshot: dict[str, Any]) -> None:
         for name, state in snapshot["networks"].items():
             self.objective.networks[name].load_state_dict(state)
         for name, state in snapshot["ema"].items():
@@ -308,24 +364,9 @@ class CycleGANTrainer(Trainer):
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(snapshot["optimizers"][role])
-            scheduler = self.schedulers[role]
-            scheduler.last_epoch = snapshot["schedulers"][role]["step"]
             for group, own in zip(optimizer.param_groups, settings, strict=True):
                 group.update(own)
-                factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
-                group["lr"] = group["initial_lr"] * factor
-            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        self.objective.load_state_dict(snapshot["objective"], device)
-        torch.set_rng_state(snapshot["random"]["cpu"])
-        if "python" in snapshot["random"]:
-            version, key, gauss = snapshot["random"]["python"]
-            random.setstate((version, tuple(key), gauss))
-            key, *rest = snapshot["random"]["numpy"]
-            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        if "cuda" in snapshot["random"] and device.type == "cuda":
-            torch.cuda.set_rng_state(snapshot["random"]["cuda"], device)
-        self.best = snapshot.get("best")
-        self.state.iteration = snapshot["step"]
+        self.objective.load_state_dict(snapshot["objective"], self.state.device)
 
 
 def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, DistributedDataParallel]:

@@ -84,9 +84,19 @@ def judge(discriminator: nn.Module, loss: AdversarialLoss, real: Tensor, fake: T
     real_logits, fake_logits = split(discriminator(torch.cat([real, fake.detach()])), [len(real), len(fake)])
     losses = {f"discriminator_{domain}": loss.discriminator(real_logits, fake_logits)}
     if loss.penalty_weight:
-        penalty = gradient_penalty(discriminator, real, fake)
-        losses[f"gradient_penalty_{domain}"] = loss.penalty_weight * penalty
+        lazy = getattr(loss, "lazy", 1)
+        # Nothing in between, so that the mean over the steps stays that of every step.
+        penalty = gradient_penalty(discriminator, real, fake) if getattr(loss, "step", 0) % lazy == 0 else None
+        weighted = real.new_zeros(()) if penalty is None else lazy * loss.penalty_weight * penalty
+        losses[f"gradient_penalty_{domain}"] = weighted
     return losses
+
+
+def at_step(objective: Objective, step: int) -> None:
+    """Tell the adversarial loss which step it is, if it does something only every so many steps."""
+    loss = getattr(objective, "adversarial", None)
+    if loss is not None and hasattr(loss, "lazy"):
+        loss.step = step
 
 
 def structure_terms(structure: Mapping[str, StructureLoss], views: Sequence[View]) -> Losses:

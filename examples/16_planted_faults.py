@@ -1,6 +1,6 @@
 """How well each trust map finds faults planted into finished synthetic CTs, and the model's own errors.
 
-    python examples/11_planted_faults.py RUN MR... [--ct CT...] [--trials 3]
+    python examples/16_planted_faults.py RUN MR... [--ct CT...] [--trials 3]
 
 Four kinds of fault are planted, one at a time: a lesion inserted, a piece of bone removed, a patch shifted by 8 mm, and
 150 HU added in a ball. For every trust map the table says the probability that a voxel of the fault has a higher value
