@@ -330,11 +330,12 @@ def test_an_inverted_ct_is_told_from_the_right_one(probe: Any, turned: bool) -> 
 
 
 def test_no_order_is_expected_where_real_images_show_none() -> None:
-    random = torch.Generator().manual_seed(0)
-    real = torch.rand(4, 1, 16, 16, generator=random)
-    body = torch.ones(4, 1, 16, 16, dtype=torch.bool)
-    guard = TranslationGuards({"a": real, "b": real}, {"a": body, "b": body}, guards.warn)
-    guard.ordered["b"] = guard.ordered["b"] and float(guard.profiles["b"].std()) > 1
+    """A checkerboard is as bright in every shell; nothing can be inverted, and nothing is said."""
+    row = torch.arange(32)
+    real = ((row[:, None] + row) % 2).float().expand(4, 1, 32, 32) - 0.5
+    body = torch.ones(4, 1, 32, 32, dtype=torch.bool)
+    guard = TranslationGuards({"a": real, "b": real}, {"a": body, "b": body}, guards.silent)
+    assert guard.ordered == {"a": False, "b": False}
     assert "order_ab" not in guard.observe(1, {"b": -real})
 
 
