@@ -38,6 +38,18 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="MODULE", help="Import networks that the checkpoint names from this module."),
 ]
+Root = Annotated[
+    Path | None, typer.Option("--data", metavar="ROOT", help="Folder or CSV in a known layout, instead of --a and --b.")
+]
+LayoutName = Annotated[
+    str | None,
+    typer.Option(help="folders, cyclegan, decathlon, synthrad, bids, dicom or csv; by default the one that fits."),
+]
+Contrast = Annotated[str | None, typer.Option(metavar="NAME", help="Which kind of scans of ROOT, e.g. T1w or '*t1*'.")]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option("--patient", metavar="REGEX", help="Its first group, in a path under ROOT, names the patient."),
+]
 MaskFolder = Annotated[Path | None, typer.Option(help="Folder of body masks with the same case ids.")]
 
 
@@ -75,6 +87,54 @@ def demo(
 
 
 @app.command()
+def datalist(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder or CSV in a known layout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="COHORT.json", help="The datalist to write.")],
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
+    patient: PatientPattern = None,
+    val: Annotated[float, typer.Option(help="Share of the patients that validate.")] = 0.0,
+    test: Annotated[float, typer.Option(help="Share of the patients kept for testing.")] = 0.0,
+    folds: Annotated[int | None, typer.Option(help="Number of folds for cross-validation, instead of --val.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    modalities: Annotated[tuple[str, str], typer.Option(help="Of the domains a and b.")] = ("MR", "CT"),
+    as_json: AsJson = False,
+) -> None:
+    """Find the volumes of a cohort, split them by patient, and write them down for prepare, train and MONAI."""
+    if set(modalities) - {"MR", "CT"}:
+        raise InputError(f"--modalities {' '.join(modalities)}: each is MR or CT.")
+    from medcyclegan.data.assembly import assemble
+    from medcyclegan.progress import Terminal
+
+    found = assemble(
+        root,
+        layout=layout,
+        modalities={"a": modalities[0], "b": modalities[1]},
+        contrasts={"a": contrast_a, "b": contrast_b},
+        patient=patient,
+        val=val,
+        test=test,
+        folds=folds,
+        seed=seed,
+        progress=Terminal(),
+    )
+    found.write(output)
+    for note in found.notes:
+        _warn(note)
+    counts = found.counts()
+    failed = {str(image): reason for image, reason in found.failed.items()}
+    if as_json:
+        _print_json(
+            {"output": str(output), "about": found.about, "lists": counts, "notes": found.notes, "failed": failed}
+        )
+    else:
+        told = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        _say(f"{output}: layout {found.about['layout']} ({found.about['reason']}); {told}")
+    _end_with_failures(failed)
+
+
+@app.command()
 def prepare(
     output: Output,
     a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
@@ -83,16 +143,24 @@ def prepare(
     masks_b: MaskFolder = None,
     pairs: Annotated[Path | None, typer.Option(help="CSV: case, a, b and optionally mask, for validation.")] = None,
     datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Which fold of the datalist validates.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
+    patient: PatientPattern = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring two folders of volumes onto a common working grid, once, for training."""
+    """Bring a cohort of volumes onto a common working grid, once, for training."""
     from medcyclegan import config
 
-    data = {"a": a, "b": b, "masks_a": masks_a, "masks_b": masks_b, "pairs": pairs, "datalist": datalist}
+    data: dict[str, Any] = {"a": a, "b": b, "masks_a": masks_a, "masks_b": masks_b, "pairs": pairs}
+    data |= {"datalist": datalist, "fold": fold}
+    data |= {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "patient": patient}
     experiment = config.with_data(config.load(config_file, overrides or ()), data)
     from medcyclegan import build
     from medcyclegan.progress import Terminal
@@ -116,6 +184,8 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new folder for the run.")] = None,
     a: Annotated[Path | None, typer.Option(help="Folder of MR volumes, instead of data in a config.")] = None,
     b: Annotated[Path | None, typer.Option(help="Folder of CT volumes, instead of data in a config.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
     device: Device = "auto",
@@ -127,7 +197,7 @@ def train(
     from medcyclegan.progress import Terminal
 
     if resume is not None:
-        if any(given is not None for given in (config_file, output, a, b, overrides)):
+        if any(given is not None for given in (config_file, output, a, b, root, layout, overrides)):
             raise InputError("--resume continues a run as it was; it takes no config, data, output or --set.")
         from medcyclegan import build
 
@@ -138,8 +208,7 @@ def train(
         if output is None:
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or ())
-        if a is not None or b is not None:
-            experiment = config.with_data(experiment, {"a": a, "b": b})
+        experiment = config.with_data(experiment, {"a": a, "b": b, "root": root, "layout": layout})
         from medcyclegan import build
 
         result = build.train(experiment, output, device=device, progress=Terminal())

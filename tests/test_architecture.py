@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", "report", ""},
+    "cli": GROUND | {"reference_weights", "config", "build", "convert", "data", "demo", "evaluation", "report", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.
