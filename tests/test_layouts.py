@@ -165,8 +165,8 @@ def test_bids(tmp_path: Path) -> None:
 
 
 def test_dicom_by_patient(tmp_path: Path) -> None:
-    def header(description: str, number: str, scanner: str = "Ours"):  # noqa: ANN202
-        def change(ds, k: int) -> None:  # noqa: ANN001
+    def header(description: str, number: str, scanner: str = "Ours"):
+        def change(ds, k: int) -> None:
             ds.SeriesDescription, ds.PatientID, ds.Manufacturer = description, number, scanner
 
         return change
@@ -191,19 +191,19 @@ def test_dicom_by_patient(tmp_path: Path) -> None:
 
 
 def test_two_dicom_folders_of_one_patient(tmp_path: Path) -> None:
-    def number(value: str):  # noqa: ANN202
-        def change(ds, k: int) -> None:  # noqa: ANN001
+    def number(value: str):
+        def change(ds, k: int) -> None:
             ds.PatientID = value
 
         return change
 
-    for folder, value in (("c", "one"), ("a", "two"), ("b", "one")):
+    for folder, value in (("z", "one"), ("x", "two"), ("y", "one")):
         write_series(tmp_path / folder, stored(), change=number(value))
-    assert {s.case: s.patient for s in read_layout(tmp_path).scans} == {"a": "a", "b": "b", "c": "b"}
+    assert {s.case: s.patient for s in read_layout(tmp_path).scans} == {"x": "x", "y": "y", "z": "y"}
     # An anonymizer that gives everybody the same number says nothing.
-    for folder in ("a", "b", "c"):
+    for folder in ("x", "y", "z"):
         write_series(tmp_path / "same" / folder, stored(), change=number("ANON"))
-    assert {s.case: s.patient for s in read_layout(tmp_path / "same").scans} == {"a": "a", "b": "b", "c": "c"}
+    assert {s.case: s.patient for s in read_layout(tmp_path / "same").scans} == {"x": "x", "y": "y", "z": "z"}
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_masks_between_volumes_and_twins_are_refused(tmp_path: Path) -> None:
         ("p07_mr", "p07", "p07"),
         ("CT-p07", "p07", "p07"),
         ("p07", "p07", "p07"),
-        ("t1", "t1", ""),
+        ("t1", "t1", "t1"),
         ("mary_t1w", "mary", "mary"),
         ("smart_005", "smart_005", "smart"),
         ("p1_ct_slice_012", "p1_ct_slice_012", "p1"),
@@ -342,7 +342,7 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: p
     touch(tmp_path, "mr/1.nii", "ct/2.nii", "mr/closed/3.nii")
     scandir = os.scandir
 
-    def refuse(path):  # noqa: ANN001, ANN202
+    def refuse(path):
         if Path(path).name == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
@@ -386,14 +386,14 @@ def test_results_do_not_depend_on_the_listing(tmp_path: Path, monkeypatch: pytes
     scandir = os.scandir
 
     class Reversed:
-        def __init__(self, path) -> None:  # noqa: ANN001
+        def __init__(self, path) -> None:
             with scandir(path) as entries:
                 self.entries = list(entries)[::-1]
 
-        def __enter__(self):  # noqa: ANN204
+        def __enter__(self):
             return iter(self.entries)
 
-        def __exit__(self, *_) -> None:  # noqa: ANN002
+        def __exit__(self, *_) -> None:
             pass
 
     monkeypatch.setattr(os, "scandir", Reversed)

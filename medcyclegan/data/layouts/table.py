@@ -1,8 +1,8 @@
 """A CSV that lists the volumes, one per row: the layout for whatever no other layout fits.
 
-
-
-
+Columns: `image` and one of `domain` (a, b) or `modality` (MR, CT) are needed; `patient`, `case`, `kind`, `split`
+(train, val, test), `site` and `body` are optional. Paths are relative to the file; without a patient, the case is one.
+"""
 
 from __future__ import annotations
 
