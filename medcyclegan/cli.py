@@ -149,6 +149,7 @@ def prepare(
     contrast_a: Contrast = None,
     contrast_b: Contrast = None,
     patient: PatientPattern = None,
+    gray: Annotated[bool, typer.Option("--gray", help="Turn color 2D images into gray.")] = False,
     config_file: Annotated[
         Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
@@ -161,6 +162,7 @@ def prepare(
     data: dict[str, Any] = {"a": a, "b": b, "masks_a": masks_a, "masks_b": masks_b, "pairs": pairs}
     data |= {"datalist": datalist, "fold": fold}
     data |= {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "patient": patient}
+    data |= {"picture_gray": True} if gray else {}
     experiment = config.with_data(config.load(config_file, overrides or ()), data)
     from medcyclegan import build
     from medcyclegan.progress import Terminal
@@ -186,6 +188,8 @@ def train(
     b: Annotated[Path | None, typer.Option(help="Folder of CT volumes, instead of data in a config.")] = None,
     root: Root = None,
     layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
     device: Device = "auto",
@@ -196,8 +200,9 @@ def train(
     from medcyclegan import config
     from medcyclegan.progress import Terminal
 
+    data = {"a": a, "b": b, "root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b}
     if resume is not None:
-        if any(given is not None for given in (config_file, output, a, b, root, layout, overrides)):
+        if any(given is not None for given in (config_file, output, overrides, *data.values())):
             raise InputError("--resume continues a run as it was; it takes no config, data, output or --set.")
         from medcyclegan import build
 
@@ -208,7 +213,7 @@ def train(
         if output is None:
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or ())
-        experiment = config.with_data(experiment, {"a": a, "b": b, "root": root, "layout": layout})
+        experiment = config.with_data(experiment, data)
         from medcyclegan import build
 
         result = build.train(experiment, output, device=device, progress=Terminal())

@@ -331,8 +331,10 @@ def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None
     if not given:
         return experiment
     content = experiment.model_dump(mode="json", exclude_unset=True)
-    # How files are understood stays as the config has it; which files is what the command line says.
-    kept = {key: value for key, value in content.get("data", {}).items() if key.startswith("picture_")}
+    # Which files is what the command line says, if it says it; how pictures are understood stays.
+    there = content.get("data", {})
+    elsewhere = any(not key.startswith("picture_") for key in given)
+    kept = {key: value for key, value in there.items() if key.startswith("picture_") or not elsewhere}
     return parse({**content, "data": {**kept, **given}}, "the command line")
 
 

@@ -101,7 +101,7 @@ def test_pictures_beside_volumes_are_no_cases(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def slices(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """trainA and trainB with five axial slices of two phantom heads each, as 16-bit PNG and 8-bit TIFF."""
+    """trainA and trainB with five slices of two phantom heads each, as 16-bit PNG and 8-bit TIFF."""
     root = tmp_path_factory.mktemp("slices")
     for folder, files in (("trainA", cohort.train_mr), ("trainB", cohort.train_ct)):
         (root / folder).mkdir()
@@ -151,4 +151,4 @@ def test_two_domains_of_gray_levels(slices: Path, tmp_path: Path) -> None:
     given = config.parse({"domains": domains, "data": {"root": str(slices)}}, "the test")
     prepared = build.prepare(given, tmp_path / "prepared")
     assert not prepared.failed and len(prepared.cases["b"]) == 10
-    assert all(case.image.shape == (36, 44, 1) for case in prepared.cases["b"])
+    assert all(case.image.shape[2] == 1 for case in prepared.cases["b"])

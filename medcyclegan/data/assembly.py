@@ -225,13 +225,19 @@ def _not_taken(scans: Sequence[Scan], taken: Sequence[Scan]) -> list[str]:
 def _refuse_twins(scans: Sequence[Scan]) -> None:
     groups = defaultdict(list)
     for scan in scans:
-        groups[scan.domain, scan.split, scan.case].append(str(scan.image))
+        groups[scan.domain, scan.split, scan.case].append(scan)
+    twins = [group for group in groups.values() if len(group) > 1]
     raise_all(
         [
-            f"domain {domain}, '{case}': {', '.join(files)}"
-            for (domain, _, case), files in groups.items()
-            if len(files) > 1
+            f"domain {g[0].domain}, '{g[0].case}': {', '.join(scan.kind for scan in g)}"
+            for g in twins
+            if len({scan.kind for scan in g}) == len(g)
         ],
+        "cases have several contrasts, and a case is one volume: contrasts are not joined as channels. Name one with "
+        "--contrast-a or --contrast-b:",
+    )
+    raise_all(
+        [f"domain {g[0].domain}, '{g[0].case}': {', '.join(str(scan.image) for scan in g)}" for g in twins],
         "case ids occur more than once; rename the files, or give the cases ids in a CSV:",
     )
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.progress import Progress, Silent
 
@@ -72,7 +73,8 @@ def duplicates(found: Mapping[Path, Fingerprint]) -> list[tuple[Path, ...]]:
 
 def _fingerprint(image: Path) -> Fingerprint | str:
     try:
-        volume = read_volume(image)
+        # Whether color is wanted is asked when the volume is prepared; it tells copies apart as well as gray.
+        volume = read_volume(image, GrayLevels(gray=True))
     except (InputError, OSError) as error:
         return str(error)
     grid = grid_of(volume)

@@ -87,5 +87,8 @@ def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Pat
     if array.shape[2] == 1 or (array == array[..., :1]).all():
         return np.asarray(array[..., 0])
     if not gray:
-        raise InputError(f"{path}: a color picture.", "Give gray ones, or allow turning color into gray (--gray).")
+        raise InputError(
+            f"{path}: a color picture.",
+            "Give gray ones, or allow preparation to turn color into gray (prepare --gray, data.picture_gray).",
+        )
     return np.asarray(array @ _LUMA)
