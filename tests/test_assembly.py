@@ -148,6 +148,7 @@ def test_a_copy_is_left_out_and_its_owners_are_one_patient(root: Path) -> None:
     volume(root / "ct/p7_ct.nii", 777)
     found = make(root, folds=5)
     assert [note for note in found.notes if "p0_mr.nii, " in note and "p7_mr.nii" in note]
+    assert "p0_mr" in {scan.case for scan in found.scans} and "p7_mr" not in {scan.case for scan in found.scans}
     assert found.counts()["a"] == 8
     owners = {scan.case: scan.patient for scan in found.scans}
     assert owners["p7_ct"] == owners["p0_mr"] == "p0"
@@ -171,6 +172,28 @@ def test_what_cannot_be_read_is_told_and_left_out(root: Path) -> None:
     assert list(found.failed) == [root / "mr/p3_mr.nii"]
     assert found.counts()["a"] == 8
     assert len(found.cohort().a) == 9, "preparation reports it by name"
+
+
+def test_what_cannot_be_read_is_in_no_split(root: Path) -> None:
+    """With every seed the 3 patients of 11 who validate are ones that can be read."""
+    (root / "mr/p6_mr.nii").write_bytes(b"nonsense")
+    for seed in range(8):
+        found = make(root, val=0.27, seed=seed)
+        assert len({scan.patient for scan in found.scans if scan.split == "val"}) == 3
+        assert all(scan.patient != "p6" for scan in found.scans if scan.split == "val")
+
+
+def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
+    for i, name in enumerate(("mr/p1.nii", "mr/p2.nii", "ct/p3.nii")):
+        volume(tmp_path / name, i)
+    refused = 0
+    for seed in range(8):
+        try:
+            assert make(tmp_path, val=0.3, seed=seed).counts()["b"] == 1
+        except InputError as error:
+            refused += 1
+            assert "domain b: 1 scans, all of which validate or test" in str(error)
+    assert 0 < refused < 8
 
 
 def test_several_kinds_are_asked_about(tmp_path: Path) -> None:

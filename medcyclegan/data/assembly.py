@@ -148,7 +148,13 @@ def assemble(
     _refuse_leaks(taken)
     prints, failed = fingerprints((scan.image for scan in taken), progress=progress)
     taken, merged = _without_copies(taken, prints)
-    taken, where = _split(taken, val=val, test=test, folds=folds, seed=seed)
+    # What cannot be read validates nothing and tests nothing.
+    unread = [replace(scan, split=scan.split or "train") for scan in taken if scan.image in failed]
+    taken, where = _split(
+        [scan for scan in taken if scan.image not in failed], val=val, test=test, folds=folds, seed=seed
+    )
+    _require_training(taken, failed)
+    taken += unread
     about: dict[str, Any] = {"root": str(root), "layout": found.layout, "reason": found.reason, "seed": seed}
     about |= {"val": val, "test": test, "folds": folds, "modalities": dict(modalities)}
     about |= {"contrasts": {d: c for d, c in (contrasts or {}).items() if c}}
@@ -277,7 +283,9 @@ def _without_copies(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -
     crossing, leaking, notes = [], [], []
     same: dict[str, str] = {}
     dropped: set[Path] = set()
-    for group in duplicates(prints):
+    for found in duplicates(prints):
+        # The shortest name first: a copy is called "x copy" or "x (1)".
+        group = sorted(found, key=lambda image: (len(str(image)), str(image)))
         copies = [scan for image in group for scan in by_image[image]]
         files = ", ".join(str(image) for image in group)
         if len({scan.domain for scan in copies}) > 1:
@@ -332,6 +340,20 @@ def _split(
         return scans, {}
     left = {patient: stratum[patient] for patient, side in split.items() if side == "train"}
     return scans, fold_patients(left, folds=folds, seed=seed)
+
+
+def _require_training(scans: Sequence[Scan], failed: Mapping[Path, str]) -> None:
+    """Somebody of each domain is trained on."""
+    trained = {scan.domain for scan in scans if scan.split == "train"}
+    raise_all(
+        [
+            f"domain {domain}: {sum(scan.domain == domain for scan in scans)} scans, all of which validate or test"
+            for domain in DOMAINS
+            if domain not in trained
+        ]
+        + ([f"{image} cannot be read: {reason}" for image, reason in failed.items()] if len(trained) < 2 else []),
+        "nothing is left to train on; take smaller shares or another seed, or give more volumes:",
+    )
 
 
 def _pairs(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> tuple[tuple[Scan, Scan], ...]:

@@ -89,6 +89,6 @@ def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Pat
     if not gray:
         raise InputError(
             f"{path}: a color picture.",
-            "Give gray ones, or allow preparation to turn color into gray (prepare --gray, data.picture_gray).",
+            "Give gray ones, or let preparation turn color into gray (prepare --gray, data.picture_gray).",
         )
     return np.asarray(array @ _LUMA)
