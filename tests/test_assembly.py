@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from monai.data import load_decathlon_datalist
+from typer.testing import CliRunner
 
 from medcyclegan import build, config, phantom
+from medcyclegan.cli import app
 from medcyclegan.data.assembly import Assembly, assemble
 from medcyclegan.data.datalist import from_json
 from medcyclegan.data.duplicates import duplicates, fingerprints
@@ -86,6 +86,17 @@ def test_the_same_seed_writes_the_same_file(root: Path, tmp_path: Path) -> None:
         make(root, val=0.3, seed=seed).write(file)
     one, two, three = (json.loads(file.read_text()) for file in files)
     assert one == two and people(one, "val_a", "val_b") != people(three, "val_a", "val_b")
+
+
+def test_only_a_datalist_is_written_over(root: Path) -> None:
+    file = root / "dataset.json"
+    file.write_text('{"modality": {"0": "MR"}}')
+    with pytest.raises(InputError, match="no datalist of this program"):
+        make(root).write(file)
+    file.unlink()
+    make(root).write(file)
+    make(root, val=0.25).write(file)
+    assert "val_a" in json.loads(file.read_text())
 
 
 def test_folds(root: Path) -> None:
@@ -248,12 +259,12 @@ def test_pairs_need_one_grid_and_one_partner(tmp_path: Path) -> None:
 
 
 def test_a_set_of_the_layout_is_not_drawn_again(tmp_path: Path) -> None:
-    for i, name in enumerate(("trainA/p1.nii", "trainB/p2.nii", "trainA/p3.nii", "testA/p4.nii")):
+    for i, name in enumerate(("trainA/p1.nii", "trainB/p1.nii", "trainA/p3.nii", "trainB/p3.nii", "testA/p4.nii")):
         volume(tmp_path / name, i)
     with pytest.raises(InputError, match="the layout has its own test set"):
         make(tmp_path, test=0.2)
     found = make(tmp_path, val=0.3)
-    assert found.counts()["test_a"] == 1 and sum(scan.split == "val" for scan in found.scans) == 1
+    assert found.counts() == {"a": 1, "b": 1, "pairs": 1, "val_a": 1, "val_b": 1, "test_a": 1}
     with pytest.raises(InputError, match="each of them validates once"):
         make(tmp_path, val=0.3, folds=2)
 
@@ -281,22 +292,48 @@ def test_unicode_and_spaces_go_through_the_datalist(tmp_path: Path) -> None:
     assert cohort.a[0].image.is_file() and cohort.b[0].id == "Åsa ct"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "medcyclegan", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_the_verb_writes_warns_and_fails(root: Path, tmp_path: Path) -> None:
     (root / "mr/p3_mr.nii").write_bytes(b"nonsense")
     volume(root / "other/x.nii", 5)
     file = tmp_path / "cohort.json"
-    done = run("datalist", root, "-o", file, "--val", "0.2", "--json")
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(app, ["datalist", str(root), "-o", str(file), "--val", "0.2", "--json"])
+    assert done.exit_code == 1, done.stderr
     assert "p3_mr.nii" in done.stderr and "1 in other" in done.stderr
     content = json.loads(done.stdout)
     assert content["lists"] == {n: len(v) for n, v in json.loads(file.read_text()).items() if n != "about"}
-    wrong = run("datalist", root, "-o", file, "--folds", "2", "--val", "0.1")
-    assert wrong.returncode == 2 and "each of them validates once" in wrong.stderr
+    wrong = CliRunner().invoke(app, ["datalist", str(root), "-o", str(file), "--folds", "2", "--val", "0.1"])
+    assert isinstance(wrong.exception, InputError) and "each of them validates once" in str(wrong.exception)
+    wrong = CliRunner().invoke(app, ["datalist", str(root), "-o", str(file), "--modalities", "MR", "PET"])
+    assert isinstance(wrong.exception, InputError) and "each is MR or CT" in str(wrong.exception)
+
+
+def test_the_command_line_keeps_how_pictures_are_understood(tmp_path: Path) -> None:
+    given = config.load(None, ["data.picture_window=[-1000,2000]", "data.root=old"])
+    moved = config.with_data(given, {"root": tmp_path, "layout": "cyclegan", "a": None})
+    assert moved.data == config.Data(root=tmp_path, layout="cyclegan", picture_window=(-1000.0, 2000.0))
+    gray = config.with_data(given, {"picture_gray": True, "a": None})
+    assert gray.data == config.Data(root=Path("old"), picture_gray=True, picture_window=(-1000.0, 2000.0))
+    assert config.with_data(given, {"a": None}) == given
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"layout": "bids"}, "belong to root"),
+        ({"root": "x", "a": "y", "b": "z"}, "give only one of"),
+        ({"root": "x", "fold": 1}, "fold belongs to a datalist"),
+        ({"root": "x", "picture_window": [2, 1]}, "the first value must be below the second"),
+    ],
+)
+def test_configs_that_contradict_themselves(data: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config.parse({"data": data}, "the test")
+
+
+def test_a_layout_in_a_config_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("data: {root: cohort, layout: bids, contrast_a: T1w, patient: '(.*)'}")
+    data = config.load(tmp_path / "x.yaml").data
+    assert (data.root, data.layout, data.contrast_a, data.patient) == (tmp_path / "cohort", "bids", "T1w", "(.*)")
 
 
 def test_phantoms_are_prepared_from_a_root_and_from_a_fold(cohort: phantom.Cohort, tmp_path: Path) -> None:

@@ -352,6 +352,21 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: p
         read_layout(tmp_path)
 
 
+def test_a_file_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files without a known ending are opened, to see whether they are DICOM."""
+    touch(tmp_path, "p1/slice", "p2/slice")
+    opened = Path.open
+
+    def refuse(self: Path, *arguments, **named):
+        if self.name == "slice":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"p1/slice cannot be read: Permission denied"):
+        read_layout(tmp_path)
+
+
 def test_unicode_and_spaces(tmp_path: Path) -> None:
     composed, apart = unicodedata.normalize("NFC", "Zoë Müller"), unicodedata.normalize("NFD", "Zoë Müller")
     touch(tmp_path / "my cohort ü", f"mr/{composed} mr.nii.gz", f"ct/{apart} ct.nii.gz")

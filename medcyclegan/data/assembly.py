@@ -9,12 +9,14 @@ one grid. The result becomes a `Cohort` at once, or a datalist on disk:
      "val_a": [...], "val_b": [...],                       everything of the validation patients, paired or not
      "test_a": [...], "test_b": [...], "test_pairs": [...]}
 
-MONAI's `load_decathlon_datalist(file, is_segmentation=False, data_list_key="a")` reads each list.
+MONAI's `load_decathlon_datalist(file, is_segmentation=False, data_list_key="a")` reads each list; it makes a path of
+every value that is the name of something beside the file, a patient's folder for example.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +73,13 @@ class Assembly:
         return {name: len(entries) for name, entries in self._lists(Path()).items()}
 
     def write(self, path: Path) -> None:
-        """Write the datalist, atomically; paths below its folder are relative to it."""
+        """Write the datalist, atomically; paths below its folder are relative to it.
+
+        Raises:
+            InputError: `path` is something else than a datalist, such as the dataset.json of the cohort.
+        """
+        if path.exists() and not _is_datalist(path):
+            raise InputError(f"{path} exists and is no datalist of this program.", "Give another name.")
         write_json(path, {"about": dict(self.about), **self._lists(path.parent)})
 
     def _lists(self, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -371,6 +379,14 @@ def _pairs(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> tuple[t
         if len(fitting) == 1:
             found.append((a, fitting[0]))
     return tuple(found)
+
+
+def _is_datalist(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"about", "a", "b"} <= set(content)
 
 
 def _relative(path: Path, folder: Path) -> str:

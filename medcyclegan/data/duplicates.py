@@ -51,15 +51,19 @@ def fingerprints(
     listed = sorted(set(images))
     found: dict[Path, Fingerprint] = {}
     failed: dict[Path, str] = {}
-    # What is odd about a readable volume is told when it is prepared.
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")
-        results = pool.map(_fingerprint, listed)
-        for image, result in (progress or Silent()).track(zip(listed, results, strict=True), len(listed), "comparing"):
-            if isinstance(result, Fingerprint):
-                found[image] = result
-            else:
-                failed[image] = result
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
+        # What is odd about a readable volume is told when it is prepared.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results = zip(listed, pool.map(_fingerprint, listed), strict=True)
+            for image, result in (progress or Silent()).track(results, len(listed), "comparing volumes"):
+                if isinstance(result, Fingerprint):
+                    found[image] = result
+                else:
+                    failed[image] = result
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
     return found, failed
 
 

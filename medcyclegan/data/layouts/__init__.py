@@ -80,7 +80,17 @@ def read_layout(root: Path, name: str | None = None) -> Found:
     """
     if name is not None and name not in LAYOUTS:
         raise InputError(f"there is no layout '{name}'.", f"Allowed: {', '.join(LAYOUTS)}.")
-    tree = Tree(root)
+    try:
+        return _read(Tree(root), name)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or root} cannot be read: {error.strerror or error}.",
+            "Allow reading it, or move it away from this root.",
+        ) from None
+
+
+def _read(tree: Tree, name: str | None) -> Found:
+    root = tree.root
     if name is None:
         fitting = {layout.NAME: reason for layout in LAYOUTS.values() if (reason := layout.recognize(tree))}
         if len(fitting) > 1:
