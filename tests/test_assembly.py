@@ -17,7 +17,7 @@ from medcyclegan import build, config, phantom
 from medcyclegan.cli import app
 from medcyclegan.data.assembly import Assembly, assemble
 from medcyclegan.data.datalist import from_json
-from medcyclegan.data.duplicates import duplicates, fingerprints
+from medcyclegan.data.duplicates import fingerprints
 from medcyclegan.errors import InputError
 
 MODALITIES = {"a": "MR", "b": "CT"}
@@ -174,7 +174,23 @@ def test_one_scan_in_both_domains_is_refused(root: Path) -> None:
 def test_a_moved_header_is_still_a_copy_and_other_voxels_are_none(tmp_path: Path) -> None:
     files = [volume(tmp_path / "1.nii", 1), volume(tmp_path / "2.nii", 1, shift=50.0), volume(tmp_path / "3.nii", 2)]
     found, failed = fingerprints(files)
-    assert duplicates(found) == [tuple(files[:2])] and not failed
+    assert not failed
+    first, moved, other = (found[file].voxels for file in files)
+    assert first == moved != other
+
+
+def test_one_file_listed_twice_is_a_copy_of_itself(tmp_path: Path) -> None:
+    for i, name in enumerate(("1.nii", "2.nii", "3.nii")):
+        volume(tmp_path / name, i)
+    lines = ["image,case,patient,domain,split", "1.nii,x,p,a,train", "2.nii,y,q,b,train", "1.nii,z,r,a,train"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    assert make(tmp_path).counts()["a"] == 1
+    (tmp_path / "list.csv").write_text("\n".join([*lines[:3], "1.nii,z,r,a,test"]))
+    with pytest.raises(InputError, match="copies of one scan are in more than one"):
+        make(tmp_path)
+    (tmp_path / "list.csv").write_text("\n".join([*lines[:3], "3.nii,../z,r,a,test"]))
+    with pytest.raises(InputError, match=r"cannot be case ids(.|\n)*'\.\./z'"):
+        make(tmp_path)
 
 
 def test_what_cannot_be_read_is_told_and_left_out(root: Path) -> None:

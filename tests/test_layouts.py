@@ -96,6 +96,13 @@ def test_decathlon_datasets_side_by_side(tmp_path: Path) -> None:
         read_layout(tmp_path)
 
 
+def test_cases_with_four_digits_are_no_channels_where_they_are_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/x_0001.nii.gz", "imagesTr/x_0002.nii.gz")
+    listed = [{"image": f"./imagesTr/x_000{i}.nii.gz"} for i in (1, 2)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "training": listed}))
+    assert [s.case for s in read_layout(tmp_path).scans] == ["x_0001", "x_0002"]
+
+
 @pytest.mark.parametrize(
     ("content", "files", "message"),
     [
@@ -204,6 +211,26 @@ def test_two_dicom_folders_of_one_patient(tmp_path: Path) -> None:
     for folder in ("x", "y", "z"):
         write_series(tmp_path / "same" / folder, stored(), change=number("ANON"))
     assert {s.case: s.patient for s in read_layout(tmp_path / "same").scans} == {"x": "x", "y": "y", "z": "z"}
+
+
+def test_dicom_between_other_things(tmp_path: Path) -> None:
+    write_series(tmp_path / "mr/p1", stored())
+    touch(tmp_path, "mr/p1/preview.png", "mr/p2/t1.nii", "mr/p2/preview.png", "mr/notes.txt")
+    write_series(tmp_path / "ct", stored(), modality="CT")
+    write_series(tmp_path / "pet/p1", stored())
+    with pytest.raises(InputError, match="folders .*; dicom .the folder pet holds DICOM"):
+        read_layout(tmp_path)
+    found = read_layout(tmp_path, "folders")
+    # The series and not its preview; slices that lie in the domain's folder itself are one scan.
+    assert {(s.case, s.image.relative_to(tmp_path).as_posix()) for s in found.scans} == {
+        ("p1", "mr/p1"),
+        ("p2", "mr/p2/t1.nii"),
+        ("ct", "ct"),
+    }
+    assert found.left_out == {"pet": 1}
+    touch(tmp_path, "ct/volume.nii")
+    with pytest.raises(InputError, match="DICOM files beside volumes or folders"):
+        read_layout(tmp_path, "folders")
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -327,6 +354,7 @@ def test_links_in_circles_end_and_show_every_file_once(tmp_path: Path) -> None:
     touch(tmp_path, "mr/1.nii", "ct/2.nii")
     (tmp_path / "mr" / "up").symlink_to(tmp_path)
     (tmp_path / "ct" / "self").symlink_to(tmp_path / "ct")
+    (tmp_path / "ct" / "loop").symlink_to(tmp_path / "ct" / "loop")
     (tmp_path / "ct" / "other").symlink_to(tmp_path / "more", target_is_directory=True)
     touch(tmp_path, "more/3.nii")
     found = read_layout(tmp_path)

@@ -26,7 +26,7 @@ from typing import Any
 
 from medcyclegan.atomic import write_json
 from medcyclegan.data.datalist import Case, Cohort, Pair, check_cohort
-from medcyclegan.data.duplicates import Fingerprint, duplicates, fingerprints
+from medcyclegan.data.duplicates import Fingerprint, fingerprints
 from medcyclegan.data.layouts import read_layout
 from medcyclegan.data.layouts.scan import Scan, text
 from medcyclegan.data.splits import SPLITS, fold_patients, split_patients, strata
@@ -237,6 +237,11 @@ def _not_taken(scans: Sequence[Scan], taken: Sequence[Scan]) -> list[str]:
 
 
 def _refuse_twins(scans: Sequence[Scan]) -> None:
+    """Case ids serve as file names, once per domain and split."""
+    raise_all(
+        [f"'{s.case}': {s.image}" for s in scans if Path(s.case).name != s.case or s.case.startswith(".")],
+        "these cannot be case ids, they must serve as file names:",
+    )
     groups = defaultdict(list)
     for scan in scans:
         groups[scan.domain, scan.split, scan.case].append(scan)
@@ -285,30 +290,32 @@ def _without_copies(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -
     Raises:
         InputError: copies are in both domains, or on two sides of the split.
     """
-    by_image = defaultdict(list)
+    groups = defaultdict(list)
     for scan in scans:
-        by_image[scan.image].append(scan)
+        if scan.image in prints:
+            groups[prints[scan.image].voxels].append(scan)
     crossing, leaking, notes = [], [], []
     same: dict[str, str] = {}
-    dropped: set[Path] = set()
-    for found in duplicates(prints):
+    dropped: set[Scan] = set()
+    for group in groups.values():
+        if len(group) == 1:
+            continue
         # The shortest name first: a copy is called "x copy" or "x (1)".
-        group = sorted(found, key=lambda image: (len(str(image)), str(image)))
-        copies = [scan for image in group for scan in by_image[image]]
-        files = ", ".join(str(image) for image in group)
+        copies = sorted(group, key=lambda scan: (len(str(scan.image)), str(scan.image)))
+        files = ", ".join(str(scan.image) for scan in copies)
         if len({scan.domain for scan in copies}) > 1:
             crossing.append(files)
         elif len({scan.split or "train" for scan in copies}) > 1:
             leaking.append(files)
         else:
-            dropped |= {scan.image for scan in copies[1:]}
+            dropped |= set(copies[1:])
             notes.append(f"copies of one scan, of which only the first is taken: {files}")
             # Somebody without a name gets none by this.
             owners = sorted({_chief(same, scan.patient) for scan in copies if scan.patient})
             same |= dict.fromkeys(owners[1:], owners[0])
     raise_all(crossing, "the same scan is in both domains; take one away:")
     raise_all(leaking, "copies of one scan are in more than one of train, val and test; keep one:")
-    kept = [replace(s, patient=_chief(same, s.patient)) for s in scans if s.image not in dropped]
+    kept = [replace(scan, patient=_chief(same, scan.patient)) for scan in scans if scan not in dropped]
     return kept, notes
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,14 +64,6 @@ def fingerprints(
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
     return found, failed
-
-
-def duplicates(found: Mapping[Path, Fingerprint]) -> list[tuple[Path, ...]]:
-    """The groups of images that hold the same voxels, sorted."""
-    groups = defaultdict(list)
-    for image, fingerprint in found.items():
-        groups[fingerprint.voxels].append(image)
-    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
 
 
 def _fingerprint(image: Path) -> Fingerprint | str:

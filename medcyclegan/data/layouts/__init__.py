@@ -14,7 +14,7 @@ from medcyclegan.data.layouts import bids, cyclegan, decathlon, dicom, folders, 
 from medcyclegan.data.layouts.scan import Scan
 from medcyclegan.data.layouts.tree import Tree, is_picture, is_volume, join
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.dicom.files import split_choice
+from medcyclegan.io.dicom.files import holds_dicom, split_choice
 
 _SHOWN = 5
 
@@ -118,4 +118,8 @@ def _left_out(tree: Tree, scans: list[Scan]) -> dict[str, int]:
         unused = [n for n in volumes or [n for n in names if is_picture(n)] if tree.path(join(place, n)) not in used]
         if unused and not any(parent in used for parent in (tree.path(place), *tree.path(place).parents)):
             counts[place] = len(unused)
+    for place in tree.folders():
+        folder = tree.path(place)
+        if not any(folder == path or folder in path.parents for path in used) and holds_dicom(folder):
+            counts[place] = counts.get(place, 0) + 1
     return counts

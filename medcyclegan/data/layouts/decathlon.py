@@ -33,11 +33,13 @@ def read(tree: Tree) -> list[Scan]:
     for home in _homes(tree):
         content = _description(tree, home)
         channels = _channels(content)
-        present = set()
+        present, listed = set(), _listed(content)
         for folder, split in _SPLITS.items():
             place = join(home, folder)
             names = [name for name in tree.files(place) if is_volume(name)]
-            split_up = bool(names) and all(_CHANNEL.match(case_id(name)) for name in names)
+            # A list of cases knows whether "x_0001" is channel 1 of x, or a case of this name.
+            whole = any(f"{folder}/{name}" in listed for name in names)
+            split_up = bool(names) and not whole and all(_CHANNEL.match(case_id(name)) for name in names)
             if not split_up and len(channels) > 1:
                 raise InputError(
                     f"{tree.path(place)}: dataset.json names the channels {', '.join(channels.values())}, but the "
@@ -59,7 +61,7 @@ def read(tree: Tree) -> list[Scan]:
                 path = tree.path(join(place, name))
                 found.append(Scan(path, case, patient_of(case), modality_of(kind), kind, split=split))
         raise_all(
-            [f"{place}" for place in _listed(content) if place not in present and not _split_name(place, present)],
+            [f"{place}" for place in listed if place not in present and not _split_name(place, present)],
             f"{tree.path(join(home, 'dataset.json'))} lists files that are not there:",
         )
     return require_scans(found, tree, NAME)

@@ -15,7 +15,7 @@ from pathlib import Path
 from medcyclegan.data.layouts import bids, cyclegan
 from medcyclegan.data.layouts.folders import is_named
 from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
-from medcyclegan.data.layouts.tree import Tree, is_picture, is_volume
+from medcyclegan.data.layouts.tree import Tree, is_volume
 from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.dicom.series import Series, list_series
 
@@ -63,7 +63,7 @@ def read(tree: Tree) -> list[Scan]:
 
 
 def _others(tree: Tree, place: str) -> bool:
-    return any(is_volume(n) or is_picture(n) for folder in tree.every_folder(place) for n in tree.files(folder))
+    return any(is_volume(name) for folder in tree.every_folder(place) for name in tree.files(folder))
 
 
 def _kind(series: Series) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,9 +114,17 @@ def scans_below(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
 
 def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
     volumes = [name for name in tree.files(place) if is_volume(name)]
+    if any(holds_dicom(tree.path(join(place, name))) for name in tree.files(place) if _may_be_slice(name)):
+        if volumes or tree.folders(place):
+            raise InputError(
+                f"{tree.path(place)} holds DICOM files beside volumes or folders.",
+                "Give each DICOM series a folder of its own.",
+            )
+        case = text(place.rpartition("/")[2])
+        yield tree.path(place), case, patient_of(case)
+        return
     # Pictures beside volumes are previews of them.
-    chosen = volumes or [name for name in tree.files(place) if is_picture(name)]
-    for name in chosen:
+    for name in volumes or [name for name in tree.files(place) if is_picture(name)]:
         case = text(case_id(name))
         yield tree.path(join(place, name)), case, patient_of(case) if volumes else patient_of_picture(case)
     for archive in (name for name in tree.files(place) if name.lower().endswith(".zip")):
@@ -125,20 +133,26 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
             yield tree.path(join(place, archive)), case, patient_of(case)
     for name in tree.folders(place):
         inside = join(place, name)
+        case, patient = text(name), patient_of(text(name))
+        if not _holds(tree, inside, is_volume) and holds_dicom(tree.path(inside)):
+            yield tree.path(inside), case, patient
+            continue
         below = list(_scans(tree, inside)) if holds_scans(tree, inside) else []
-        if below:
-            patient = patient_of(text(name))
-            for path, case, _ in below:
-                yield path, text(name) if len(below) == 1 else f"{text(name)}_{case}", patient
-        elif holds_dicom(tree.path(inside)):
-            yield tree.path(inside), text(name), patient_of(text(name))
+        for path, part, _ in below:
+            yield path, case if len(below) == 1 else f"{case}_{part}", patient
 
 
 def holds_scans(tree: Tree, place: str) -> bool:
     """True if a volume or 2D image lies in `place` or below; DICOM is not looked for."""
-    return any(
-        is_volume(name) or is_picture(name) for folder in tree.every_folder(place) for name in tree.files(folder)
-    )
+    return _holds(tree, place, lambda name: is_volume(name) or is_picture(name))
+
+
+def _holds(tree: Tree, place: str, wanted: Callable[[str], bool]) -> bool:
+    return any(wanted(name) for folder in tree.every_folder(place) for name in tree.files(folder))
+
+
+def _may_be_slice(name: str) -> bool:
+    return not (is_volume(name) or is_picture(name) or name.lower().endswith(".zip"))
 
 
 def require_scans(scans: list[Scan], tree: Tree, name: str) -> list[Scan]:

@@ -61,7 +61,7 @@ class Tree:
     def _list(self, place: str, folder: Path, above: tuple[Path, ...]) -> None:
         try:
             with os.scandir(folder) as entries:
-                found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+                found = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
         except OSError as error:
             raise InputError(
                 f"the folder {folder} cannot be listed: {error.strerror}.",
@@ -84,6 +84,13 @@ class Tree:
             if real not in above:
                 self._folders[place].append(name)
                 self._list(join(place, name), folder / name, (*above, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself: a file that cannot be read, if anybody wants it
 
 
 def join(*parts: str) -> str:
