@@ -218,7 +218,7 @@ def test_dicom_between_other_things(tmp_path: Path) -> None:
     touch(tmp_path, "mr/p1/preview.png", "mr/p2/t1.nii", "mr/p2/preview.png", "mr/notes.txt")
     write_series(tmp_path / "ct", stored(), modality="CT")
     write_series(tmp_path / "pet/p1", stored())
-    with pytest.raises(InputError, match="folders .*; dicom .the folder pet holds DICOM"):
+    with pytest.raises(InputError, match=r"folders .*; dicom .the folder pet holds DICOM"):
         read_layout(tmp_path)
     found = read_layout(tmp_path, "folders")
     # The series and not its preview; slices that lie in the domain's folder itself are one scan.

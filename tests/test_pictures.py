@@ -14,6 +14,7 @@ from medcyclegan import build, config, phantom
 from medcyclegan.convert import convert
 from medcyclegan.data.layouts import read_layout
 from medcyclegan.errors import InputError
+from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import list_volumes, read_volume
 
@@ -131,13 +132,18 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
     run = tmp_path / "run"
     build.train(experiment, run, device="cpu")
     source = sorted((slices / "trainA").iterdir())[0]
-    result = convert(run, [source], tmp_path / "out", device="cpu")
+    result = convert(run, [source], tmp_path / "out", device="cpu", trust=True)
     assert not result.failed
     (written,) = result.written.values()
     image = sitk.ReadImage(str(written))
     assert image.GetSize() == (36, 44, 1) and image.GetPixelIDTypeAsString() == "16-bit signed integer"
     values = sitk.GetArrayFromImage(image)
     assert values.min() == -1024 and values.max() > -1024
+    assert sorted(file.name for file in (tmp_path / "out" / "trust").iterdir()) == [
+        f"{source.stem}_{name}.nii.gz" for name in ("combined", "cycle", "spread", "structure")
+    ]
+    across = convert(run, [source], tmp_path / "across", device="cpu", ensemble=Ensemble(("axial", "coronal")))
+    assert "a picture is one axial slice" in across.failed[source.stem]
     with pytest.raises(InputError, match="single 2D images"):
         build.train(
             config.parse({**TINY, "data": data, "patches": {"size": [32, 32], "neighbors": 1}}, "the test"),
