@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from medcyclegan import __version__, config, ranks
 from medcyclegan.atomic import atomic_file
 from medcyclegan.changes import changes, replaced, require_allowed
 from medcyclegan.config import Experiment
+from medcyclegan.data.assembly import assemble
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.datalist import Cohort, from_folders, from_json
 from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, require_fitting, stack_of_slices
@@ -37,6 +38,7 @@ from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
+from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.machine import free_memory
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.networks.instance_norm import use_channels_last
@@ -105,17 +107,33 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def cohort(experiment: Experiment) -> Cohort:
+def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
     """The volumes that `experiment.data` names."""
     data = experiment.data
+    modalities = {domain: getattr(experiment.domains, domain).modality for domain in ("a", "b")}
     if data.datalist is not None:
-        return from_json(data.datalist)
-    if data.a is None or data.b is None:
+        found = from_json(data.datalist, data.fold)
+    elif data.root is not None:
+        assembly = assemble(
+            data.root,
+            layout=data.layout,
+            modalities=modalities,
+            contrasts={"a": data.contrast_a, "b": data.contrast_b},
+            patient=data.patient,
+            progress=progress,
+        )
+        for note in assembly.notes:
+            warnings.warn(note, stacklevel=2)
+        found = assembly.cohort()
+    elif data.a is not None and data.b is not None:
+        found = from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
+    else:
         raise InputError(
             "the experiment names no data.",
-            "Set data.prepared, or data.a and data.b, or data.datalist (in the config or with --set).",
+            "Set data.prepared, or data.root, or data.a and data.b, or data.datalist (in the config or with --set).",
         )
-    return from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
+    windows = {domain: data.picture_window if modality == "CT" else None for domain, modality in modalities.items()}
+    return replace(found, levels={d: GrayLevels(window, data.picture_gray) for d, window in windows.items()})
 
 
 def prepare(experiment: Experiment, output: Path, progress: Progress | None = None) -> PreparedCohort:
@@ -124,7 +142,7 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
     modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
     inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
     return prepare_cohort(
-        cohort(experiment),
+        cohort(experiment, progress),
         output,
         modalities=modalities,
         spacing=settings.spacing,
@@ -362,6 +380,7 @@ def make_trainer(
     if patches.size is None:
         raise ValueError("make_trainer takes a resolved experiment, whose patches.size is set")
     shape = Shape(patches.size, patches.plane, patches.neighbors)
+    _refuse_single_slices(prepared, patches)
     objective = make_objective(experiment, _windows(experiment))
     _require_large_enough(objective, patches.size)
     _require_memory(experiment, device)
@@ -682,6 +701,18 @@ def _window_for(prepared: PreparedCohort, patches: config.Patches) -> tuple[int,
     if patches.spatial_dims == 2:
         del window[PLANES[patches.plane]]
     return tuple(window)
+
+
+def _refuse_single_slices(prepared: PreparedCohort, patches: config.Patches) -> None:
+    """A 2D image is one axial slice: it has no neighbors, no other planes and no boxes."""
+    if patches.spatial_dims == 2 and patches.plane == "axial" and not patches.neighbors:
+        return
+    single = [case.id for domain in ("a", "b") for case in prepared.cases[domain] if case.grid.shape[2] == 1]
+    if single:
+        raise InputError(
+            f"{len(single)} volumes are single 2D images, for example {single[0]}.",
+            "Take axial slices without neighbors: patches.spatial_dims 2, plane axial, neighbors 0.",
+        )
 
 
 def _require_large_enough(objective: Objective, size: tuple[int, ...]) -> None:

@@ -39,6 +39,18 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="MODULE", help="Import networks that the checkpoint names from this module."),
 ]
+Root = Annotated[
+    Path | None, typer.Option("--data", metavar="ROOT", help="Folder or CSV in a known layout, instead of --a and --b.")
+]
+LayoutName = Annotated[
+    str | None,
+    typer.Option(help="folders, cyclegan, decathlon, synthrad, bids, dicom or csv; by default the one that fits."),
+]
+Contrast = Annotated[str | None, typer.Option(metavar="NAME", help="Which kind of scans of ROOT, e.g. T1w or '*t1*'.")]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option("--patient", metavar="REGEX", help="Its first group, in a path under ROOT, names the patient."),
+]
 MaskFolder = Annotated[Path | None, typer.Option(help="Folder of body masks with the same case ids.")]
 
 
@@ -76,6 +88,54 @@ def demo(
 
 
 @app.command()
+def datalist(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder or CSV in a known layout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="COHORT.json", help="The datalist to write.")],
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
+    patient: PatientPattern = None,
+    val: Annotated[float, typer.Option(help="Share of the patients that validate.")] = 0.0,
+    test: Annotated[float, typer.Option(help="Share of the patients kept for testing.")] = 0.0,
+    folds: Annotated[int | None, typer.Option(help="Number of folds for cross-validation, instead of --val.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    modalities: Annotated[tuple[str, str], typer.Option(help="Of the domains a and b.")] = ("MR", "CT"),
+    as_json: AsJson = False,
+) -> None:
+    """Find the volumes of a cohort, split them by patient, and write them down for prepare, train and MONAI."""
+    if set(modalities) - {"MR", "CT"}:
+        raise InputError(f"--modalities {' '.join(modalities)}: each is MR or CT.")
+    from medcyclegan.data.assembly import assemble
+    from medcyclegan.progress import Terminal
+
+    found = assemble(
+        root,
+        layout=layout,
+        modalities={"a": modalities[0], "b": modalities[1]},
+        contrasts={"a": contrast_a, "b": contrast_b},
+        patient=patient,
+        val=val,
+        test=test,
+        folds=folds,
+        seed=seed,
+        progress=Terminal(),
+    )
+    found.write(output)
+    for note in found.notes:
+        _warn(note)
+    counts = found.counts()
+    failed = {str(image): reason for image, reason in found.failed.items()}
+    if as_json:
+        _print_json(
+            {"output": str(output), "about": found.about, "lists": counts, "notes": found.notes, "failed": failed}
+        )
+    else:
+        told = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        _say(f"{output}: layout {found.about['layout']} ({found.about['reason']}); {told}")
+    _end_with_failures(failed)
+
+
+@app.command()
 def prepare(
     output: Output,
     a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
@@ -84,16 +144,26 @@ def prepare(
     masks_b: MaskFolder = None,
     pairs: Annotated[Path | None, typer.Option(help="CSV: case, a, b and optionally mask, for validation.")] = None,
     datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Which fold of the datalist validates.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
+    patient: PatientPattern = None,
+    gray: Annotated[bool, typer.Option("--gray", help="Turn color 2D images into gray.")] = False,
     config_file: Annotated[
         Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring two folders of volumes onto a common working grid, once, for training."""
+    """Bring a cohort of volumes onto a common working grid, once, for training."""
     from medcyclegan import config
 
-    data = {"a": a, "b": b, "masks_a": masks_a, "masks_b": masks_b, "pairs": pairs, "datalist": datalist}
+    data: dict[str, Any] = {"a": a, "b": b, "masks_a": masks_a, "masks_b": masks_b, "pairs": pairs}
+    data |= {"datalist": datalist, "fold": fold}
+    data |= {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "patient": patient}
+    data |= {"picture_gray": True} if gray else {}
     experiment = config.with_data(config.load(config_file, overrides or ()), data)
     from medcyclegan import build
     from medcyclegan.progress import Terminal
@@ -122,6 +192,10 @@ def plan(
     a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
     b: Annotated[Path | None, typer.Option(help="Folder of volumes of the target domain, CT.")] = None,
     datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
     overrides: Overrides = None,
     gpu_memory: Annotated[
         float | None, typer.Option(metavar="GIB", help="Plan for a GPU of this much memory, which need not be here.")
@@ -134,8 +208,10 @@ def plan(
     from medcyclegan import config
 
     experiment = config.load(config_file, overrides or ())
-    if a is not None or b is not None or datalist is not None:
-        experiment = config.with_data(experiment, {"a": a, "b": b, "datalist": datalist})
+    folders = {"a": a, "b": b, "datalist": datalist, "root": root}
+    experiment = config.with_data(
+        experiment, folders | {"layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b}
+    )
     from medcyclegan import plan as planning
     from medcyclegan.progress import Terminal
 
@@ -157,6 +233,10 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new folder for the run.")] = None,
     a: Annotated[Path | None, typer.Option(help="Folder of MR volumes, instead of data in a config.")] = None,
     b: Annotated[Path | None, typer.Option(help="Folder of CT volumes, instead of data in a config.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
     allow_changes: Annotated[
@@ -173,9 +253,10 @@ def train(
     first = ranks.place()[0] == 0
     if not first:
         warnings.simplefilter("ignore")  # the first process says it
+    data = {"a": a, "b": b, "root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b}
     if resume is not None:
-        if any(given is not None for given in (output, a, b)):
-            raise InputError("--resume continues a run where it is, on its own data; it takes no --output, --a or --b.")
+        if any(given is not None for given in (output, *data.values())):
+            raise InputError("--resume continues a run where it is, on its own data; it takes no --output and no data.")
         from medcyclegan import build
 
         result = build.resume(
@@ -194,8 +275,7 @@ def train(
         if output is None:
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or ())
-        if a is not None or b is not None:
-            experiment = config.with_data(experiment, {"a": a, "b": b})
+        experiment = config.with_data(experiment, data)
         if config_file is None and experiment.data.prepared is None:
             experiment = _planned(experiment, overrides or (), output, device)
         from medcyclegan import build
@@ -230,10 +310,15 @@ def train(
 
 def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path, device: str) -> Any:
     """The experiment that a plan for its data gives, with the overrides of the command line; the plan is kept."""
-    from medcyclegan import build, config
+    from medcyclegan import build, config, ranks
     from medcyclegan import plan as planning
     from medcyclegan.progress import Terminal
 
+    if ranks.place()[1] > 1:
+        raise InputError(
+            "several processes need a config; without one, each would plan for itself.",
+            "Write one first: medcyclegan plan ... -o plan.yaml",
+        )
     build.require_new_run(run)
     made = planning.make_plan(experiment, planning.this_machine(device), progress=Terminal())
     for line in made.warnings:
@@ -241,8 +326,7 @@ def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path,
     run.mkdir(parents=True, exist_ok=True)
     planning.save(made, run / build.PLAN_NAME)
     _note(f"no config was given; planned {run / build.PLAN_NAME}, which says why")
-    data = {key: value for key, value in experiment.data if value is not None}
-    return config.with_data(config.load(run / build.PLAN_NAME, overrides), data)
+    return config.load(run / build.PLAN_NAME, overrides).model_copy(update={"data": experiment.data})
 
 
 @app.command()

@@ -124,13 +124,38 @@ class Data(_Section):
     masks_b: Path | None = Field(None, description="folder of body masks with the case ids of b")
     pairs: Path | None = Field(None, description="CSV with columns case, a, b and optionally mask, for validation")
     datalist: Path | None = Field(None, description="JSON with the lists a, b and optionally pairs")
+    fold: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="which fold of the datalist validates; the others are trained on"
+    )
+    root: Path | None = Field(None, description="folder or CSV in one of the known layouts, recognized by itself")
+    layout: str | None = Field(None, description="name of the layout of root; null: the one that fits")
+    contrast_a: str | None = Field(None, description="which kind of scans of root is domain a: a name with * and ?")
+    contrast_b: str | None = Field(None, description="which kind of scans of root is domain b: a name with * and ?")
+    patient: str | None = Field(
+        None, description="regular expression whose first group, in the path of a scan under root, is the patient"
+    )
+    picture_window: tuple[float, float] | None = Field(
+        None, description="HU of black and white in 2D images (PNG, TIFF) of a CT domain; they are refused without"
+    )
+    picture_gray: bool = Field(False, description="turn color 2D images into gray; they are refused without")
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         folders = (self.a, self.b, self.masks_a, self.masks_b, self.pairs)
-        ways = [self.prepared is not None, self.datalist is not None, any(f is not None for f in folders)]
+        ways = [
+            self.prepared is not None,
+            self.datalist is not None,
+            any(f is not None for f in folders),
+            self.root is not None,
+        ]
         if sum(ways) > 1:
-            raise ValueError("give only one of: prepared; datalist; the folders a and b")
+            raise ValueError("give only one of: prepared; datalist; the folders a and b; root")
+        if self.root is None and any((self.layout, self.contrast_a, self.contrast_b, self.patient)):
+            raise ValueError("layout, contrast_a, contrast_b and patient belong to root")
+        if self.datalist is None and self.fold is not None:
+            raise ValueError("fold belongs to a datalist")
+        if self.picture_window is not None and self.picture_window[0] >= self.picture_window[1]:
+            raise ValueError("picture_window: the first value must be below the second")
         if ways[2] and (self.a is None or self.b is None):
             raise ValueError("a and b are both needed")
         return self
@@ -339,10 +364,17 @@ def load(path: Path | None, overrides: Iterable[str] = (), base: Mapping[str, An
     return parse(content, str(path) if path else "the configuration")
 
 
-def with_data(experiment: Experiment, data: Mapping[str, Path | None]) -> Experiment:
+def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None]) -> Experiment:
     """The experiment on other data than its config names; keys as in `Data`, those that are None are left out."""
     given = {key: str(path) for key, path in data.items() if path is not None}
-    return parse({**experiment.model_dump(mode="json", exclude_unset=True), "data": given}, "the command line")
+    if not given:
+        return experiment
+    content = experiment.model_dump(mode="json", exclude_unset=True)
+    # Which files is what the command line says, if it says it; how pictures are understood stays.
+    there = content.get("data", {})
+    elsewhere = any(not key.startswith("picture_") for key in given)
+    kept = {key: value for key, value in there.items() if key.startswith("picture_") or not elsewhere}
+    return parse({**content, "data": {**kept, **given}}, "the command line")
 
 
 def save(experiment: Experiment, path: Path) -> None:
@@ -371,8 +403,11 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
     data = content.get("data")
     if isinstance(data, dict):
         for key, value in data.items():
-            if isinstance(value, str) and not Path(value).expanduser().is_absolute():
+            if key in _PATHS and isinstance(value, str) and not Path(value).expanduser().is_absolute():
                 data[key] = str(folder / value)
+
+
+_PATHS = {key for key, field in Data.model_fields.items() if field.annotation == Path | None}
 
 
 def _explain(problem: dict[str, Any]) -> str:

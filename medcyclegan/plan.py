@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,13 @@ def make_plan(
     """
     if not hours > 0:
         raise InputError(f"hours must be above 0, got {hours}.")
-    cohort = build.cohort(experiment)
-    domains = experiment.domains
-    a = fingerprint(cohort.a, domains.a.modality, progress)
-    b = fingerprint(cohort.b, domains.b.modality, progress)
+    cohort, domains = build.cohort(experiment, progress), experiment.domains
+    a, b = (
+        fingerprint(
+            [replace(case, levels=cohort.levels.get(key)) for case in cases], getattr(domains, key).modality, progress
+        )
+        for key, cases in (("a", cohort.a), ("b", cohort.b))
+    )
     plan = decide(a, b, machine)
     for key, domain in domains:
         plan.choose(f"domains.{key}", domain.model_dump(), "as given")

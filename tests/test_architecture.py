@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "build",
         "config",
         "convert",
+        "data",
         "demo",
         "evaluation",
         "plan",

@@ -19,8 +19,7 @@ import pytest
 from medcyclegan import __version__, cli, phantom
 
 TINY = [
-    "--set=model.generator.filters=4",
-    "--set=model.generator.blocks=1",
+    "--set=model.generator={_target_: resnet, filters: 4, blocks: 1}",
     "--set=model.discriminator.filters=4",
     "--set=model.discriminator.layers=1",
     "--set=patches.size=[32,32]",

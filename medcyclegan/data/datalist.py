@@ -9,6 +9,8 @@ optionally `pairs`:
      "pairs": [{"case": "031", "a": "mr/031.nii.gz", "b": "ct/031.nii.gz"}]}
 
 Paths are relative to the file. MONAI's `load_decathlon_datalist(path, data_list_key="a")` reads the same file.
+Datalists that `medcyclegan datalist` writes have lists for validation and testing too, which training leaves alone,
+and with cross-validation a `fold` per entry: one fold is left out of `a` and `b`, and its `pairs` validate.
 """
 
 from __future__ import annotations
@@ -16,21 +18,27 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import case_id, list_volumes, volume_files
+
+_PAIRS = ("pairs", "test_pairs")
+_LISTS = ("a", "b", "val_a", "val_b", "test_a", "test_b", *_PAIRS)
+_TOLD = {"patient", "site", "contrast", "fold"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of one domain; `body` is the file of its body mask."""
+    """One volume of one domain; `body` is the file of its body mask, `levels` how 2D images are understood."""
 
     id: str
     image: Path
     body: Path | None = None
+    levels: GrayLevels | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The unpaired cases of the domains a and b, and the pairs for validation."""
+    """The unpaired cases of the domains a and b, the pairs for validation, and how 2D images are understood.
+
+    Attributes:
+        levels: "a", "b" -> of that domain's pictures; of no meaning for volumes.
+    """
 
     a: tuple[Case, ...]
     b: tuple[Case, ...]
     pairs: tuple[Pair, ...] = ()
+    levels: Mapping[str, GrayLevels] = field(default_factory=dict)
 
 
 def from_folders(
@@ -62,7 +75,7 @@ def from_folders(
     """
     if a.resolve() == b.resolve():
         raise InputError(f"the folders a and b are the same: {a}.", "Give one folder for each domain.")
-    return _checked(
+    return check_cohort(
         Cohort(_folder_cases(a, masks_a), _folder_cases(b, masks_b), from_pairs_csv(pairs) if pairs else ()),
         f"{a} and {b}",
     )
@@ -92,11 +105,15 @@ def from_pairs_csv(path: Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def from_json(path: Path) -> Cohort:
+def from_json(path: Path, fold: int | None = None) -> Cohort:
     """Read a datalist.
 
+    Args:
+        path: the file.
+        fold: which fold validates; needed where the entries have folds.
+
     Raises:
-        InputError: naming every entry that is wrong.
+        InputError: naming every entry that is wrong, or a patient of the training that validates or tests too.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -104,15 +121,25 @@ def from_json(path: Path) -> Cohort:
         raise InputError(f"the datalist {path} cannot be read: {error}.") from None
     except json.JSONDecodeError as error:
         raise InputError(f"the datalist {path} is not JSON: {error}.") from None
-    if not isinstance(content, dict) or not {"a", "b"} <= set(content) or set(content) - {"a", "b", "pairs"}:
-        raise InputError(f"the datalist {path} must be an object with the lists a, b and optionally pairs.")
+    if not isinstance(content, dict) or not {"a", "b"} <= set(content) or set(content) - {*_LISTS, "about"}:
+        raise InputError(
+            f"the datalist {path} must be an object with the lists a, b and optionally pairs"
+            f" ({', '.join(_LISTS[2:6])}, test_pairs and about are left alone)."
+        )
+    content.pop("about", None)
+    raise_all(
+        [f"{name}: must be a list" for name, entries in content.items() if not isinstance(entries, list)],
+        f"the datalist {path} is wrong:",
+    )
     problems = [
         f"{name}[{index}]: {problem}"
         for name, entries in content.items()
-        for index, entry in enumerate(entries if isinstance(entries, list) else [entries])
+        for index, entry in enumerate(entries)
         if (problem := _entry_problem(entry, name))
     ]
     raise_all(problems, f"the datalist {path} has wrong entries:")
+    content = _without_fold(content, fold, path)
+    _refuse_leaks(content, path)
     folder = path.parent
 
     def case(entry: Mapping[str, Any]) -> Case:
@@ -126,20 +153,54 @@ def from_json(path: Path) -> Cohort:
     cohort = Cohort(
         tuple(map(case, content["a"])), tuple(map(case, content["b"])), tuple(map(pair, content.get("pairs", [])))
     )
-    return _checked(cohort, str(path))
+    return check_cohort(cohort, str(path))
+
+
+def _without_fold(content: dict[str, Any], fold: int | None, path: Path) -> dict[str, Any]:
+    """Training without the fold that validates, and the pairs of that fold."""
+    folds = {entry.get("fold") for name in ("a", "b") for entry in content[name]}
+    if folds == {None}:
+        if fold is not None:
+            raise InputError(f"the datalist {path} has no folds.", "Leave out data.fold.")
+        return content
+    there = ", ".join(str(number) for number in sorted(folds - {None}))
+    if None in folds:
+        raise InputError(f"the datalist {path} has entries in a or b without a fold.", f"Folds are {there}.")
+    if fold not in folds:
+        raise InputError(
+            f"the datalist {path} has the folds {there}, and {'none' if fold is None else fold} was chosen.",
+            "Set data.fold to the one that is to validate.",
+        )
+    chosen = {name: [entry for entry in content[name] if entry["fold"] != fold] for name in ("a", "b")}
+    return {**content, **chosen, "pairs": [e for e in content.get("pairs", []) if e.get("fold", fold) == fold]}
+
+
+def _refuse_leaks(content: Mapping[str, Any], path: Path) -> None:
+    trained = {entry["patient"] for name in ("a", "b") for entry in content[name] if "patient" in entry}
+    raise_all(
+        [
+            f"patient '{patient}' is in {name} too"
+            for name in content
+            if name not in ("a", "b")
+            for patient in sorted({entry["patient"] for entry in content[name] if "patient" in entry} & trained)
+        ],
+        f"in the datalist {path} patients of the training validate or test:",
+    )
 
 
 def _entry_problem(entry: Any, name: str) -> str | None:
-    needed = ("case", "a", "b") if name == "pairs" else ("image",)
-    allowed = {"case", "body", *needed}
+    needed = ("case", "a", "b") if name in _PAIRS else ("image",)
+    allowed = {"case", "body", *needed, *_TOLD}
     if not isinstance(entry, dict):
         return f"must be an object, got {entry!r}"
     if unknown := sorted(set(entry) - allowed):
         return f"unknown key {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
     if missing := [key for key in needed if key not in entry]:
         return f"needs the key {', '.join(missing)}"
-    if any(not isinstance(value, str) for value in entry.values()):
+    if any(not isinstance(value, str) for key, value in entry.items() if key != "fold"):
         return "every value must be text"
+    if type(entry.get("fold", 0)) is not int:
+        return f"fold must be a whole number, got {entry['fold']!r}"
     return None
 
 
@@ -156,8 +217,8 @@ def _folder_cases(folder: Path, masks: Path | None) -> tuple[Case, ...]:
     return tuple(Case(id, image, bodies[id]) for id, image in images.items())
 
 
-def _checked(cohort: Cohort, source: str) -> Cohort:
-    """Refuse files that are not there and ids that occur twice."""
+def check_cohort(cohort: Cohort, source: str) -> Cohort:
+    """The cohort; files that are not there, ids that occur twice and pairs that are trained on are refused."""
     problems = []
     for name, cases in (("a", cohort.a), ("b", cohort.b), ("pairs", cohort.pairs)):
         if not cases and name != "pairs":

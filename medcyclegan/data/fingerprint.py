@@ -86,7 +86,7 @@ def fingerprint(cases: Sequence[Case], modality: str, progress: Progress | None 
 
 def _look(case: Case, modality: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], bool]:
     """Spacing and extent of the body along right, anterior, superior (mm), and whether there is air above it."""
-    volume = read_volume(case.image)
+    volume = read_volume(case.image, case.levels)
     grid = grid_of(volume)
     body = read_mask(case.body, grid) if case.body else body_mask(volume.numpy()[0], grid.spacing.tolist(), modality)
     if not body.any():

@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
@@ -221,10 +222,14 @@ class _Source:
 
 def _jobs(cohort: Cohort) -> dict[str, Case]:
     """Every volume by its place in the prepared folder, for example "a/001"."""
-    jobs = {f"{domain}/{case.id}": case for domain in ("a", "b") for case in getattr(cohort, domain)}
+    jobs = {
+        f"{domain}/{case.id}": replace(case, levels=cohort.levels.get(domain))
+        for domain in ("a", "b")
+        for case in getattr(cohort, domain)
+    }
     for pair in cohort.pairs:
-        jobs[f"pairs_a/{pair.id}"] = Case(pair.id, pair.a, pair.body)
-        jobs[f"pairs_b/{pair.id}"] = Case(pair.id, pair.b, pair.body)
+        jobs[f"pairs_a/{pair.id}"] = Case(pair.id, pair.a, pair.body, cohort.levels.get("a"))
+        jobs[f"pairs_b/{pair.id}"] = Case(pair.id, pair.b, pair.body, cohort.levels.get("b"))
     return jobs
 
 
@@ -234,18 +239,20 @@ def _domain(name: str) -> str:
 
 def _examine(job: Case, folder: Path) -> _Source:
     content = {"image": _content_hash(job.image), "body": _content_hash(job.body) if job.body else None}
+    if job.levels is not None and job.image.name.lower().endswith(PICTURE_SUFFIXES):
+        content["levels"] = repr(job.levels)
     try:
         stored = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         if stored["key"]["content"] == content:
             return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], stored)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
-    volume = read_volume(job.image)
+    volume = read_volume(job.image, job.levels)
     return _Source(content, grid_of(volume), looks_like_hu(volume.numpy()[0]), None)
 
 
 def _store(job: Case, preparation: Preparation, key: dict[str, Any], source: _Source, folder: Path) -> None:
-    volume = read_volume(job.image)
+    volume = read_volume(job.image, job.levels)
     body = read_mask(job.body, grid_of(volume)) if job.body else None
     prepared = prepare(volume, preparation, body)
     with atomic_folder(folder) as temporary:

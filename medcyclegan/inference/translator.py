@@ -191,7 +191,15 @@ class Translator:
         """The first stage: read and prepare. Arguments and errors are those of a call."""
         volume = as_volume(image)
         codes = (volume.meta["sform_code"], volume.meta["qform_code"]) if "sform_code" in volume.meta else None
-        return Source(prepare(volume, self.preparation, body), codes)
+        case = prepare(volume, self.preparation, body)
+        planes = {self.plane, *self.ensemble.planes}
+        if "picture" in volume.meta and (self.spatial_dims == 3 or self.neighbors or planes != {"axial"}):
+            name = volume.meta["filename_or_obj"]
+            raise InputError(
+                f"{name}: a picture is one axial slice, and this model or ensemble takes more.",
+                "Give the volume that it was made of.",
+            )
+        return Source(case, codes)
 
     def predict(self, source: Source, *, trust: bool = False, progress: Progress | None = None) -> Prediction:
         """The second stage, and the only one that runs the network."""

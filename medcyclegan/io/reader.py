@@ -34,6 +34,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom, split_choice
 from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 
@@ -52,7 +53,7 @@ def case_id(path: str | os.PathLike[str]) -> str:
     DICOM: `study.zip`, `study.dcm` and the choice `study#123` of a series are all the case `study`.
     """
     name = split_choice(path)[0].name
-    for suffix in (_suffix(name), ".zip", *DICOM_SUFFIXES):
+    for suffix in (_suffix(name), ".zip", *DICOM_SUFFIXES, *PICTURE_SUFFIXES):
         if suffix and name.lower().endswith(suffix.lower()) and len(name) > len(suffix):
             return name[: len(name) - len(suffix)]
     return name
@@ -70,7 +71,8 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Case id -> file or folder for every volume directly in `folder`, sorted by case id.
 
     A sub-folder or zip that holds DICOM is one case. A folder that holds DICOM files itself is one case, that of its
-    own name. Hidden files (leading dot) and other sub-folders are left out.
+    own name. 2D images (.png, .tif, .tiff) are cases where there is nothing else; beside volumes they are previews.
+    Hidden files (leading dot) and other sub-folders are left out.
 
     Raises:
         InputError: the folder is missing, is a file, holds no volume, holds two volumes of the same case id, or holds
@@ -102,6 +104,10 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if slices:
         return {folder.resolve().name: folder}
     if not found:
+        for path in files:
+            if path.is_file() and path.name.lower().endswith(PICTURE_SUFFIXES):
+                found.setdefault(case_id(path), []).append(path)
+    if not found:
         raise InputError(
             f"{folder} holds no volume that can be read ({', '.join(VOLUME_SUFFIXES)}, DICOM); "
             f"it holds {_inventory(files)}."
@@ -115,8 +121,10 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
     return {case: found[case][0] for case in sorted(found)}
 
 
-def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
+def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) -> MetaTensor:
     """Read a volume from a .nii, .nii.gz, .mha, .mhd or .nrrd file, or a DICOM series from a folder, a zip or a file.
+
+    A 2D image (.png, .tif, .tiff) is a volume of one slice, understood as `levels` says: see `io.pictures`.
 
     Of a folder or zip with several series, `PATH#DIGITS` is the one whose SeriesInstanceUID ends in these digits; how
     DICOM is read is told in `io.dicom.series`.
@@ -138,7 +146,7 @@ def read_volume(path: str | os.PathLike[str]) -> MetaTensor:
         UserWarning: the orientation is not coded, two geometries in the header disagree, the units are not
             millimetres, the axes are sheared, or a DICOM gantry tilt was corrected.
     """
-    array, affine, meta = _load(Path(path))
+    array, affine, meta = _load(Path(path), levels)
     return _checked_volume(array, affine, meta, str(path))
 
 
@@ -152,8 +160,8 @@ def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]
         InputError: the file cannot be read, lies on another grid (more than 0.01 mm away), is empty, or holds anything
             but 0 and one other value.
     """
-    array, affine, _ = _load(Path(path))
-    grid = _checked_grid(array, affine, str(path))
+    array, affine, meta = _load(Path(path))
+    grid = _checked_grid(array, affine, str(path), "picture" in meta)
     if not grid.matches(like, _MASK_TOLERANCE_MM):
         raise InputError(
             f"{path}: the mask lies on another grid than its volume. "
@@ -306,20 +314,21 @@ def _inventory(files: list[Path]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def _load(path: Path) -> tuple[np.ndarray, npt.NDArray[np.float64], dict[str, Any]]:
+def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt.NDArray[np.float64], dict[str, Any]]:
     """Array (X, Y, Z) float32, affine and metadata of one scalar volume; nothing is said of its values yet."""
     found, _ = split_choice(path)
     if not found.exists():
         raise InputError(f"{found} does not exist.")
     suffix = "" if found.is_dir() else _suffix(path.name).lower()
-    if not suffix and (found.suffix.lower() == ".zip" or holds_dicom(found)):
+    picture = not found.is_dir() and path.name.lower().endswith(PICTURE_SUFFIXES)
+    if not suffix and not picture and (found.suffix.lower() == ".zip" or holds_dicom(found)):
         return load_series(path)
     if found.is_dir():
         raise InputError(
             f"{path} is a folder and holds no DICOM, so it is not a volume.",
             "Give a volume, or a folder that holds one DICOM series.",
         )
-    if not suffix:
+    if not suffix and not picture:
         raise InputError(
             f"{path}: not a volume format that can be read.",
             f"Give one of {', '.join(VOLUME_SUFFIXES)}, or a folder or zip that holds one DICOM series.",
@@ -327,6 +336,8 @@ def _load(path: Path) -> tuple[np.ndarray, npt.NDArray[np.float64], dict[str, An
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes).", "Copy or export it again.")
     try:
+        if picture:
+            return load_picture(path, levels)
         if suffix in _NIFTI_SUFFIXES:
             volume, meta = _load_nifti(path)
         else:
@@ -444,14 +455,14 @@ def _check_itk_kind(pixel: str, components: int, shape: Sequence[int], name: str
     _check_shape(shape, name)
 
 
-def _check_shape(shape: Sequence[int], name: str) -> None:
-    """One 3D volume of at least 2 voxels along each axis; trailing axes of one frame are allowed."""
+def _check_shape(shape: Sequence[int], name: str, picture: bool = False) -> None:
+    """One 3D volume, at least 2 voxels along each axis (a picture: one slice); further axes of one frame are fine."""
     shown = " x ".join(str(n) for n in shape)
     if len(shape) < 3:
         raise InputError(f"{name}: a volume has three axes, this has {len(shape)} ({shown}).")
     if any(n != 1 for n in shape[3:]):
         raise InputError(f"{name}: {int(np.prod(shape[3:]))} frames ({shown}).", "Give one frame as a 3D volume.")
-    if min(shape[:3]) < 2:
+    if min(shape[: 2 if picture else 3]) < 2:
         raise InputError(f"{name}: a volume needs at least 2 voxels along each axis, this has {shown}.")
 
 
@@ -515,7 +526,7 @@ def _from_metatensor(image: MetaTensor) -> MetaTensor:
     affine = image.affine.detach().cpu().numpy().astype(np.float64)
     if str(image.meta.get("space", "RAS")) == "LPS":
         affine = _LPS_TO_RAS @ affine
-    kept = ("filename_or_obj", "sform_code", "qform_code", "modality")
+    kept = ("filename_or_obj", "sform_code", "qform_code", "modality", "picture", "unit")
     return _checked_volume(array, affine, {key: image.meta[key] for key in kept if key in image.meta}, name)
 
 
@@ -524,8 +535,8 @@ def _float32(array: np.ndarray) -> np.ndarray:
         return np.array(array, dtype=np.float32, order="C").reshape(array.shape[:3])
 
 
-def _checked_grid(array: np.ndarray, affine: npt.NDArray[np.float64], name: str) -> Grid:
-    _check_shape(array.shape, name)
+def _checked_grid(array: np.ndarray, affine: npt.NDArray[np.float64], name: str, picture: bool = False) -> Grid:
+    _check_shape(array.shape, name, picture)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise InputError(f"{name}: the affine holds values that are not finite.")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -548,7 +559,7 @@ def _checked_grid(array: np.ndarray, affine: npt.NDArray[np.float64], name: str)
 
 def _checked_volume(array: np.ndarray, affine: npt.NDArray[np.float64], meta: dict[str, Any], name: str) -> MetaTensor:
     """The volume, after the checks that every way in shares. `array` is (X, Y, Z) float32 and becomes the volume's."""
-    grid = _checked_grid(array, affine, name)
+    grid = _checked_grid(array, affine, name, "picture" in meta)
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         count = array.size - int(np.count_nonzero(np.isfinite(array)))

@@ -119,12 +119,18 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
     """
     name = str(volume.meta.get("filename_or_obj") or "the volume")
     source = grid_of(volume)
-    _refuse_thin(source, preparation.spacing, name)
+    _refuse_thin(source, preparation.spacing, name, picture="picture" in volume.meta)
     said = str(volume.meta.get("modality", preparation.modality))
     if said != preparation.modality and said in get_args(Modality):
         raise InputError(
             f"{name}: its header says that it is {said}, and {preparation.modality} is needed here.",
             "Were two folders exchanged?",
+        )
+    if preparation.modality == "CT" and volume.meta.get("unit") == "gray levels":
+        raise InputError(
+            f"{name}: a picture of {volume.meta['picture']} gray levels says nothing of Hounsfield units.",
+            "Say which HU were black and white (data.picture_window), give both domains the modality MR, or give the "
+            "volumes that the pictures were made of.",
         )
     data: dict[str, MetaTensor] = {"image": volume}
     if body is not None:
@@ -173,9 +179,14 @@ def restore(
     return resample(restored, grid, source_grid, fill=scaler.low, antialias=False)
 
 
-def _refuse_thin(source: Grid, spacing: tuple[float, float, float], name: str) -> None:
+def _refuse_thin(source: Grid, spacing: tuple[float, float, float], name: str, picture: bool = False) -> None:
     shape = working_grid(source, spacing).shape
-    if min(shape) < _FEWEST_VOXELS:
+    if picture and shape[2] != 1:
+        raise InputError(
+            f"{name}: a picture is one slice of 1 mm, and {spacing[2]:g} mm slices would make {shape[2]} of it.",
+            "Leave preparation.spacing out, or give a third number of 1 mm or more.",
+        )
+    if min(shape[: 2 if picture else 3]) < _FEWEST_VOXELS:
         raise InputError(
             f"{name}: {' x '.join(map(str, source.shape))} voxels of {' x '.join(f'{s:.3g}' for s in source.spacing)} "
             f"mm become {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm; at least "

@@ -6,10 +6,11 @@ UIDs, and nothing of the patient.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ class Series:
         modality: "MR", "CT", ...
         description: SeriesDescription, or an empty string.
         images: number of slices.
+        scanner: manufacturer, model and field strength, or an empty string.
+        patient_digest: of PatientID and its issuer, to tell whether two series are of one patient; an empty string
+            where there is none. It identifies the patient to whoever knows the ids: never stored, never shown.
     """
 
     uid: str
@@ -46,6 +50,8 @@ class Series:
     modality: str
     description: str
     images: int
+    scanner: str = ""
+    patient_digest: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         kind = {"scan": "", "localizer": " (localizer)", "other": " (no scan)"}[self.kind]
@@ -144,9 +150,25 @@ def _grouped(objects: Sequence[Object]) -> list[tuple[Series, list[Object]]]:
             modality=str(header.get("Modality") or "?"),
             description=" ".join(str(header.get("SeriesDescription") or "").split()),
             images=sum(item.frames for item in groups[uid]) if kinds != {"other"} else 0,
+            scanner=_scanner(header),
+            patient_digest=_patient_digest(header),
         )
         found.append((series, groups[uid]))
     return found
+
+
+def _scanner(header: Dataset) -> str:
+    words = [header.get(keyword) for keyword in ("Manufacturer", "ManufacturerModelName")]
+    strength = header.get("MagneticFieldStrength")
+    return " ".join(
+        [*(" ".join(str(word).split()) for word in words if word), *([f"{strength} T"] if strength else [])]
+    )
+
+
+def _patient_digest(header: Dataset) -> str:
+    number = str(header.get("PatientID") or "").strip()
+    issuer = str(header.get("IssuerOfPatientID") or "").strip()
+    return hashlib.blake2b(f"{issuer}\n{number}".encode(), digest_size=16).hexdigest() if number else ""
 
 
 def _kind(header: Dataset) -> str:

@@ -1,0 +1,125 @@
+"""What a hospital or a challenge hands over: one file per folder convention, recognized by itself or named.
+
+A layout says whether a tree of files looks like its convention, and which scans it holds. Where two layouts fit, the
+user is asked; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from medcyclegan.data.layouts import bids, cyclegan, decathlon, dicom, folders, synthrad, table
+from medcyclegan.data.layouts.scan import Scan
+from medcyclegan.data.layouts.tree import Tree, is_picture, is_volume, join
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.dicom.files import holds_dicom, split_choice
+
+_SHOWN = 5
+
+
+class Layout(Protocol):
+    """One folder convention: a module of this package."""
+
+    NAME: str
+    SHAPE: str  # what it looks like, in one line
+
+    def recognize(self, tree: Tree) -> str | None:
+        """Why the tree looks like this convention, or None."""
+        ...
+
+    def read(self, tree: Tree) -> list[Scan]:
+        """Every scan.
+
+        Raises:
+            InputError: the tree is not of this convention, or contradicts itself.
+        """
+        ...
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.NAME: layout for layout in (folders, cyclegan, decathlon, synthrad, bids, dicom, table)
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found under a root.
+
+    Attributes:
+        layout: its name.
+        reason: why it was taken for that, or that it was named.
+        scans: sorted by domain, modality, kind and case.
+        left_out: how many volumes lie under the root that are no part of the layout, by folder.
+    """
+
+    layout: str
+    reason: str
+    scans: tuple[Scan, ...]
+    left_out: dict[str, int]
+
+    def notes(self) -> list[str]:
+        """What the user ought to know, one line each."""
+        parts = [f"{count} in {place or 'the root'}" for place, count in self.left_out.items()]
+        more = f" and in {len(parts) - _SHOWN} further folders" if len(parts) > _SHOWN else ""
+        return [f"volumes that the layout {self.layout} has no place for: {', '.join(parts[:_SHOWN])}{more}"] * bool(
+            parts
+        )
+
+
+def read_layout(root: Path, name: str | None = None) -> Found:
+    """Every scan under a root.
+
+    Args:
+        root: a folder, or a CSV.
+        name: one of `LAYOUTS`; by default the one that fits.
+
+    Raises:
+        InputError: no layout fits or more than one does, there is none of that name, or the tree contradicts itself.
+    """
+    if name is not None and name not in LAYOUTS:
+        raise InputError(f"there is no layout '{name}'.", f"Allowed: {', '.join(LAYOUTS)}.")
+    try:
+        return _read(Tree(root), name)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or root} cannot be read: {error.strerror or error}.",
+            "Allow reading it, or move it away from this root.",
+        ) from None
+
+
+def _read(tree: Tree, name: str | None) -> Found:
+    root = tree.root
+    if name is None:
+        fitting = {layout.NAME: reason for layout in LAYOUTS.values() if (reason := layout.recognize(tree))}
+        if len(fitting) > 1:
+            told = "; ".join(f"{layout} ({reason})" for layout, reason in fitting.items())
+            raise InputError(f"{root} fits more than one layout: {told}.", "Say which with --layout.")
+        if not fitting:
+            raise_all(
+                [f"{layout.NAME}: {layout.SHAPE}" for layout in LAYOUTS.values()],
+                f"{root} fits no layout; it holds {tree.shown() or 'nothing'}. Known are:",
+            )
+        ((name, reason),) = fitting.items()
+    else:
+        reason = "named by the user"
+    scans = LAYOUTS[name].read(tree)
+    order = sorted(scans, key=lambda s: (s.domain, s.modality, s.kind, s.split, s.case, str(s.image)))
+    return Found(name, reason, tuple(order), _left_out(tree, order))
+
+
+def _left_out(tree: Tree, scans: list[Scan]) -> dict[str, int]:
+    used = {split_choice(scan.image)[0] for scan in scans} | {scan.body for scan in scans if scan.body}
+    counts: dict[str, int] = {}
+    for place in tree.every_folder():
+        names = tree.files(place)
+        volumes = [n for n in names if is_volume(n)]
+        unused = [n for n in volumes or [n for n in names if is_picture(n)] if tree.path(join(place, n)) not in used]
+        if unused and not any(parent in used for parent in (tree.path(place), *tree.path(place).parents)):
+            counts[place] = len(unused)
+    for place in tree.folders():
+        folder = tree.path(place)
+        if not any(folder == path or folder in path.parents for path in used) and holds_dicom(folder):
+            counts[place] = counts.get(place, 0) + 1
+    return counts

@@ -1,0 +1,93 @@
+"""DICOM series by patient: a folder per patient, with the files of any number of series anywhere below it.
+
+What a series is comes from its header: the modality, the scanner, and from its description the kind (T1w, T2w, FLAIR,
+or the description itself). Localizers, reports and other modalities are left out. Two folders whose headers name one
+patient are one patient; nothing of the patient's identity is kept or shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from medcyclegan.data.layouts import bids, cyclegan
+from medcyclegan.data.layouts.folders import is_named
+from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
+from medcyclegan.data.layouts.tree import Tree, is_volume
+from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.dicom.series import Series, list_series
+
+NAME = "dicom"
+SHAPE = "a folder per patient with DICOM series in it"
+
+_KINDS = (
+    (r"flair", "FLAIR"),
+    (r"t2", "T2w"),
+    (r"t1|mp-?rage|bravo|spgr|tfl|vibe", "T1w"),
+)
+_AGENT = re.compile(r"(^|[^a-z])(gd|gad\w*|ce|post|km|\+c|c\+)([^a-z]|$)", re.IGNORECASE)
+
+
+def recognize(tree: Tree) -> str | None:
+    if cyclegan.recognize(tree) or bids.recognize(tree):
+        return None
+    patients = [name for name in tree.folders() if not is_named(name)]
+    # A folder with volumes of another kind is no folder of series, however much DICOM lies beside.
+    for name in patients:
+        if _others(tree, name):
+            return None
+    first = next((name for name in patients if holds_dicom(tree.path(name))), None)
+    return f"the folder {first} holds DICOM" if first else None
+
+
+def read(tree: Tree) -> list[Scan]:
+    found: list[Scan] = []
+    identities: dict[str, set[str]] = defaultdict(set)
+    for name in tree.folders():
+        folder = tree.path(name)
+        if is_named(name) or not holds_dicom(folder):
+            continue
+        every = list_series(folder)
+        scans = [series for series in every if series.kind == "scan" and series.modality in ("MR", "CT")]
+        patient = patient_of(text(name))
+        identities[patient] |= {series.patient_digest for series in every if series.patient_digest}
+        for series in scans:
+            # With one scan, what else is there is passed over by the reader in the same way.
+            whole = len([s for s in every if s.kind == "scan"]) == 1
+            image = folder if whole else Path(f"{folder}#{series.uid_end}")
+            case = text(name) if len(scans) == 1 else f"{text(name)}_{series.uid_end}"
+            found.append(Scan(image, case, patient, series.modality, _kind(series), site=series.scanner))
+    return require_scans(_united(found, identities), tree, NAME)
+
+
+def _others(tree: Tree, place: str) -> bool:
+    return any(is_volume(name) for folder in tree.every_folder(place) for name in tree.files(folder))
+
+
+def _kind(series: Series) -> str:
+    if series.modality == "CT":
+        return "CT"
+    told = series.description.lower()
+    kind = next((kind for pattern, kind in _KINDS if re.search(pattern, told)), series.description or "MR")
+    return f"{kind} contrast agent" if _AGENT.search(told) else kind
+
+
+def _united(scans: list[Scan], identities: dict[str, set[str]]) -> list[Scan]:
+    """The same scans with one patient for all folders whose headers name the same one."""
+    # An anonymizer that gives everybody the same id says nothing.
+    told = Counter(digest for digests in identities.values() for digest in digests)
+    useless = {digest for digest, count in told.items() if count == len(identities)} if len(identities) > 1 else set()
+    chief = {patient: patient for patient in identities}
+
+    def chief_of(patient: str) -> str:
+        while chief[patient] != patient:
+            patient = chief[patient]
+        return patient
+
+    for digest in told.keys() - useless:
+        owners = sorted({chief_of(patient) for patient, digests in identities.items() if digest in digests})
+        for other in owners[1:]:
+            chief[other] = owners[0]
+    return [replace(scan, patient=chief_of(scan.patient)) for scan in scans]

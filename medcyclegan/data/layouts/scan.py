@@ -1,0 +1,161 @@
+"""One volume as a folder convention tells of it, and what its names say of the patient and the kind of image.
+
+Words used here. *Kind*: what a scan shows, in the words of the layout: "T1w", "CT", "cbct", a channel's name.
+*Patient*: who was scanned, as far as names tell; scans of one patient are never parted.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcyclegan.data.layouts.tree import Tree, is_picture, is_volume, join
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.reader import case_id
+
+# Words in the names of files, folders and channels -> modality.
+MODALITIES = {
+    **dict.fromkeys(("mr", "mri", "t1", "t1w", "t1gd", "t1ce", "t2", "t2w", "flair", "pd", "pdw"), "MR"),
+    **dict.fromkeys(("ct", "cbct"), "CT"),
+}
+_WORDS = "|".join(sorted(MODALITIES, key=len, reverse=True))
+# "head_003" is one slice of many of "head"; "003" is nobody known.
+_SLICE = re.compile(r"^(?:(.*?)[_\-. ])?(?:slice|img|image|frame|s|z)?[_\-. ]?\d+$", re.IGNORECASE)
+# A word of these at either end of a name says what the scan shows and not who was scanned.
+_KIND_AT_END = re.compile(rf"^(?:(?:{_WORDS})[_\-. ]+)?(.+?)(?:[_\-. ]+(?:{_WORDS}))?$", re.IGNORECASE)
+_MASK = re.compile(r"[_\-. ](?:mask|seg|segmentation|label|labels)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One volume of a cohort.
+
+    Attributes:
+        image: file, DICOM folder, or `FOLDER#DIGITS` for one series of several.
+        case: id, unique within its domain; serves as a file name.
+        patient: who was scanned; "" where names do not tell, as with numbered pictures.
+        modality: "MR", "CT", or "" where the layout does not say.
+        kind: what it shows in the words of the layout; "" where it does not say.
+        domain: "a", "b", or "" where the modality decides.
+        split: "train", "val", "test", or "" where the layout does not say.
+        site: hospital, scanner or body region that splits are balanced over; "" where unknown.
+        body: file of its body mask.
+    """
+
+    image: Path
+    case: str
+    patient: str
+    modality: str = ""
+    kind: str = ""
+    domain: str = ""
+    split: str = ""
+    site: str = ""
+    body: Path | None = None
+
+
+def modality_of(name: str) -> str:
+    """The modality that the name of a folder or channel stands for, "" for any other name."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    found = {MODALITIES[word] for word in words if word in MODALITIES}
+    return found.pop() if len(found) == 1 else ""
+
+
+def patient_of(name: str) -> str:
+    """Who was scanned, from the id of a case: without a word for the kind of image at either end.
+
+    `p07_mr` and `p07_ct` are one patient. Two patients taken for one only stay together; one taken for two would leak.
+    """
+    match = _KIND_AT_END.match(text(name))
+    return match.group(1) if match else text(name)
+
+
+def patient_of_picture(name: str) -> str:
+    """Who is on a 2D image, from its id without the number of its slice; "" if nothing but a number is left."""
+    match = _SLICE.match(patient_of(name))
+    return patient_of(match.group(1) or "") if match else patient_of(name)
+
+
+def text(name: str) -> str:
+    """One spelling of what looks the same: some file systems store an accent as a letter of its own (Unicode NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def scans_below(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
+    """(Path, case, patient) of every scan in a folder of scans: volumes, 2D images, DICOM, or a folder per patient.
+
+    A folder in it that holds volumes is a patient, whose cases are named after both; DICOM below it is one scan.
+
+    Raises:
+        InputError: masks or labels lie between the volumes, or two files are the same case.
+    """
+    found = list(_scans(tree, place))
+    names = [path.name for path, _, _ in found]
+    raise_all(
+        [f"{name}" for name in names if _MASK.search(case_id(name))],
+        f"{tree.path(place)} holds masks or labels between the volumes, which would be learned as volumes; move them "
+        "away, or list volumes and body masks in a CSV:",
+    )
+    twins = Counter(case for _, case, _ in found)
+    raise_all(
+        [
+            f"'{case}': {', '.join(str(path) for path, other, _ in found if other == case)}"
+            for case, count in twins.items()
+            if count > 1
+        ],
+        f"{tree.path(place)} holds more than one volume of the same case id; keep one or rename the others:",
+    )
+    yield from found
+
+
+def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
+    volumes = [name for name in tree.files(place) if is_volume(name)]
+    if any(holds_dicom(tree.path(join(place, name))) for name in tree.files(place) if _may_be_slice(name)):
+        if volumes or tree.folders(place):
+            raise InputError(
+                f"{tree.path(place)} holds DICOM files beside volumes or folders.",
+                "Give each DICOM series a folder of its own.",
+            )
+        case = text(place.rpartition("/")[2])
+        yield tree.path(place), case, patient_of(case)
+        return
+    # Pictures beside volumes are previews of them.
+    for name in volumes or [name for name in tree.files(place) if is_picture(name)]:
+        case = text(case_id(name))
+        yield tree.path(join(place, name)), case, patient_of(case) if volumes else patient_of_picture(case)
+    for archive in (name for name in tree.files(place) if name.lower().endswith(".zip")):
+        if holds_dicom(tree.path(join(place, archive))):
+            case = text(case_id(archive))
+            yield tree.path(join(place, archive)), case, patient_of(case)
+    for name in tree.folders(place):
+        inside = join(place, name)
+        case, patient = text(name), patient_of(text(name))
+        if not _holds(tree, inside, is_volume) and holds_dicom(tree.path(inside)):
+            yield tree.path(inside), case, patient
+            continue
+        below = list(_scans(tree, inside)) if holds_scans(tree, inside) else []
+        for path, part, _ in below:
+            yield path, case if len(below) == 1 else f"{case}_{part}", patient
+
+
+def holds_scans(tree: Tree, place: str) -> bool:
+    """True if a volume or 2D image lies in `place` or below; DICOM is not looked for."""
+    return _holds(tree, place, lambda name: is_volume(name) or is_picture(name))
+
+
+def _holds(tree: Tree, place: str, wanted: Callable[[str], bool]) -> bool:
+    return any(wanted(name) for folder in tree.every_folder(place) for name in tree.files(folder))
+
+
+def _may_be_slice(name: str) -> bool:
+    return not (is_volume(name) or is_picture(name) or name.lower().endswith(".zip"))
+
+
+def require_scans(scans: list[Scan], tree: Tree, name: str) -> list[Scan]:
+    if not scans:
+        raise InputError(f"{tree.root} has the layout {name}, but no volume was found in it.")
+    return scans

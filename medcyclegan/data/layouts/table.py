@@ -1,0 +1,108 @@
+"""A CSV that lists the volumes, one per row: the layout for whatever no other layout fits.
+
+Columns: `image` and one of `domain` (a, b) or `modality` (MR, CT) are needed; `patient`, `case`, `kind`, `split`
+(train, val, test), `site` and `body` are optional. Paths are relative to the file; without a patient, the case is one.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
+from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.reader import case_id
+
+NAME = "csv"
+SHAPE = "a CSV with the columns image, domain or modality, and patient, case, kind, split, site, body as needed"
+
+_NEEDED = "image"
+_ALLOWED = {"image", "domain", "modality", "patient", "case", "kind", "split", "site", "body"}
+_VALUES = {"domain": ("", "a", "b"), "modality": ("", "MR", "CT"), "split": ("", "train", "val", "test")}
+
+
+def recognize(tree: Tree) -> str | None:
+    found = _tables(tree)
+    return f"it has {found[0].name} with the column image" if len(found) == 1 else None
+
+
+def read(tree: Tree) -> list[Scan]:
+    tables = _tables(tree)
+    if len(tables) != 1:
+        names = ", ".join(path.name for path in tables)
+        there = f"more than one CSV with the column image: {names}" if tables else "no CSV with the column image"
+        raise InputError(
+            f"{tree.root} holds {there}.",
+            f"Give the file itself: {SHAPE}.",
+        )
+    (path,) = tables
+    columns, rows = _content(path)
+    problems = []
+    if unknown := sorted(columns - _ALLOWED):
+        problems.append(f"there is no column {', '.join(unknown)}; allowed: {', '.join(sorted(_ALLOWED))}")
+    if not columns & {"domain", "modality"}:
+        problems.append("a column domain (a, b) or modality (MR, CT) is needed")
+    found = []
+    for number, row in enumerate(rows, start=2):
+        line = f"line {number}"
+        values = {key: text((value or "").strip()) for key, value in row.items() if key in _ALLOWED}
+        if None in row:
+            problems.append(f"{line}: more values than columns")
+        if not values["image"]:
+            problems.append(f"{line}: the image is empty")
+            continue
+        if not values.get("domain") and not values.get("modality"):
+            problems.append(f"{line}: neither domain nor modality is given")
+        problems += [
+            f"{line}: {key} is '{values[key]}', allowed: {', '.join(filter(None, allowed))}"
+            for key, allowed in _VALUES.items()
+            if values.get(key, "") not in allowed
+        ]
+        # As it is written, not in one spelling: the file system may know only that one.
+        image = path.parent / (row["image"] or "").strip()
+        body = (row.get("body") or "").strip()
+        case = values.get("case") or text(case_id(image))
+        found.append(
+            Scan(
+                image,
+                case,
+                values.get("patient") or patient_of(case),
+                values.get("modality", ""),
+                values.get("kind", ""),
+                values.get("domain", ""),
+                values.get("split", ""),
+                values.get("site", ""),
+                path.parent / body if body else None,
+            )
+        )
+    raise_all(problems, f"{path} has mistakes:")
+    return require_scans(found, tree, NAME)
+
+
+def _tables(tree: Tree) -> list[Path]:
+    names = [name for name in tree.files() if name.lower().endswith(".csv")]
+    if not tree.root.is_dir():
+        return [tree.root] if names else []
+    return [path for path in map(tree.path, names) if _NEEDED in _columns(path)]
+
+
+def _columns(path: Path) -> set[str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            return set(csv.DictReader(stream).fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return set()  # some other table; if it was meant, the message names what is needed
+
+
+def _content(path: Path) -> tuple[set[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    columns = set(reader.fieldnames or ())
+    if _NEEDED not in columns:
+        raise InputError(f"{path} has the columns {', '.join(sorted(columns)) or '(none)'}.", f"It needs {SHAPE}.")
+    return columns, rows

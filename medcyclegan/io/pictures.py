@@ -1,0 +1,94 @@
+"""2D images in: PNG and TIFF files as one-slice volumes of gray levels.
+
+A picture has no place in space. It is taken for an axial slice as radiologists look at it: columns run to the patient's
+left, rows to the back; a pixel is 1 mm wide and the slice 1 mm thick, whatever resolution the file claims, since that
+is the printer's. Its values are the stored gray levels: 0 to 255 or to 65535 for unsigned pixels, anything for signed
+and floating ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from medcyclegan.errors import InputError
+
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
+
+# Columns to the left and rows to the back are ITK's first two axes; RAS+ has them reversed.
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+# ITU-R BT.601: what a gray picture of a color one is, as Pillow and ITK make it.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class GrayLevels:
+    """How the pixels of 2D images are understood; of no meaning for volumes.
+
+    Attributes:
+        window: HU of gray level 0 and of the brightest, 255 or 65535; None leaves gray levels, which are no CT.
+        gray: turn color into gray (ITU-R BT.601); without it, color is refused.
+    """
+
+    window: tuple[float, float] | None = None
+    gray: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise InputError(f"the window of the pictures is {self.window}; two rising HU are needed.")
+
+
+def load_picture(
+    path: Path, levels: GrayLevels | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], dict[str, Any]]:
+    """Read a picture.
+
+    Returns:
+        Array (columns, rows, 1) float32; affine, voxel index to RAS+ mm; metadata: `picture`, the type of the pixels,
+        and `unit`, "HU" where a window or signed or floating pixels make it so, else "gray levels".
+
+    Raises:
+        InputError: several pages, color whose channels differ (unless `gray`), or transparency that hides something.
+    """
+    levels = levels or GrayLevels()
+    image = sitk.ReadImage(str(path))
+    size = [n for n in image.GetSize() if n > 1]
+    if len(size) != 2:
+        raise InputError(
+            f"{path}: a picture has two axes of at least 2 pixels, this has "
+            f"{' x '.join(str(n) for n in image.GetSize())}.",
+            "Give one file per slice, or a volume.",
+        )
+    array = np.squeeze(sitk.GetArrayFromImage(image))  # (rows, columns) or (rows, columns, components)
+    pixel = array.dtype
+    values = _one_channel(array.astype(np.float64), pixel, path, levels.gray) if array.ndim == 3 else array
+    values = values.astype(np.float32)
+    unit = "HU" if np.issubdtype(pixel, np.floating) or np.issubdtype(pixel, np.signedinteger) else "gray levels"
+    if levels.window is not None and unit == "gray levels":
+        low, high = levels.window
+        values = (low + values * ((high - low) / np.iinfo(pixel).max)).astype(np.float32)
+        unit = "HU"
+    return values.T[:, :, None], AFFINE.copy(), {"picture": str(pixel), "unit": unit}
+
+
+def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Path, gray: bool) -> np.ndarray:
+    """(rows, columns) from (rows, columns, 2 to 4): gray with or without transparency, or color."""
+    components = array.shape[2]
+    if components in (2, 4):
+        opaque = np.iinfo(pixel).max if np.issubdtype(pixel, np.integer) else 1.0
+        if (array[..., -1] != opaque).any():
+            raise InputError(f"{path}: parts of the picture are transparent.", "Save it without transparency.")
+        array = array[..., :-1]
+    if array.shape[2] == 1 or (array == array[..., :1]).all():
+        return np.asarray(array[..., 0])
+    if not gray:
+        raise InputError(
+            f"{path}: a color picture.",
+            "Give gray ones, or let preparation turn color into gray (prepare --gray, data.picture_gray).",
+        )
+    return np.asarray(array @ _LUMA)
