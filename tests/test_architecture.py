@@ -28,9 +28,10 @@ ALLOWED: dict[str, set[str]] = {
     "report": GROUND | {"evaluation", "io", "transforms", ""},
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
     "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
+    "doctor": GROUND | {"data", "io", "report"},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
-    "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", "report", ""},
+    "cli": GROUND | {"doctor", "reference_weights", "config", "build", "convert", "demo", "evaluation", "report", ""},
     "__main__": {"cli"},
 }
 # Plain tensors only: what these may not touch even from outside the package.
