@@ -8,6 +8,7 @@ thresholds were set on phantom heads (seeds 100 to 112) and seven real heads, an
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,10 +93,10 @@ RULES: dict[str, Rule] = {
     ),
     "mirrored": Rule(
         WARNING,
-        "the others of the domain share a left-right asymmetry (a marker, a coil) that this volume has reversed; "
-        "heads alone are too symmetric to tell, and then this is said once for the domain",
+        "the heads of the domain share a left-right asymmetry (a marker, a coil), more of them than chance explains (sign "
+        "test, 1 %, so 12 heads at least), and this one has it reversed. Heads alone may be too symmetric to tell",
     ),
-    "symmetric": Rule(NOTE, "no common left-right asymmetry in a domain: mirrored volumes cannot be told there"),
+    "symmetric": Rule(NOTE, "no left-right asymmetry that four heads or more have in common: mirrored ones cannot be told"),
     "mixed_contrast": Rule(
         WARNING,
         "a domain has T1- and T2-weighted heads: the median of the brain lies above 0.52 (T1) or below 0.36 (T2) of "
@@ -122,6 +123,8 @@ _AXES = ("left-right", "front-back", "head-foot")
 _SAME = 0.998
 _TURNED = 0.05
 _T1, _T2 = 0.52, 0.36
+_CHANCE = 0.01
+_REVERSED = 0.3
 _OF_UPRIGHT_HEADS = {"contrast", "stripped", "defaced"}
 
 
@@ -476,27 +479,25 @@ def _best_turn(facts: Facts, rest: npt.NDArray[np.float32]) -> tuple[float, floa
 
 
 def _mirrored(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
-    if len(members) < 5:
+    """Volumes on the wrong side of an asymmetry that the domain has in common, where it has one."""
+    if len(members) < 4:
         return
-    uneven = _unit(
-        [
-            m.facts.anatomy.signatures[2].astype(float) - m.facts.anatomy.signatures[2][::-1]
-            for m in members
-            if m.facts.anatomy
-        ]
-    )
-    fits = np.array([_against(uneven, i) for i in range(len(members))])
-    if np.median(fits) < 0.35 or np.mean(fits > 0.2) < 0.7:
+    uneven = np.stack([_uneven(m.facts.anatomy.signatures[2]) for m in members if m.facts.anatomy])
+    fits = np.array([_with_the_others(uneven, index) for index in range(len(members))])
+    against = int((fits < 0).sum())
+    # Two-sided sign test: without a common asymmetry, either sign is as likely as the other.
+    chance = 2 * sum(math.comb(len(fits), n) for n in range(against + 1)) / 2 ** len(fits)
+    if against > len(fits) / 4 or chance > _CHANCE or np.median(fits) < 0.2:
         yield Suspicion(
             "symmetric",
             domain,
             "",
-            "the volumes have no left-right asymmetry in common, so that a mirrored one cannot be told",
-            "Where it matters, check the converter once with a volume that carries a marker.",
+            f"its {len(fits)} heads have no left-right asymmetry in common that would show a mirrored one",
+            "Check the converter once with a volume that carries a marker.",
         )
         return
     for member, fit in zip(members, fits, strict=True):
-        if fit < -0.3:
+        if fit < -_REVERSED:
             yield Suspicion(
                 "mirrored",
                 domain,
@@ -506,10 +507,31 @@ def _mirrored(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
             )
 
 
-def _against(uneven: npt.NDArray[np.float32], index: int) -> float:
+def _uneven(signature: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+    """What a signature differs in from its mirror image, about the plane that leaves least of it; flat, of length 1."""
+    picture, least, rest = signature.astype(np.float32), np.inf, None
+    index = np.arange(SIGNATURE, dtype=np.float32)
+    for shift in np.linspace(-1.2, 1.2, 13):
+        low = np.clip(np.floor(index + shift).astype(int), 0, SIGNATURE - 2)
+        part = np.clip(index + shift - low, 0, 1)[:, None, None]
+        moved = picture[low] * (1 - part) + picture[low + 1] * part
+        difference = moved - moved[::-1]
+        left = float((difference**2).sum() / max(((moved - moved.mean()) ** 2).sum(), 1e-9))
+        if left < least:
+            least, rest = left, difference
+    assert rest is not None
+    return np.asarray(rest.ravel() / max(float(np.linalg.norm(rest)), 1e-9), dtype=np.float32)
+
+
+def _with_the_others(uneven: npt.NDArray[np.float32], index: int) -> float:
+    """Correlation of one asymmetry with the median of the others, where these agree most: 2 % of the picture."""
     rest = np.delete(uneven, index, axis=0)
-    mean = rest.mean(axis=0)
-    return float(uneven[index] @ mean / max(np.linalg.norm(mean), 1e-9))
+    middle = np.median(rest, axis=0)
+    spread = np.median(np.abs(rest - middle), axis=0)
+    steady = np.abs(middle) / (spread + np.median(spread) + 1e-9)
+    chosen = steady > np.quantile(steady, 0.98)
+    own, usual = uneven[index][chosen], middle[chosen]
+    return float(own @ usual / max(float(np.linalg.norm(own) * np.linalg.norm(usual)), 1e-9))
 
 
 def _mixed_contrasts(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
