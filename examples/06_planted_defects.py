@@ -2,8 +2,8 @@
 
     python examples/06_planted_defects.py -o OUTPUT_FOLDER [--seed 1000] [--sound 8]
 
-Writes the cohort, an inspection page of it, table.md and table.json. Sound volumes vary in axes, tilt, table and gain. A
-false alarm is an error or a warning about a sound volume, or one about a defect volume that its defect does not explain.
+Writes the cohort, an inspection page of it, table.md and table.json. Sound volumes vary in axes, tilt, table and gain.
+A false alarm is an error or a warning about a sound volume, or one about a defect that this defect does not explain.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BRAIN = (Tissue.CSF, Tissue.GRAY, Tissue.WHITE, Tissue.LESION)
 
 @dataclass(frozen=True)
 class Defect:
-    """A defect: the domain, what any one of the suspicions about it must be, what may be said besides, how to plant it."""
+    """A defect: its domain, the suspicions of which one must be told, those that may be told too, how to plant it."""
 
     domain: str
     name: str
@@ -262,11 +262,29 @@ def brain_spot(scanned: Phantom) -> np.ndarray:
 
 DEFECTS = (
     Defect("a", "T2 among T1", ("mixed_contrast",), (), changed(lambda s, p: s.mr(p, p.mr_t2))),
-    Defect("a", "skull-stripped MR", ("stripped",), ("size_unlike", "mirrored"), changed(lambda s, p: stripped(p.mr_t1, p, 0))),
+    Defect(
+        "a",
+        "skull-stripped MR",
+        ("stripped",),
+        ("size_unlike", "mirrored"),
+        changed(lambda s, p: stripped(p.mr_t1, p, 0)),
+    ),
     Defect("a", "defaced MR", ("defaced",), (), changed(lambda s, p: defaced(s.mr(p), p))),
-    Defect("a", "MR with contrast agent", ("contrast",), (), changed(lambda s, p: put(s.mr(p), vessels(p), 2.2 * np.median(p.mr_t1[p.labels == Tissue.WHITE])))),
+    Defect(
+        "a",
+        "MR with contrast agent",
+        ("contrast",),
+        (),
+        changed(lambda s, p: put(s.mr(p), vessels(p), 2.2 * np.median(p.mr_t1[p.labels == Tissue.WHITE]))),
+    ),
     Defect("a", "vertex cut off", ("cut_off",), (), changed(lambda s, p: s.mr(p), lower_mm=30.0)),
-    Defect("a", "thick slices", ("thick_slices",), ("spacing_unlike",), changed(lambda s, p: s.mr(p), shape=(86, 104, 22), spacing=(2.5, 2.5, 9.0))),
+    Defect(
+        "a",
+        "thick slices",
+        ("thick_slices",),
+        ("spacing_unlike",),
+        changed(lambda s, p: s.mr(p), shape=(86, 104, 22), spacing=(2.5, 2.5, 9.0)),
+    ),
     Defect("a", "constant", ("constant",), (), changed(lambda s, p: np.full(p.shape, 7.0))),
     Defect("a", "cut short", ("unreadable",), (), truncated),
     Defect("a", "two frames", ("unreadable",), (), frames),
@@ -274,27 +292,45 @@ DEFECTS = (
     Defect("a", "left and right exchanged", ("mirrored",), (), mirrored),
     Defect("a", "upside down", ("turned",), ("cut_off",), upside_down),
     Defect("a", "NaN in the brain", ("not_finite",), (), changed(lambda s, p: not_a_number(s.mr(p), brain_spot(p)))),
-    Defect("a", "voxel size in centimeters", ("size",), ("size_unlike", "spacing_unlike", "other_body", "no_body"), centimeters),
+    Defect(
+        "a",
+        "voxel size in centimeters",
+        ("size",),
+        ("size_unlike", "spacing_unlike", "other_body", "no_body"),
+        centimeters,
+    ),
     Defect("a", "two files of one case id", ("same_id",), (), twins),
     Defect("b", "CT stored as HU + 1024", ("hu_offset",), (), changed(lambda s, p: np.clip(s.ct(p) + 1024, 0, None))),
     Defect("b", "8-bit CT", ("eight_bit",), (), changed(lambda s, p: to_bits(s.ct(p)))),
-    Defect("b", "CT through a soft-tissue window", ("modality",), (), changed(lambda s, p: np.clip(s.ct(p), -160, 240))),
+    Defect(
+        "b", "CT through a soft-tissue window", ("modality",), (), changed(lambda s, p: np.clip(s.ct(p), -160, 240))
+    ),
     Defect("b", "padding of -3024", ("padding",), (), changed(lambda s, p: round_view(s.ct(p), p))),
     Defect("b", "CT with contrast agent", ("contrast",), (), changed(lambda s, p: put(s.ct(p), vessels(p), 280))),
     Defect("b", "dental metal", ("metal",), (), changed(lambda s, p: metal(s.ct(p), p))),
     Defect("b", "MR in the CT folder", ("modality",), (), changed(lambda s, p: s.mr(p))),
-    Defect("b", "NaN in the air", ("not_finite",), (), changed(lambda s, p: not_a_number(s.ct(p), np.linalg.norm(positions(p)[..., :2], axis=-1) > 125))),
+    Defect(
+        "b",
+        "NaN in the air",
+        ("not_finite",),
+        (),
+        changed(lambda s, p: not_a_number(s.ct(p), np.linalg.norm(positions(p)[..., :2], axis=-1) > 125)),
+    ),
     Defect("b", "a copy in another format", ("duplicate",), (), copied),
     Defect("b", "a mirrored copy", ("mirrored_copy",), (), reflected),
     Defect("b", "a trunk", ("other_body",), ("size_unlike", "cut_off", "turned"), trunk),
-    Defect("b", "background masked with 0", ("air", "modality"), ("no_body",), changed(lambda s, p: put(p.ct, ~p.body, 0))),
+    Defect(
+        "b", "background masked with 0", ("air", "modality"), ("no_body",), changed(lambda s, p: put(p.ct, ~p.body, 0))
+    ),
     Defect("b", "skull-stripped CT", ("stripped",), ("size_unlike",), changed(lambda s, p: stripped(p.ct, p, -1000))),
-    Defect("b", "narrow field of view", ("cut_off",), ("size_unlike",), changed(lambda s, p: s.ct(p), shape=(32, 66, 52))),
+    Defect(
+        "b", "narrow field of view", ("cut_off",), ("size_unlike",), changed(lambda s, p: s.ct(p), shape=(32, 66, 52))
+    ),
     Defect("b", "empty file", ("unreadable",), (), empty),
     Defect("b", "orientation not coded", ("header",), ("turned",), uncoded),
     Defect("b", "axes exchanged", ("turned",), ("cut_off",), exchanged),
     Defect("b", "a link to itself", ("unreadable",), (), looping),
-)  # fmt: skip
+)
 
 
 def plant_all(folder: Path, seed: int, sound: int) -> dict[str, Defect]:

@@ -255,13 +255,13 @@ def _digest(turned: npt.NDArray[Any]) -> str:
     digest = hashlib.blake2b(repr(turned.shape).encode(), digest_size=16)
     for start in range(0, turned.shape[0], 16):
         # Adding 0 makes -0 the same as 0.
-        digest.update(np.ascontiguousarray(turned[start : start + 16].astype(np.float32) + np.float32(0)))
+        digest.update((turned[start : start + 16].astype(np.float32) + np.float32(0)).tobytes())
     return digest.hexdigest()
 
 
 def _count_inside(wrong: npt.NDArray[np.bool_], body: npt.NDArray[np.bool_]) -> int:
     """How many voxels of `wrong` lie in the body, whose coarse mask is made one coarse voxel larger to be safe."""
-    larger = np.asarray(ndimage.binary_dilation(body, np.ones((3, 3, 3))))
+    larger = np.asarray(ndimage.binary_dilation(body, np.ones((3, 3, 3), np.bool_)))
     index = np.argwhere(wrong)
     factors = np.array(wrong.shape) // np.array(body.shape)
     places = np.minimum(index // factors, np.array(body.shape) - 1)

@@ -53,7 +53,7 @@ RULES: dict[str, Rule] = {
     "table": Rule(NOTE, "something wider than 80 mm lies beside the body of a CT; the body mask leaves it out"),
     "contrast": Rule(
         WARNING,
-        "a DICOM header names an agent; or more than 0.3 % of the brain deep in the upper head is above 110 HU in CT, "
+        "a DICOM header names an agent; or more than 0.5 % of the brain deep in the upper head is above 110 HU in CT, "
         "or 1.4 times as bright as its white matter in MR that is not T2-weighted. Faint or extracranial enhancement "
         "is not seen",
     ),
@@ -93,10 +93,12 @@ RULES: dict[str, Rule] = {
     ),
     "mirrored": Rule(
         WARNING,
-        "the heads of the domain share a left-right asymmetry (a marker, a coil), more of them than chance explains (sign "
-        "test, 1 %, so 12 heads at least), and this one has it reversed. Heads alone may be too symmetric to tell",
+        "the heads of the domain share a left-right asymmetry (a marker, a coil), more of them than chance explains "
+        "(sign test, 1 %, so 12 heads at least), and this one has it reversed. Heads may be too symmetric to tell",
     ),
-    "symmetric": Rule(NOTE, "no left-right asymmetry that four heads or more have in common: mirrored ones cannot be told"),
+    "symmetric": Rule(
+        NOTE, "no left-right asymmetry that four heads or more have in common: mirrored ones cannot be told"
+    ),
     "mixed_contrast": Rule(
         WARNING,
         "a domain has T1- and T2-weighted heads: the median of the brain lies above 0.52 (T1) or below 0.36 (T2) of "
@@ -381,7 +383,7 @@ def _of_contrast_agent(facts: Facts) -> Iterator[_Found]:
     reason = None
     if facts.contrast_agent:
         reason = "the DICOM header names a contrast agent"
-    elif share is not None and share > 0.003 and weighted:
+    elif share is not None and share > 0.005 and weighted:
         reason = f"{100 * share:.2g} % of the inner brain is brighter than brain can be, as with a contrast agent"
     if reason:
         yield "contrast", reason, "Train on volumes of one kind; enhanced vessels turn into false density.", False
