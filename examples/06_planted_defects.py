@@ -366,11 +366,14 @@ def rows(folder: Path, seed: int, sound: int) -> Iterator[tuple[str, str, str]]:
         {"a": folder / "cohort/a", "b": folder / "cohort/b"}, output=folder / "inspection.html", workers=workers
     )
     said: dict[str, list[str]] = {}
+    said_of_domain = {d: [s.code for s in result.suspicions if s.domain == d and not s.file] for d in "ab"}
     for suspicion in result.suspicions:
         said.setdefault(suspicion.file, []).append(suspicion.code)
     for defect in DEFECTS:
         codes = [code for file, of in planted.items() if of is defect for code in said.get(file, [])]
         verdict = "found" if set(codes) & set(defect.expected) else "MISSED"
+        if verdict == "MISSED" and "mirrored" in defect.expected and "symmetric" in said_of_domain[defect.domain]:
+            codes.append("(said that it cannot be told)")
         yield f"{defect.domain}: {defect.name}", verdict, ", ".join(dict.fromkeys(codes))
     plant_between(folder / "between", seed + 500)
     between = inspect_cohort({d: folder / "between" / d for d in "ab"}, workers=workers)

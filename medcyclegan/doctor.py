@@ -163,7 +163,7 @@ def inspect_cohort(
         for domain, file, why in unusable
     ]
     suspicions = suspicions_of(members, of_domain)
-    fixes = _fix(members, suspicions, fix, progress) if fix is not None else ()
+    fixes = _fix(members, fix, progress) if fix is not None else ()
     left_out = tuple(path for found in gathered.values() for path in found.left_out)
     result = Inspection(tuple(members), tuple(suspicions), left_out, tuple(fixes), headers_only)
     if output is not None:
@@ -302,12 +302,14 @@ def _attempt(file: Path, *, job: Any) -> Facts:
         return Facts(file, problem=f"{file}: {type(error).__name__}: {error}".splitlines()[0])
 
 
-def _fix(
-    members: Sequence[Member], suspicions: Sequence[Suspicion], folder: Path, progress: Progress
-) -> tuple[Fix, ...]:
-    wanted = {(s.domain, s.file) for s in suspicions if s.fixable}
-    hopeless = {(s.domain, s.file) for s in suspicions if s.severity == ERROR and not s.fixable}
-    jobs = [m for m in members if (m.domain, str(m.facts.file)) in wanted - hopeless]
+def _fix(members: Sequence[Member], folder: Path, progress: Progress) -> tuple[Fix, ...]:
+    jobs = []
+    for member in members:
+        told = of_volume(member)
+        # A copy of what is beyond mending would look as if it were sound.
+        hopeless = any(s.severity == ERROR and not s.fixable for s in told)
+        if any(s.fixable for s in told) and not hopeless:
+            jobs.append(member)
     fixes: list[Fix] = []
     for member in progress.track(jobs, len(jobs), "writing mended copies"):
         target = folder / member.domain / target_name(member.facts.file, member.case)

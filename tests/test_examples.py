@@ -70,6 +70,13 @@ def test_05_generators_compared(tmp_path: Path) -> None:
     assert (tmp_path / "out/generators.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_06_planted_defects(tmp_path: Path) -> None:
+    """With the fewest volumes; what it must find is tested in test_inspect.py."""
+    told = run("06_planted_defects.py", "-o", "out", "--sound", 2, cwd=tmp_path)
+    assert "4 sound volumes, 35 defects" in told and (tmp_path / "out/inspection.html").exists()
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):

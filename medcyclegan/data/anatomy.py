@@ -95,7 +95,7 @@ class Anatomy:
         liters: of the body.
         contact_cm2: area in which the body is cut by the volume's left, right, back, front, lower and upper face.
         outside: most frequent value outside the body, and the part of the voxels there that have exactly this value.
-        outside_median: of the values outside the body.
+        air: CT: peak of the histogram outside the body, in bins of 10 HU, padding below -1100 HU aside.
         table: CT: whether something as wide as a table lies outside the body.
         head: None if the body is no head.
         signatures: six of int8, (6, 16, 16, 16), for the six ways in which an axis of the volume may be "up": x, y, z
@@ -106,7 +106,7 @@ class Anatomy:
     liters: float
     contact_cm2: tuple[float, float, float, float, float, float]
     outside: tuple[float, float]
-    outside_median: float
+    air: float | None
     table: bool
     head: Head | None
     signatures: npt.NDArray[np.int8]
@@ -163,13 +163,18 @@ def anatomy(coarse: Coarse, modality: str) -> tuple[Anatomy, Mask]:
             liters=float(body.sum() * voxel / 1e6),
             contact_cm2=(contact[0], contact[1], contact[2], contact[3], contact[4], contact[5]),
             outside=(float(kinds[common]), float(counts[common] / outside.size)),
-            outside_median=float(np.median(outside)),
+            air=_air(outside) if modality == "CT" else None,
             table=modality == "CT" and _table(values, clear, spacing),
             head=_head(values, body, inner, spacing, modality),
             signatures=_signatures(values, body, spacing),
         ),
         body,
     )
+
+
+def _air(outside: Floats) -> float | None:
+    counts, edges = np.histogram(outside, bins=160, range=(-1105, 495))
+    return float(edges[counts.argmax()] + 5) if counts.any() else None
 
 
 def _head(

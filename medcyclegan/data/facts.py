@@ -117,7 +117,7 @@ class Facts:
                 "extent_mm": _rounded(body.extent_mm),
                 "liters": _rounded(body.liters),
                 "contact_cm2": _rounded(body.contact_cm2),
-                "outside_median": _rounded(body.outside_median),
+                "air_hu": _rounded(body.air),
                 "table": body.table,
             }
             if body

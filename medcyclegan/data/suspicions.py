@@ -47,7 +47,7 @@ RULES: dict[str, Rule] = {
         WARNING, "a CT has 256 different values or fewer, though its air and water are where they belong"
     ),
     "air": Rule(
-        WARNING, "the median outside the body of a CT is not within 60 of -1000 HU; noise moves it by far less"
+        WARNING, "the most frequent value outside the body of a CT is not within 60 of -1000 HU, which noise cannot do"
     ),
     "padding": Rule(NOTE, "a CT has values below -1100 HU, which no matter has: scanners pad round fields of view so"),
     "table": Rule(NOTE, "something wider than 80 mm lies beside the body of a CT; the body mask leaves it out"),
@@ -334,10 +334,10 @@ def _of_body(facts: Facts, modality: str | None) -> Iterator[_Found]:
             "What is not in the volume cannot be translated; use a larger field of view, or leave it out of training.",
             False,
         )
-    if ct and facts.kind == "hu" and abs(body.outside_median + 1000) > 60:
+    if ct and facts.kind == "hu" and body.air is not None and abs(body.air + 1000) > 60:
         yield (
             "air",
-            f"the air around the body has {body.outside_median:.0f} HU, not about -1000",
+            f"the air around the body has {body.air:.0f} HU, not about -1000",
             "Check slope and intercept, and whether the background was masked.",
             False,
         )
