@@ -95,7 +95,7 @@ class Anatomy:
         liters: of the body.
         contact_cm2: area in which the body is cut by the volume's left, right, back, front, lower and upper face.
         outside: most frequent value outside the body, and the part of the voxels there that have exactly this value.
-        air: CT: peak of the histogram outside the body, in bins of 10 HU, padding below -1100 HU aside.
+        air: CT: peak of the histogram outside the body, in bins of 50 HU from -1075 on; what is below is padding.
         table: CT: whether something as wide as a table lies outside the body.
         head: None if the body is no head.
         signatures: six of int8, (6, 16, 16, 16), for the six ways in which an axis of the volume may be "up": x, y, z
@@ -173,8 +173,8 @@ def anatomy(coarse: Coarse, modality: str) -> tuple[Anatomy, Mask]:
 
 
 def _air(outside: Floats) -> float | None:
-    counts, edges = np.histogram(outside, bins=160, range=(-1105, 495))
-    return float(edges[counts.argmax()] + 5) if counts.any() else None
+    counts, edges = np.histogram(outside, bins=32, range=(-1075, 525))
+    return float(edges[counts.argmax()] + 25) if counts.any() else None
 
 
 def _head(
