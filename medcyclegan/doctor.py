@@ -40,6 +40,7 @@ _MOST_THUMBNAILS = 300
 # Of the table and of each suspicion in a terminal.
 _MOST_ROWS = 100
 _MOST_OF_A_KIND = 25
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,8 @@ def _check(
 def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[int, Facts]]:
     """Index of a file and its facts, as they are done."""
     attempt = partial(_attempt, job=job)
-    if workers <= 1:
+    # Starting a process takes as long as reading a few volumes.
+    if workers <= 1 or len(files) <= _FEW:
         for index, file in enumerate(files):
             yield index, attempt(file)
         return

@@ -392,6 +392,28 @@ def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort
     assert {s.code for s in again.suspicions} <= {"duplicate", "table"}
 
 
+def test_prepare_warns_of_the_same_and_remembers_it(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    from medcyclegan.data.datalist import Case, Cohort
+    from medcyclegan.data.prepared import prepare_cohort
+
+    image = nib.load(cohort.train_ct[0])
+    values = np.asarray(image.dataobj).astype(np.int16)
+    values[tuple(n // 2 for n in values.shape)] = 3071
+    milliliters = abs(np.linalg.det(image.affine[:3, :3])) / 1000  # of one voxel
+    metal = nifti(tmp_path / "metal.nii.gz", values, image.affine)
+    used = Cohort((Case("mr", cohort.train_mr[0]),), (Case("metal", metal), Case("ct", cohort.train_ct[1])))
+    first, second = (
+        prepare_cohort(used, tmp_path / "prepared", modalities={"a": "MR", "b": "CT"}, spacing=(6, 6, 8)).warnings
+        for _ in range(2)
+    )
+    assert (
+        first == second
+        and len(first) == 1
+        and f"{milliliters:.2g} ml above 3000 HU" in first[0]
+        and str(metal) in first[0]
+    )
+
+
 def test_headers_alone_find_what_headers_tell(folders: tuple[Path, Path]) -> None:
     a = folders[0]
     image = nib.load(next(a.glob("mr_001*")))

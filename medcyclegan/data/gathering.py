@@ -96,7 +96,9 @@ def _sort_in(path: Path, found: Gathered, *, inside_series: bool) -> None:
     except RuntimeError as error:  # pathlib's word for links that run in a circle, before Python 3.13
         found.unusable[path] = f"{error}".splitlines()[0]
     except OSError as error:
-        found.unusable[path] = "a link that leads nowhere" if _broken(path) else str(error.strerror or error)
+        found.unusable[path] = (
+            "it is a link that leads nowhere or in a circle" if _broken(path) else str(error.strerror or error)
+        )
 
 
 def _broken(path: Path) -> bool:

@@ -289,7 +289,7 @@ def _of_values(facts: Facts, modality: str | None) -> Iterator[_Found]:
                 "modality",
                 f"values ({facts.minimum:g} to {facts.maximum:g}) do not look like Hounsfield units: no air near "
                 "-1000 beside tissue near 0",
-                "If it is an MR, move it; if it is a CT that was windowed or scaled, export it again in HU.",
+                "If it is an MR, move it; if it is a CT that was windowed, scaled or masked, export it again in HU.",
                 False,
             )
     if facts.kind == "hu_offset" and modality in ("CT", None):
