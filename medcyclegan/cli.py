@@ -104,6 +104,8 @@ def inspect_volumes(
         workers=doctor.cores() if workers is None else workers,
         progress=Terminal(),
     )
+    if fix is not None and not result.fixes:
+        _note("--fix: nothing can be mended safely; no copy was written")
     if as_json:
         _print_json(result.to_dict() | {"page": None if output is None else str(output)})
     else:

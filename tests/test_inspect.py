@@ -205,7 +205,7 @@ def test_duplicates_are_told_across_formats_types_and_domains(cohort: phantom.Co
 def test_planted_defects_are_found_and_sound_volumes_left_alone(tmp_path: Path) -> None:
     """Seeds on which nothing was tuned. Mirrored heads may be too symmetric to tell; then that is said."""
     run = subprocess.run(
-        [sys.executable, ROOT / EXAMPLE, "-o", tmp_path / "out", "--seed", "3000", "--sound", "6"],
+        [sys.executable, ROOT / EXAMPLE, "-o", tmp_path / "out", "--seed", "4000", "--sound", "6"],
         capture_output=True,
         text=True,
         check=False,
@@ -356,6 +356,14 @@ def test_paths_are_searched_and_dicom_folders_are_volumes(tmp_path: Path) -> Non
     result = inspect_cohort({}, [tmp_path / "tree"])
     assert {m.facts.file.name for m in result.members} == {series.name, "x.nii"}
     assert result.members[0].modality is None
+
+
+def test_slices_beside_volumes_are_told(tmp_path: Path) -> None:
+    write_series(tmp_path, stored())
+    nifti(tmp_path / "x.nii", ball().astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
+    result = inspect_cohort({"b": tmp_path})
+    assert [(s.file, s.code) for s in result.of_severity("error")] == [(str(tmp_path), "unreadable")]
+    assert {m.facts.file for m in result.members} == {tmp_path, tmp_path / "x.nii"}
 
 
 def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort, tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ def gather_folder(folder: Path) -> Gathered:
     if _own_slices(folder):
         found.volumes.append(folder)
     for path in _listed(folder, found):
-        _sort_in(path, found, inside_series=bool(found.volumes[:1] == [folder]))
+        _sort_in(path, found, inside_series=found.volumes[:1] == [folder])
+    if folder in found.volumes and len(found.volumes) > 1:
+        found.volumes.remove(folder)
+        found.unusable[folder] = (
+            "its DICOM files lie beside other volumes, and each series needs a sub-folder of its own"
+        )
     return _checked(found, folder)
 
 
