@@ -94,7 +94,8 @@ RULES: dict[str, Rule] = {
     "mirrored": Rule(
         WARNING,
         "the heads of the domain share a left-right asymmetry (a marker, a coil), more of them than chance explains "
-        "(sign test, 1 %, so 12 heads at least), and this one has it reversed. Heads may be too symmetric to tell",
+        "(sign test, 0.1 %, so 15 heads at least), and this one, of which nothing else is suspected, has it reversed. "
+        "Heads alone are mostly too symmetric to tell",
     ),
     "symmetric": Rule(
         NOTE, "no left-right asymmetry that four heads or more have in common: mirrored ones cannot be told"
@@ -125,8 +126,9 @@ _AXES = ("left-right", "front-back", "head-foot")
 _SAME = 0.998
 _TURNED = 0.05
 _T1, _T2 = 0.52, 0.36
-_CHANCE = 0.01
-_REVERSED = 0.3
+_CHANCE = 0.001
+_COMMON = 0.4
+_REVERSED = 0.5
 _OF_UPRIGHT_HEADS = {"contrast", "stripped", "defaced"}
 
 
@@ -188,7 +190,10 @@ def suspicions_of(members: Sequence[Member], modalities: Mapping[str, str]) -> l
     turned = {s.file for s in beside if s.code == "turned"}
     alone = [s for member in members for s in of_volume(member)]
     # Where the axes are wrong, the face is not where it is looked for.
-    found = [s for s in alone if s.file not in turned or s.code not in _OF_UPRIGHT_HEADS] + beside
+    found = [s for s in alone if s.file not in turned or s.code not in _OF_UPRIGHT_HEADS]
+    # A head that is cut or defaced is unlike the others for that reason.
+    doubtful = {s.file for s in alone if s.severity != NOTE}
+    found += [s for s in beside if s.code != "mirrored" or s.file not in doubtful]
     order = {code: (SEVERITIES.index(rule.severity), n) for n, (code, rule) in enumerate(RULES.items())}
     return sorted(found, key=lambda s: (order[s.code], s.domain, s.file))
 
@@ -489,7 +494,7 @@ def _mirrored(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
     against = int((fits < 0).sum())
     # Two-sided sign test: without a common asymmetry, either sign is as likely as the other.
     chance = 2 * sum(math.comb(len(fits), n) for n in range(against + 1)) / 2 ** len(fits)
-    if against > len(fits) / 4 or chance > _CHANCE or np.median(fits) < 0.2:
+    if against > len(fits) / 4 or chance > _CHANCE or np.median(fits) < _COMMON:
         yield Suspicion(
             "symmetric",
             domain,
