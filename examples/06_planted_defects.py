@@ -81,9 +81,11 @@ class Scanner:
     def ct(self, scanned: Phantom) -> np.ndarray:
         """CT, every second one with a flat table."""
         values = scanned.ct.copy()
-        if self.seed % 2:
-            below = np.flatnonzero(scanned.body.any(axis=(0, 2)))[0] - 2
-            values[4:-4, max(0, below - 2) : below, :][~scanned.body[4:-4, max(0, below - 2) : below, :]] = -600
+        below = np.flatnonzero(scanned.body.any(axis=(0, 2)))[0] - 2
+        if self.seed % 2 and below >= 2:
+            table = np.zeros(scanned.shape, dtype=bool)
+            table[4:-4, below - 2 : below] = True
+            values[table & ~scanned.body] = -600
         return values
 
 
