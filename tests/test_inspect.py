@@ -448,7 +448,7 @@ def test_ten_thousand_files_are_not_ten_thousand_lines(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
 def test_real_heads() -> None:
-    """What is true of these volumes, by eye; everything else would be a false alarm."""
+    """What is true of these volumes, by eye, but for the "table": that is the blurred rim of an average of many CT."""
     result = inspect_cohort({}, [REAL])
     told = {m.facts.file.name: set(codes(result, m.facts.file.name)) for m in result.members}
     assert {name: found for name, found in told.items() if found} == {
