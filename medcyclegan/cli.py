@@ -87,6 +87,49 @@ def demo(
     _say(f"report: {result['report']}  ({result['seconds']:.0f} s in all)")
 
 
+@app.command(name="inspect")
+def inspect_volumes(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Volumes, or folders to search.")
+    ] = None,
+    a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
+    b: Annotated[Path | None, typer.Option(help="Folder of volumes of the target domain, CT.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="PAGE.html", help="A page to write.")] = None,
+    modalities: Annotated[tuple[str, str], typer.Option(help="Of a and b.")] = ("MR", "CT"),
+    fix: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder for copies of what can be mended safely.")
+    ] = None,
+    headers: Annotated[bool, typer.Option("--headers", help="Read headers only; for thousands of files.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every volume of a cohort and say what is suspicious and what to do. Exit code 1 if there are errors."""
+    from medcyclegan import doctor
+    from medcyclegan.progress import Terminal
+
+    result = doctor.inspect_cohort(
+        {name: folder for name, folder in (("a", a), ("b", b)) if folder is not None},
+        paths or (),
+        modalities=modalities,
+        headers_only=headers,
+        output=output,
+        fix=fix,
+        workers=doctor.cores() if workers is None else workers,
+        progress=Terminal(),
+    )
+    if fix is not None and not result.fixes:
+        _note("--fix: nothing can be mended safely; no copy was written")
+    if as_json:
+        _print_json(result.to_dict() | {"page": None if output is None else str(output)})
+    else:
+        for line in doctor.lines(result):
+            _say(line)
+        if output is not None:
+            _say(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
+    if not result.sound:
+        raise typer.Exit(1)
+
+
 @app.command()
 def datalist(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder or CSV in a known layout.")],

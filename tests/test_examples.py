@@ -88,6 +88,13 @@ def test_16_planted_faults(tmp_path: Path, run: Path, cohort: phantom.Cohort) ->
     assert float(table["spread"][0]) > 0.7  # 0.5 is chance
 
 
+@pytest.mark.slow
+def test_17_planted_defects(tmp_path: Path) -> None:
+    """With the fewest volumes; what it must find is tested in test_inspect.py."""
+    told = run_example("17_planted_defects.py", "-o", "out", "--sound", 2, cwd=tmp_path)
+    assert "4 sound volumes, 35 defects" in told and (tmp_path / "out/inspection.html").exists()
+
+
 def test_every_example_is_run_here() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):

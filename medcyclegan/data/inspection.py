@@ -34,3 +34,26 @@ def modality_suspicions(hu: Mapping[str, bool], modality: str) -> list[str]:
             if not looks
         ]
     return [f"{case}: values look like a CT in Hounsfield units, not like an MR" for case, looks in hu.items() if looks]
+
+
+def hu_offset(values: npt.NDArray[np.floating]) -> float | None:
+    """What has to be taken off the values of a volume, any shape, to make Hounsfield units of them, or None.
+
+    Scanners store HU + 1024, and the DICOM header takes it off; exporters that forget the header leave it in. A volume
+    is taken for such a CT if it has no negatives, a fifth of what is not air lies within 60 of one soft-tissue value
+    near 1060, hardly anything lies between air and fat, and there is air. The air itself tells 1024 from other offsets:
+    its most frequent value other than the smallest (which may be padding) must lie within 12 of 24.
+    """
+    sample = values[:: max(1, values.shape[0] // 64)].ravel()
+    if sample.size == 0 or sample.min() < -100 or not looks_like_hu(sample[:, None] - 1024):
+        return None
+    tissue = sample[sample > 324]
+    counts, edges = np.histogram(tissue, bins=40, range=(864, 1264))
+    mode = edges[counts.argmax()] + 5
+    if np.mean(np.abs(tissue - mode) < 60) < 0.2 or np.mean(tissue < 824) > 0.15:
+        return None
+    air = sample[(sample < 224) & (sample > sample.min())]
+    counts, edges = np.histogram(air, bins=60, range=(-76, 224))
+    if counts.max() == 0 or abs(edges[counts.argmax()] + 2.5 - 24) > 12:
+        return None
+    return 1024.0

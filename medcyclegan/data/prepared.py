@@ -26,10 +26,13 @@ import numpy.typing as npt
 
 from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.data.datalist import Case, Cohort
+from medcyclegan.data.facts import measure_values
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.data.suspicions import NOTE, Member, of_volume
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.headers import Header
 from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
@@ -132,10 +135,10 @@ def prepare_cohort(
     known: dict[str, _Source] = {}
     for name, job in progress.track(jobs.items(), len(jobs), "checking volumes"):
         try:
-            known[name] = _examine(job, output / name)
+            known[name] = _examine(job, output / name, modalities[_domain(name)])
         except InputError as error:
             failed[name] = str(error)
-    warnings = _check_modalities(known, modalities)
+    warnings = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
     _require_both(known, failed)
     chosen = spacing or _median_spacing([source.grid for source in known.values()])
     preparations = {
@@ -217,6 +220,7 @@ class _Source:
     content: dict[str, str | None]  # hashes of the files
     grid: Grid
     hu: bool
+    suspicions: tuple[str, ...]
     stored: dict[str, Any] | None  # case.json of an earlier preparation of the same content
 
 
@@ -237,18 +241,27 @@ def _domain(name: str) -> str:
     return name.split("/", 1)[0][-1]
 
 
-def _examine(job: Case, folder: Path) -> _Source:
+def _examine(job: Case, folder: Path, modality: str) -> _Source:
     content = {"image": _content_hash(job.image), "body": _content_hash(job.body) if job.body else None}
     if job.levels is not None and job.image.name.lower().endswith(PICTURE_SUFFIXES):
         content["levels"] = repr(job.levels)
     try:
         stored = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         if stored["key"]["content"] == content:
-            return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], stored)
+            told = tuple(stored.get("suspicions", ()))
+            return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
     volume = read_volume(job.image, job.levels)
-    return _Source(content, grid_of(volume), looks_like_hu(volume.numpy()[0]), None)
+    grid, values = grid_of(volume), volume.numpy()[0]
+    return _Source(content, grid, looks_like_hu(values), _suspicions(job, values, grid, modality), None)
+
+
+def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
+    """What `inspect` would say of this volume by itself, notes and what is told elsewhere aside."""
+    facts = measure_values(values, grid, Header(grid, str(values.dtype)), job.image)
+    told = of_volume(Member("", job.id, modality, facts))
+    return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
 
 
 def _store(job: Case, preparation: Preparation, key: dict[str, Any], source: _Source, folder: Path) -> None:
@@ -264,6 +277,7 @@ def _store(job: Case, preparation: Preparation, key: dict[str, Any], source: _So
                 "image_file": str(job.image),
                 "key": key,
                 "hu": source.hu,
+                "suspicions": list(source.suspicions),
                 "grid": prepared.grid.to_dict(),
                 "source_grid": prepared.source_grid.to_dict(),
                 "scaler": prepared.scaler.to_dict(),

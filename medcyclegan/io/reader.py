@@ -150,6 +150,19 @@ def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) 
     return _checked_volume(array, affine, meta, str(path))
 
 
+def read_values(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid, dict[str, Any]]:
+    """What a file holds, for those who examine files: as `read_volume`, but any values, not finite or constant too.
+
+    Returns:
+        (X, Y, Z) float32, its grid and the metadata `modality` (DICOM), `sform_code` and `qform_code` (NIfTI).
+
+    Raises:
+        InputError: as `read_volume`, but not for the values.
+    """
+    array, affine, meta = _load(Path(path))
+    return array, _checked_grid(array, affine, str(path)), meta
+
+
 def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]:
     """Read a binary mask that lies on the grid `like`.
 

@@ -161,14 +161,15 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML; everything given is escaped."""
     return (
-        _environment()
+        environment()
         .get_template("template.html")
         .render(page=page, version=__version__, written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     )
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of this package with their filters; everything is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medcyclegan.report", "."),
         autoescape=True,

@@ -1,0 +1,70 @@
+"""What of a volume can be mended safely, as a copy: where there is one right answer, and it can be told.
+
+- CT stored as HU + 1024: 1024 is taken off. Told by `hu_offset`, which needs air and soft tissue where they belong.
+- NaN and infinite voxels outside the body: air, -1024 HU in CT and the smallest value in MR. Not inside the body.
+- CT padding below -1100 HU: everything below -1024 becomes -1024.
+
+Nothing else is touched: a missing intercept of another size, exchanged axes, 8-bit values and doubtful units have no
+answer that the voxels alone could give.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from medcyclegan.data.facts import Facts
+from medcyclegan.io.reader import VOLUME_SUFFIXES, read_values
+from medcyclegan.io.writer import to_int16, write_volume
+
+AIR_HU = -1024.0
+
+
+def mend(facts: Facts, modality: str, target: Path) -> list[str]:
+    """Write a mended copy.
+
+    Args:
+        facts: of the volume.
+        modality: "MR" or "CT".
+        target: a file that does not exist, in a format of `write_volume`. Its type is int16 where all values are whole
+            numbers that fit, else float32.
+
+    Returns:
+        What was done, one sentence each.
+
+    Raises:
+        ValueError: nothing of it can be mended safely.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values, grid, meta = read_values(facts.file)
+    done = []
+    if modality == "CT" and facts.kind == "hu_offset":
+        values = values - np.float32(1024)
+        done.append("1024 taken off every voxel")
+    missing = ~np.isfinite(values)
+    if missing.any():
+        if facts.not_finite_inside != 0:
+            raise ValueError(f"{facts.file}: voxels in the body are not finite")
+        air = AIR_HU if modality == "CT" else float(values[~missing].min())
+        values = np.where(missing, np.float32(air), values)
+        done.append(f"{int(missing.sum())} voxels that were NaN or infinite set to {air:g}")
+    if modality == "CT" and facts.padding:
+        low = values < AIR_HU
+        values = np.where(low, np.float32(AIR_HU), values)
+        done.append(f"{int(low.sum())} voxels below {AIR_HU:g} HU set to {AIR_HU:g}")
+    if not done:
+        raise ValueError(f"{facts.file}: nothing can be mended safely")
+    whole = bool((values == np.rint(values)).all() and values.min() >= -32768 and values.max() <= 32767)
+    codes = (int(meta["sform_code"]), int(meta["qform_code"])) if "sform_code" in meta else None
+    write_volume(
+        target, to_int16(values) if whole else values.astype(np.float32), grid, description="mended", nifti_codes=codes
+    )
+    return done
+
+
+def target_name(file: Path, case: str) -> str:
+    """The name of the copy: that of the file, or the case's with .nii.gz where the source is DICOM."""
+    return file.name if file.name.lower().endswith(VOLUME_SUFFIXES) else f"{case}.nii.gz"

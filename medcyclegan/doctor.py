@@ -1,0 +1,371 @@
+"""Look at every volume of a cohort before it is used: facts, suspicions, a page, and copies of what can be mended.
+
+Files are measured in parallel processes, each of which holds one volume at a time; only facts come back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medcyclegan.data.facts import PERCENTILES, Facts, measure, measure_header
+from medcyclegan.data.fixes import mend, target_name
+from medcyclegan.data.gathering import Gathered, gather_folder, gather_paths
+from medcyclegan.data.suspicions import ERROR, RULES, SEVERITIES, Member, Suspicion, of_volume, suspicions_of
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.reader import case_id
+from medcyclegan.progress import Progress, Silent
+from medcyclegan.report.inspection_page import Row, Volume, write_inspection_page
+
+MODALITIES = ("MR", "CT")
+COLUMNS = (
+    "volume",
+    "shape",
+    "spacing mm",
+    "axes",
+    "tilt °",
+    "stored",
+    f"values at {', '.join(f'{p} %' for p in PERCENTILES)}",
+    "body mm",
+)
+_MOST_THUMBNAILS = 300
+# Of the table and of each suspicion in a terminal.
+_MOST_ROWS = 100
+_MOST_OF_A_KIND = 25
+_FEW = 4
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A mended copy."""
+
+    source: Path
+    target: Path
+    done: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an inspection told.
+
+    Attributes:
+        members: every volume that was looked at, domain by domain in order of path.
+        suspicions: errors first, then warnings, then notes.
+        left_out: files and folders that are no volumes.
+        fixes: copies that were written.
+        headers_only: whether voxels were not read.
+    """
+
+    members: tuple[Member, ...]
+    suspicions: tuple[Suspicion, ...]
+    left_out: tuple[Path, ...]
+    fixes: tuple[Fix, ...]
+    headers_only: bool
+
+    def of_severity(self, severity: str) -> list[Suspicion]:
+        return [s for s in self.suspicions if s.severity == severity]
+
+    @property
+    def sound(self) -> bool:
+        """True if there is no error."""
+        return not self.of_severity(ERROR)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. Of the patient it holds what the names of the files say, and nothing else."""
+        return {
+            "volumes": [{"domain": m.domain, "case": m.case, **m.facts.to_dict()} for m in self.members],
+            "suspicions": [
+                {
+                    "severity": s.severity,
+                    "code": s.code,
+                    "domain": s.domain,
+                    "file": s.file,
+                    "message": s.message,
+                    "remedy": s.remedy,
+                    "fixable": s.fixable,
+                }
+                for s in self.suspicions
+            ],
+            "counts": {severity: len(self.of_severity(severity)) for severity in SEVERITIES},
+            "left_out": [str(path) for path in self.left_out],
+            "fixed": [{"source": str(f.source), "target": str(f.target), "done": list(f.done)} for f in self.fixes],
+            "headers_only": self.headers_only,
+        }
+
+
+def inspect_cohort(
+    domains: Mapping[str, Path],
+    paths: Sequence[Path] = (),
+    *,
+    modalities: tuple[str, str] = MODALITIES,
+    headers_only: bool = False,
+    output: Path | None = None,
+    fix: Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Look at every volume of the domains and under the paths.
+
+    Args:
+        domains: "a" and "b", one of them or none, -> folder of volumes.
+        paths: further volumes and folders, of no domain and unknown modality; sub-folders are searched.
+        modalities: of a and b, "MR" or "CT".
+        headers_only: do not read voxels; thousands of files per minute, and only what headers tell.
+        output: an HTML page to write.
+        fix: a new or empty folder for mended copies, `a/`, `b/` and files of no domain in it; see `data.fixes`. Nothing
+            is changed in place, and copies are written of what was mended only.
+        workers: processes. With more than one, a script needs the usual `if __name__ == "__main__":`.
+        progress: watches the files.
+
+    Raises:
+        InputError: nothing to look at, a folder without volumes, or an output that cannot be used. What is wrong with
+            single volumes is a result and no exception.
+    """
+    progress = progress or Silent()
+    _check(domains, paths, modalities, headers_only, output, fix)
+    of_domain = dict(zip("ab", modalities, strict=True))
+    gathered: dict[str, Gathered] = {}
+    problems = []
+    for domain, folder in domains.items():
+        try:
+            gathered[domain] = gather_folder(folder)
+        except InputError as error:
+            problems.append(str(error))
+    if paths:
+        try:
+            gathered[""] = gather_paths(paths)
+        except InputError as error:
+            problems.append(str(error))
+    raise_all(problems, "there is nothing to inspect:") if len(problems) > 1 else None
+    if problems:
+        raise InputError(problems[0])
+
+    places = [(domain, file) for domain, found in gathered.items() for file in found.volumes]
+    unusable = [(domain, file, why) for domain, found in gathered.items() for file, why in found.unusable.items()]
+    job = measure_header if headers_only else partial(measure, thumbnail=output is not None)
+    measured: dict[int, Facts] = {}
+    results = _measured([file for _, file in places], job, min(workers, len(places)))
+    for index, facts in progress.track(results, len(places), "inspecting volumes"):
+        measured[index] = facts
+    members = [
+        Member(domain, case_id(file), of_domain.get(domain), measured[index])
+        for index, (domain, file) in enumerate(places)
+    ]
+    members += [
+        Member(domain, case_id(file), of_domain.get(domain), Facts(file, problem=f"{file}: {why}. Mend or remove it."))
+        for domain, file, why in unusable
+    ]
+    suspicions = suspicions_of(members, of_domain)
+    fixes = _fix(members, fix, progress) if fix is not None else ()
+    left_out = tuple(path for found in gathered.values() for path in found.left_out)
+    result = Inspection(tuple(members), tuple(suspicions), left_out, tuple(fixes), headers_only)
+    if output is not None:
+        _write_page(result, output, of_domain, domains)
+    return result
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cells(member: Member) -> tuple[str, ...]:
+    """A volume's row under `COLUMNS`; "–" where nothing is known."""
+    facts = member.facts
+
+    def numbers(values: Iterable[float] | None, digits: str = ".3g", between: str = " x ") -> str:
+        return between.join(format(value, digits) for value in values) if values else "–"
+
+    return (
+        str(facts.file),
+        numbers(facts.shape, "d"),
+        numbers(facts.spacing),
+        facts.axes or "–",
+        "–" if facts.tilt_degrees is None else f"{facts.tilt_degrees:.0f}",
+        facts.stored or "–",
+        numbers(facts.percentiles, ".4g", ", "),
+        numbers(facts.anatomy.extent_mm if facts.anatomy else None, ".0f"),
+    )
+
+
+def lines(result: Inspection) -> list[str]:
+    """The result for a terminal: the volumes, then what is suspicious, worst first, then the counts.
+
+    Long lists are cut, and say so; `to_dict` and the page have everything.
+    """
+    told = _table([COLUMNS, *(cells(member) for member in result.members[:_MOST_ROWS])])
+    if (more := len(result.members) - _MOST_ROWS) > 0:
+        told.append(f"... and {more} more volumes (--json or -o PAGE.html has all)")
+    counted: Counter[str] = Counter()
+    for suspicion in result.suspicions:
+        counted[suspicion.code] += 1
+        if counted[suspicion.code] <= _MOST_OF_A_KIND:
+            told.append(f"{suspicion.severity} [{suspicion.code}] {suspicion}")
+    told += [
+        f"... and {count - _MOST_OF_A_KIND} more of [{code}]"
+        for code, count in counted.items()
+        if count > _MOST_OF_A_KIND
+    ]
+    if result.left_out:
+        names = ", ".join(path.name for path in result.left_out[:5]) + (", ..." if len(result.left_out) > 5 else "")
+        told.append(f"left out, no volumes: {len(result.left_out)} ({names})")
+    told += [f"{fix.target}: {'; '.join(fix.done)}" for fix in result.fixes]
+    numbers = ", ".join(f"{len(result.of_severity(severity))} {severity}s" for severity in SEVERITIES)
+    return [*told, f"{len(result.members)} volumes: {numbers}"]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _check(
+    domains: Mapping[str, Path],
+    paths: Sequence[Path],
+    modalities: tuple[str, str],
+    headers_only: bool,
+    output: Path | None,
+    fix: Path | None,
+) -> None:
+    if not domains and not paths:
+        raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, or files and folders.")
+    if set(modalities) - set(MODALITIES):
+        raise InputError(f"the modalities are {' '.join(modalities)}; each is MR or CT.")
+    if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
+        raise InputError(f"the output {output} is no HTML file.", "Give a name that ends with .html.")
+    if fix is None:
+        return
+    if headers_only:
+        raise InputError("--fix needs the voxels, and --headers does not read them.", "Leave one of them out.")
+    if fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
+        raise InputError(f"{fix} exists and is no empty folder.", "Give a new folder: nothing is overwritten.")
+    for source in (*domains.values(), *paths):
+        if source.resolve() in (fix.resolve(), *fix.resolve().parents):
+            raise InputError(f"{fix} lies in {source}, whose volumes are inspected.", "Give a folder elsewhere.")
+
+
+def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[int, Facts]]:
+    """Index of a file and its facts, as they are done."""
+    attempt = partial(_attempt, job=job)
+    # Starting a process takes as long as reading a few volumes.
+    if workers <= 1 or len(files) <= _FEW:
+        for index, file in enumerate(files):
+            yield index, attempt(file)
+        return
+    # A fork of a process that has used threads may hang; a fork server imports once and then forks without any.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["medcyclegan.data.facts"])
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(max(1, cores() // workers),))
+    waiting: dict[Future[Facts], int] = {}
+    rest = iter(enumerate(files))
+    try:
+        while True:
+            while len(waiting) < 4 * workers and (following := next(rest, None)) is not None:
+                waiting[pool.submit(attempt, following[1])] = following[0]
+            if not waiting:
+                return
+            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                index = waiting.pop(done)
+                try:
+                    yield index, done.result()
+                except BrokenProcessPool:
+                    raise InputError(
+                        f"a process ended while it read {files[index]} or one of the files beside it in order.",
+                        "Out of memory? Try again with --workers 1.",
+                    ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    import SimpleITK as sitk
+    import torch
+
+    torch.set_num_threads(threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def _attempt(file: Path, *, job: Any) -> Facts:
+    try:
+        found: Facts = job(file)
+        return found
+    # A damaged file can make a library raise anything at all; it must cost this file only, and be seen.
+    except Exception as error:
+        return Facts(file, problem=f"{file}: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _fix(members: Sequence[Member], folder: Path, progress: Progress) -> tuple[Fix, ...]:
+    jobs = []
+    for member in members:
+        told = of_volume(member)
+        # A copy of what is beyond mending would look as if it were sound.
+        hopeless = any(s.severity == ERROR and not s.fixable for s in told)
+        if any(s.fixable for s in told) and not hopeless:
+            jobs.append(member)
+    fixes: list[Fix] = []
+    for member in progress.track(jobs, len(jobs), "writing mended copies"):
+        target = folder / member.domain / target_name(member.facts.file, member.case)
+        if target.exists():
+            raise InputError(f"two mended volumes would both be {target}.", "Inspect them in separate calls.")
+        modality = member.modality or ("CT" if member.facts.kind == "hu" else "MR")
+        done = mend(member.facts, modality, target)
+        again = of_volume(Member(member.domain, member.case, modality, measure(target)))
+        if left := [s for s in again if s.fixable or s.severity == ERROR]:
+            target.unlink()
+            raise RuntimeError(f"the mended copy of {member.facts.file} is not sound: {left[0]}")
+        fixes.append(Fix(member.facts.file, target, tuple(done)))
+    return tuple(fixes)
+
+
+def _write_page(result: Inspection, output: Path, modalities: Mapping[str, str], folders: Mapping[str, Path]) -> None:
+    by_file: dict[tuple[str, str], list[Suspicion]] = {}
+    for suspicion in result.suspicions:
+        by_file.setdefault((suspicion.domain, suspicion.file), []).append(suspicion)
+
+    def rank(member: Member) -> int:
+        own = by_file.get((member.domain, str(member.facts.file)), [])
+        return min((SEVERITIES.index(s.severity) for s in own), default=len(SEVERITIES))
+
+    shown = {id(m) for m in sorted(result.members, key=rank)[:_MOST_THUMBNAILS]}
+    volumes = [
+        Volume(
+            domain=member.domain,
+            cells=cells(member),
+            worst=next(iter([s.severity for s in by_file.get((member.domain, str(member.facts.file)), [])]), ""),
+            remarks=tuple(s.message for s in by_file.get((member.domain, str(member.facts.file)), [])),
+            thumbnail=member.facts.thumbnail if id(member) in shown else b"",
+        )
+        for member in result.members
+    ]
+    facts = {f"domain {d}": f"{folder} ({modalities[d]})" for d, folder in folders.items()}
+    facts["volumes"] = str(len(result.members))
+    facts |= {f"{severity}s": str(len(result.of_severity(severity))) for severity in SEVERITIES}
+    if result.left_out:
+        facts["no volumes, left out"] = (
+            f"{len(result.left_out)} ({', '.join(p.name for p in result.left_out[:5])}, ...)"
+        )
+    if result.fixes:
+        facts["mended copies"] = ", ".join(str(fix.target) for fix in result.fixes)
+    if result.headers_only:
+        facts["voxels"] = "not read: headers only"
+    rows = [
+        Row(s.severity, s.file or (f"domain {s.domain}" if s.domain else "both domains"), s.message, s.remedy)
+        for s in result.suspicions
+    ]
+    pictures = sum(bool(v.thumbnail) for v in volumes)
+    note = (
+        f"{pictures} of {len(volumes)} volumes are shown, those with errors first." if len(shown) < len(volumes) else ""
+    )
+    write_inspection_page(
+        output, facts, rows, COLUMNS, volumes, {c: (r.severity, r.criterion) for c, r in RULES.items()}, note
+    )
