@@ -84,8 +84,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def prepare(experiment: Experiment, output: Path, progress: Progress | None = None) -> PreparedCohort:
-    """Prepare the cohort that `experiment.data` names into `output`."""
+def prepare(experiment: Experiment, output: Path, progress: Progress | None = None, workers: int = 1) -> PreparedCohort:
+    """Prepare the cohort that `experiment.data` names into `output`, in `workers` processes."""
     settings = experiment.preparation
     modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
     inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
@@ -98,6 +98,13 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
         mr_percentiles=settings.mr_percentiles,
         mr_inverted=inverted,
         mr_floor=(MR_FLOOR if inverted else -1.0) if settings.mr_floor is None else settings.mr_floor,
+        interpolation=settings.interpolation,
+        crop_margin=settings.crop_margin,
+        mr_n4_shrink=settings.mr_n4_shrink,
+        mr_standardization=settings.mr_standardization,
+        mr_exclude_blanked=settings.mr_exclude_blanked,
+        register_pairs=settings.register_pairs,
+        workers=workers,
         progress=progress,
     )
 
@@ -344,25 +351,29 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
                 f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
             )
     done = prepared.preparations["a"]  # both domains share all but the modality
+    made_with = {
+        field: getattr(prepared if field == "register_pairs" else done, field)
+        for field in config.Preparation.model_fields
+    }
     for field in settings.model_fields_set:
-        value, made = getattr(settings, field), getattr(done, field)
+        value, made = getattr(settings, field), made_with[field]
         if value is not None and value != made:
             problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
     raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
+    if prepared.failed and not experiment.data.skip_failed:
+        raise_all(
+            [f"{name}: {reason}" for name, reason in prepared.failed.items()],
+            "some volumes could not be prepared; mend or remove them and prepare again, or train without them with "
+            "data.skip_failed: true (--set data.skip_failed=true):",
+        )
     for name, reason in prepared.failed.items():
         warnings.warn(f"not trained on, because it could not be prepared: {name}: {reason}", stacklevel=2)
     for line in prepared.warnings:
         warnings.warn(line, stacklevel=2)
     return experiment.model_copy(
         update={
-            "data": config.Data(prepared=prepared.folder.resolve()),
-            "preparation": config.Preparation(
-                spacing=done.spacing,
-                ct_window=done.ct_window,
-                mr_percentiles=done.mr_percentiles,
-                mr_inverted=done.mr_inverted,
-                mr_floor=done.mr_floor,
-            ),
+            "data": config.Data(prepared=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
+            "preparation": config.Preparation(**made_with),
             "patches": experiment.patches.model_copy(
                 update={"size": experiment.patches.size or _window_for(prepared, experiment.patches)}
             ),

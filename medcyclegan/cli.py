@@ -87,6 +87,7 @@ def prepare(
         Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
     overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Bring two folders of volumes onto a common working grid, once, for training."""
@@ -97,7 +98,7 @@ def prepare(
     from medcyclegan import build
     from medcyclegan.progress import Terminal
 
-    prepared = build.prepare(experiment, output, Terminal())
+    prepared = build.prepare(experiment, output, Terminal(), workers)
     for line in prepared.warnings:
         _warn(line)
     counts = {group: len(cases) for group, cases in prepared.cases.items()}

@@ -103,6 +103,27 @@ class Preparation(_Section):
         description="lowest value inside the body of an MR; above -1 it differs from the background outside; "
         "null: -0.5 where the MR is inverted, -1 elsewhere",
     )
+    interpolation: Literal["linear", "bspline"] = Field(
+        "linear", description="onto the working grid; bspline is sharper and costs more time"
+    )
+    crop_margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="mm around the body that are kept; null: the whole field of view"
+    )
+    mr_n4_shrink: Annotated[int, Field(ge=0, le=16)] = Field(
+        0,
+        description="N4 bias correction of MR, fitted on every so manieth voxel along each axis (4 is usual); 0: none",
+    )
+    mr_standardization: Literal["percentile", "zscore", "nyul", "whitestripe"] = Field(
+        "percentile",
+        description="what -1 and 1 mean in MR: mr_percentiles in the body; 3 standard deviations; mr_percentiles with "
+        "the deciles at landmarks of the training volumes; 0 and 3 times the commonest tissue",
+    )
+    mr_exclude_blanked: bool = Field(
+        True, description="voxels of an MR that defacing overwrote are taken out of the body, and told"
+    )
+    register_pairs: bool = Field(
+        False, description="move b of each validation pair onto a, rigidly; pairs where that fails are left out"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Preparation:
@@ -123,6 +144,7 @@ class Data(_Section):
     masks_b: Path | None = Field(None, description="folder of body masks with the case ids of b")
     pairs: Path | None = Field(None, description="CSV with columns case, a, b and optionally mask, for validation")
     datalist: Path | None = Field(None, description="JSON with the lists a, b and optionally pairs")
+    skip_failed: bool = Field(False, description="train although some volumes could not be prepared")
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -302,7 +324,9 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:
 
 def with_data(experiment: Experiment, data: Mapping[str, Path | None]) -> Experiment:
     """The experiment on other data than its config names; keys as in `Data`, those that are None are left out."""
-    given = {key: str(path) for key, path in data.items() if path is not None}
+    given: dict[str, Any] = {key: str(path) for key, path in data.items() if path is not None}
+    if experiment.data.skip_failed:
+        given["skip_failed"] = True
     return parse({**experiment.model_dump(mode="json", exclude_unset=True), "data": given}, "the command line")
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from medcyclegan import phantom
-from medcyclegan.evaluation.registration import align, apply
+from medcyclegan.transforms.registration import align, apply
 from medcyclegan.io.grid import Grid
 
 SHAPE = (64, 76, 50)

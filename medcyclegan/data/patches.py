@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
+from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.errors import InputError, raise_all
 
 BACKGROUND = -1.0
@@ -47,7 +48,7 @@ class PatchSource(Protocol):
     def id(self) -> str: ...
 
     @property
-    def image(self) -> Floats: ...
+    def image(self) -> Floats | StoredImage: ...
 
     @property
     def body(self) -> Bools: ...
@@ -191,14 +192,20 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     def _patch(self, domain: str, case: PatchSource, middle: int, seed: int) -> tuple[Floats, Bools]:
         """Cut, place, mirror and vary one patch; placed anew while it shows too little."""
-        image, body = _slab(case.image, self.axis, middle, self.shape), _slab(case.body, self.axis, middle, self.shape)
+        boxes = self.shape.spatial_dims == 3
+        body = _slab(case.body, self.axis, middle, self.shape)
+        # Of a box only what is cut is read; a slice is taken out whole.
+        image: Floats | StoredImage = case.image
+        if not boxes:
+            image = stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
         for attempt in range(TRIES):
             random = np.random.default_rng([seed, attempt])
             start = None if self.shape.spatial_dims == 2 else {3: middle}
             source, target = choose_window(body, self.shape.size, random, start)
             patch = np.full((self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
             inside = np.zeros(patch.shape, dtype=bool)
-            patch[target], inside[target] = image[source], body[source]
+            patch[target] = image[source[1:]][None] if boxes else image[source]
+            inside[target] = body[source]
             if np.ptp(patch) > CONTRAST:
                 break
         if self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0):
