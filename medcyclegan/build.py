@@ -53,7 +53,7 @@ DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft t
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left."""
+    """What a training left; `left_out` is the share of the slices of "a" and "b" that were never shown."""
 
     run: Path
     checkpoint: Path
@@ -62,6 +62,7 @@ class TrainingResult:
     seconds: float
     precision: str
     interrupted: bool
+    left_out: dict[str, float]
 
 
 def choose_device(name: str) -> torch.device:
@@ -109,10 +110,34 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
     )
 
 
+def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, float]:
+    """Domain -> share of the slices with body that a training of `experiment` would never show, see `data.patches`."""
+    patches = experiment.patches
+    shape = Shape((16,) * patches.spatial_dims, patches.plane)
+    dataset = UnpairedPatches(
+        prepared.cases["a"],
+        prepared.cases["b"],
+        shape=shape,
+        batch_size=1,
+        steps=1,
+        seed=experiment.seed,
+        minimum_body=patches.minimum_body,
+        matching=patches.matching,
+        spacing=prepared.preparations["a"].spacing,
+    )
+    return dataset.left_out
+
+
 def train(
-    experiment: Experiment, run: Path, *, device: str = "auto", progress: Progress | None = None, handlers: Any = ()
+    experiment: Experiment,
+    run: Path,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    handlers: Any = (),
+    workers: int = 1,
 ) -> TrainingResult:
-    """Train from the beginning into a new run folder.
+    """Train from the beginning into a new run folder; `workers` processes prepare what is not prepared yet.
 
     Raises:
         InputError: if the run folder holds something already, or the experiment cannot be carried out.
@@ -122,7 +147,7 @@ def train(
         remedy = "Continue it with `medcyclegan train --resume RUN`, or give" if (run / FILE_NAME).exists() else "Give"
         raise InputError(f"{run} exists and is not empty.", f"{remedy} a new folder as output.")
     where = choose_device(device)
-    prepared = _prepared(experiment, run, progress or Silent())
+    prepared = _prepared(experiment, run, progress or Silent(), workers)
     experiment = _resolve(experiment, prepared)
     run.mkdir(parents=True, exist_ok=True)
     config.save(experiment, run / "config.yaml")
@@ -204,6 +229,7 @@ def make_trainer(
         matching=patches.matching,
         paired=objective.paired,
         augmentation=_augmentation(experiment, prepared),
+        spacing=prepared.preparations["a"].spacing,
     )
     start = checkpoint["step"] if checkpoint else 0
     trainer = CycleGANTrainer(
@@ -333,10 +359,10 @@ def _cohort(experiment: Experiment) -> Cohort:
     return from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
 
 
-def _prepared(experiment: Experiment, run: Path, progress: Progress) -> PreparedCohort:
+def _prepared(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
     if experiment.data.prepared is not None:
         return open_prepared(experiment.data.prepared)
-    return prepare(experiment, run / "prepared", progress)
+    return prepare(experiment, run / "prepared", progress, workers)
 
 
 def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
@@ -525,6 +551,7 @@ def _validation(
 
 
 def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> TrainingResult:
+    loader: Any = trainer.data_loader
     started = time.monotonic()
     trainer.run()
     return TrainingResult(
@@ -535,6 +562,7 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> Trainin
         seconds=time.monotonic() - started,
         precision="bf16" if trainer.bf16 else "float32",
         interrupted=trainer.interrupted,
+        left_out=loader.dataset.left_out,
     )
 
 

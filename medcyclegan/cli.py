@@ -102,12 +102,27 @@ def prepare(
     for line in prepared.warnings:
         _warn(line)
     counts = {group: len(cases) for group, cases in prepared.cases.items()}
+    left_out: dict[str, float] = {}
+    try:
+        left_out = build.left_out(experiment, prepared)
+    except InputError as error:
+        _warn(f"a training on this would fail: {error}")
     if as_json:
-        _print_json({"output": str(output), "cases": counts, "failed": prepared.failed, "warnings": prepared.warnings})
+        _print_json(
+            {
+                "output": str(output),
+                "cases": counts,
+                "failed": prepared.failed,
+                "warnings": prepared.warnings,
+                "left_out": left_out,
+            }
+        )
     else:
         sizes = " x ".join(f"{s:g}" for s in prepared.preparations["a"].spacing)
         pairs_done = f", {counts['pairs_a']} validation pairs" if counts["pairs_a"] else ""
         _say(f"{output}: {counts['a']} volumes of a, {counts['b']} of b{pairs_done}, spacing {sizes} mm")
+        if left_out:
+            _say(_left_out_line(left_out))
     _end_with_failures(prepared.failed)
 
 
@@ -143,7 +158,7 @@ def train(
             experiment = config.with_data(experiment, {"a": a, "b": b})
         from medcyclegan import build
 
-        result = build.train(experiment, output, device=device, progress=Terminal())
+        result = build.train(experiment, output, device=device, progress=Terminal(), workers=0)
     if as_json:
         _print_json(
             {
@@ -154,6 +169,7 @@ def train(
                 "seconds": result.seconds,
                 "precision": result.precision,
                 "interrupted": result.interrupted,
+                "left_out": result.left_out,
             }
         )
     if result.interrupted:
@@ -162,6 +178,7 @@ def train(
         raise typer.Exit(130)
     if not as_json:
         _say(f"{result.checkpoint}: {result.step} steps in {result.seconds:.0f} s ({result.precision})")
+        _say(_left_out_line(result.left_out))
 
 
 @app.command()
@@ -500,6 +517,11 @@ def _print_json(content: Any) -> None:
 def _fail(text: str, code: int) -> None:
     _note(f"error: {text}")
     sys.exit(code)
+
+
+def _left_out_line(shares: dict[str, float]) -> str:
+    told = " and ".join(f"{100 * share:.0f} % of {domain}" for domain, share in shares.items())
+    return f"slices of body never in the middle of a patch (too little body, no contrast, no partner): {told}"
 
 
 def _end_with_failures(failed: dict[str, str]) -> None:

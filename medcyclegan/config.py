@@ -172,10 +172,11 @@ class Patches(_Section):
     )
     minimum_body: Share = Field(0.05, description="slices with a smaller share of body (of the fullest) are left out")
     flip: bool = Field(False, description="mirror left and right at random")
-    matching: Literal["off", "extent", "vertex"] = Field(
+    matching: Literal["off", "extent", "vertex", "profile"] = Field(
         "off",
         description="draw a and b at similar heights: extent: share of the way through the body; "
-        "vertex: distance from the top of the head relative to its size",
+        "vertex: distance from the top of the head relative to its size; "
+        "profile: by the cross-section areas of all scans laid over each other, whatever part each covers",
     )
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.data.datalist import Case, Cohort
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
-from medcyclegan.data.parallel import each
+from medcyclegan.data.parallel import Crew
 from medcyclegan.data.registered import register_onto, save_picture
 from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.errors import InputError, raise_all
@@ -142,59 +142,63 @@ def prepare_cohort(
     Raises:
         InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
     """
-    progress = progress or Silent()
     _check_output(output)
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
     known: dict[str, _Source] = {}
-    looks = {name: (job, output / name) for name, job in jobs.items()}
-    for name, found in each(_examine, looks, workers=workers, progress=progress, description="checking volumes"):
-        if isinstance(found, InputError):
-            failed[name] = str(found)
-        else:
-            known[name] = found
-    warnings = _check_modalities(known, modalities)
-    _require_both(known, failed)
-    chosen = spacing or _median_spacing([source.grid for source in known.values()])
-    preparations = {
-        domain: Preparation(
-            modalities[domain],
-            chosen,
-            ct_window,
-            mr_percentiles,
-            mr_inverted,
-            mr_floor,
-            interpolation,
-            crop_margin,
-            mr_n4_shrink,
-            mr_standardization if modalities[domain] == "MR" else "percentile",
-            mr_exclude_blanked=mr_exclude_blanked,
-        )
-        for domain in ("a", "b")
-    }
-    _refuse_misfits(cohort, known, failed, register_pairs)
-    if mr_standardization == "nyul":
-        shares = _landmark_shares(jobs, known, failed, preparations, output, workers, progress)
-        for domain, rows in shares.items():
-            preparations[domain] = replace(preparations[domain], mr_landmarks=fit_landmarks(rows))
-    tasks = {}
-    for name, source in known.items():
-        if name in failed:
-            continue
-        preparation = preparations[_domain(name)]
-        fixed = None
-        if name.startswith("pairs_"):
-            preparation = replace(preparation, crop_margin=None)
-            if register_pairs and name.startswith("pairs_b/"):
-                fixed = jobs[name.replace("pairs_b/", "pairs_a/", 1)]
-        key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}
-        if fixed is not None:
-            key["registered_to"] = known[f"pairs_a/{fixed.id}"].content
-        if source.stored is None or source.stored.get("key") != json.loads(json.dumps(key)):
-            tasks[name] = (jobs[name], preparation, key, source, output / name, fixed, modalities["a"])
-    for name, error in each(_store, tasks, workers=workers, progress=progress, description="preparing volumes"):
-        if isinstance(error, InputError):
-            failed[name] = str(error)
+    with Crew(workers, progress or Silent()) as crew:
+        looks = {name: (job, output / name) for name, job in jobs.items()}
+        for name, found in crew.each(_examine, looks, "checking volumes"):
+            if isinstance(found, InputError):
+                failed[name] = str(found)
+            else:
+                known[name] = found
+        warnings = _check_modalities(known, modalities)
+        _require_both(known, failed)
+        chosen = spacing or _median_spacing([source.grid for source in known.values()])
+        preparations = {
+            domain: Preparation(
+                modalities[domain],
+                chosen,
+                ct_window,
+                mr_percentiles,
+                mr_inverted,
+                mr_floor,
+                interpolation,
+                crop_margin,
+                mr_n4_shrink,
+                mr_standardization,
+                mr_exclude_blanked=mr_exclude_blanked,
+            )
+            for domain in ("a", "b")
+        }
+        _refuse_misfits(cohort, known, failed, register_pairs)
+        if mr_standardization == "nyul":
+            shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
+            for domain, rows in shares.items():
+                preparations[domain] = replace(preparations[domain], mr_landmarks=fit_landmarks(rows))
+        tasks = {}
+        for name, source in known.items():
+            if name in failed:
+                continue
+            preparation = preparations[_domain(name)]
+            fixed = None
+            if name.startswith("pairs_"):
+                preparation = replace(preparation, crop_margin=None)
+                if register_pairs and name.startswith("pairs_b/"):
+                    partner = name.replace("pairs_b/", "pairs_a/", 1)
+                    if partner not in known:
+                        failed[name] = "its partner in a could not be read, so that there is nothing to move it onto."
+                        continue
+                    fixed = jobs[partner]
+            key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}
+            if fixed is not None:
+                key["registered_to"] = known[f"pairs_a/{fixed.id}"].content
+            if source.stored is None or source.stored.get("key") != json.loads(json.dumps(key)):
+                tasks[name] = (jobs[name], preparation, key, source, output / name, fixed, modalities["a"])
+        for name, error in crew.each(_store, tasks, "preparing volumes"):
+            if isinstance(error, InputError):
+                failed[name] = str(error)
     done = {name for name in known if name not in failed}
     _require_both(done, failed)
     _remove_strangers(output, done)
@@ -296,13 +300,12 @@ def _refuse_misfits(cohort: Cohort, known: Mapping[str, _Source], failed: dict[s
 
 
 def _landmark_shares(
+    crew: Crew,
     jobs: Mapping[str, Case],
     known: Mapping[str, _Source],
     failed: dict[str, str],
     preparations: Mapping[str, Preparation],
     output: Path,
-    workers: int,
-    progress: Progress,
 ) -> dict[str, list[list[float]]]:
     """Per MR domain, what every training volume contributes to the landmarks, kept in `output` for the next time."""
     names = [n for n in known if n[0] in "ab" and n[1] == "/" and preparations[_domain(n)].modality == "MR"]
@@ -317,7 +320,7 @@ def _landmark_shares(
         kept = {}
     shares = {n: kept[key] for n, key in keys.items() if key in kept}
     tasks = {n: (jobs[n], preparations[n[0]]) for n in names if n not in shares}
-    for name, found in each(_shares_of, tasks, workers=workers, progress=progress, description="fitting landmarks"):
+    for name, found in crew.each(_shares_of, tasks, "fitting landmarks"):
         if isinstance(found, InputError):
             failed[name] = str(found)
         else:

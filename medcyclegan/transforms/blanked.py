@@ -50,8 +50,10 @@ def blanked_voxels(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float
     none = np.zeros(volume.shape, dtype=bool)
     if not inside.any() or (backdrop.any() and lowest[backdrop].mean() > _ALL_ONE_VALUE):
         return none
-    # Opened by one voxel: single voxels of noise that are 0 by chance must not bridge two pieces.
-    pieces, count = ndimage.label(ndimage.binary_opening(lowest, ndimage.generate_binary_structure(3, 1)))
+    # Opened by one voxel: single voxels of noise that are 0 by chance must not bridge two pieces. The corners of what
+    # is left come back.
+    opened = ndimage.binary_opening(lowest, ndimage.generate_binary_structure(3, 1))
+    pieces, count = ndimage.label(ndimage.binary_dilation(opened, iterations=2, mask=lowest))
     if count == 0:
         return none
     milliliters = np.bincount(pieces.ravel(), minlength=count + 1) * float(np.prod(spacing)) / 1000
