@@ -217,6 +217,12 @@ def make_trainer(
     windows = {d: p.ct_window if p.modality == "CT" else None for d, p in prepared.preparations.items()}
     objective = make_objective(experiment, windows)
     _require_large_enough(objective, patches.size)
+    if objective.paired and prepared.preparations["a"].crop_margin is not None:
+        raise InputError(
+            "paired training needs both volumes of a patient on one grid, and preparation.crop_margin cuts each to its "
+            "own body.",
+            "Prepare without crop_margin.",
+        )
     dataset = UnpairedPatches(
         prepared.cases["a"],
         prepared.cases["b"],
