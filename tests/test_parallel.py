@@ -38,6 +38,7 @@ def test_a_failure_leaves_the_others_alone(workers: int, tmp_path: Path) -> None
     assert all((tmp_path / n).read_text() == "x" for n in tasks)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_blamed_on_its_task(tmp_path: Path) -> None:
     tasks = {str(n): (n, str(tmp_path)) for n in (4, 0, 1)}
     with Crew(2, Silent()) as crew:

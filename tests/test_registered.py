@@ -70,6 +70,7 @@ def test_another_patient_or_thing_is_refused(scans: phantom.Cohort) -> None:
         register_onto(mr, MetaTensor(torch.from_numpy(ball)[None], affine=affine), ("MR", "CT"))
 
 
+@pytest.mark.slow
 def test_prepare_registers_pairs_and_leaves_out_what_fails(scans: phantom.Cohort, tmp_path: Path) -> None:
     away = tmp_path / "away.nii.gz"
     ct = moved(read_volume(scans.test_ct[0]))
