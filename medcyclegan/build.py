@@ -74,7 +74,7 @@ DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft t
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left."""
+    """What a training left; `left_out` is the share of the slices of "a" and "b" that were never shown."""
 
     run: Path
     checkpoint: Path
@@ -83,6 +83,7 @@ class TrainingResult:
     seconds: float
     precision: str
     interrupted: bool
+    left_out: dict[str, float]
     stopped_early: bool = False  # by training.patience
     best: dict[str, Any] | None = None  # "step", "score" and "name" of the score
 
@@ -136,8 +137,8 @@ def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
     return replace(found, levels={d: GrayLevels(window, data.picture_gray) for d, window in windows.items()})
 
 
-def prepare(experiment: Experiment, output: Path, progress: Progress | None = None) -> PreparedCohort:
-    """Prepare the cohort that `experiment.data` names into `output`."""
+def prepare(experiment: Experiment, output: Path, progress: Progress | None = None, workers: int = 1) -> PreparedCohort:
+    """Prepare the cohort that `experiment.data` names into `output`, in `workers` processes."""
     settings = experiment.preparation
     modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
     inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
@@ -150,8 +151,33 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
         mr_percentiles=settings.mr_percentiles,
         mr_inverted=inverted,
         mr_floor=(MR_FLOOR if inverted else -1.0) if settings.mr_floor is None else settings.mr_floor,
+        interpolation=settings.interpolation,
+        crop_margin=settings.crop_margin,
+        mr_n4_shrink=settings.mr_n4_shrink,
+        mr_standardization=settings.mr_standardization,
+        mr_exclude_blanked=settings.mr_exclude_blanked,
+        register_pairs=settings.register_pairs,
+        workers=workers,
         progress=progress,
     )
+
+
+def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, float]:
+    """Domain -> share of the slices with body that a training of `experiment` would never show, see `data.patches`."""
+    patches = experiment.patches
+    shape = Shape((16,) * patches.spatial_dims, patches.plane)
+    dataset = UnpairedPatches(
+        prepared.cases["a"],
+        prepared.cases["b"],
+        shape=shape,
+        batch_size=1,
+        steps=1,
+        seed=experiment.seed,
+        minimum_body=patches.minimum_body,
+        matching=patches.matching,
+        spacing=prepared.preparations["a"].spacing,
+    )
+    return dataset.left_out
 
 
 def require_new_run(run: Path) -> None:
@@ -167,9 +193,15 @@ def require_new_run(run: Path) -> None:
 
 
 def train(
-    experiment: Experiment, run: Path, *, device: str = "auto", progress: Progress | None = None, handlers: Any = ()
+    experiment: Experiment,
+    run: Path,
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    handlers: Any = (),
+    workers: int = 1,
 ) -> TrainingResult:
-    """Train from the beginning into a new run folder.
+    """Train from the beginning into a new run folder; `workers` processes prepare what is not prepared yet.
 
     Raises:
         InputError: if the run folder holds something already, or the experiment cannot be carried out.
@@ -181,7 +213,7 @@ def train(
 
         def begin() -> PreparedCohort:
             require_new_run(run)
-            return _prepared(experiment, run, progress or Silent())
+            return _prepared(experiment, run, progress or Silent(), workers)
 
         prepared = ranks.first_then_all(begin, lambda: open_prepared(experiment.data.prepared or run / "prepared"))
         resolved = _resolve(experiment, prepared)
@@ -383,6 +415,12 @@ def make_trainer(
     _refuse_single_slices(prepared, patches)
     objective = make_objective(experiment, _windows(experiment))
     _require_large_enough(objective, patches.size)
+    if objective.paired and prepared.preparations["a"].crop_margin is not None:
+        raise InputError(
+            "paired training needs both volumes of a patient on one grid, and preparation.crop_margin cuts each to its "
+            "own body.",
+            "Prepare without crop_margin.",
+        )
     _require_memory(experiment, device)
     rank, processes = ranks.here()
     batch, pieces = _shares(settings, processes, checkpoint)
@@ -401,6 +439,7 @@ def make_trainer(
         matching=patches.matching,
         paired=objective.paired,
         augmentation=_augmentation(experiment, prepared),
+        spacing=prepared.preparations["a"].spacing,
     )
     start = checkpoint["step"] if checkpoint else 0
     if checkpoint is None:
@@ -645,10 +684,10 @@ def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
     return translator
 
 
-def _prepared(experiment: Experiment, run: Path, progress: Progress) -> PreparedCohort:
+def _prepared(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
     if experiment.data.prepared is not None:
         return open_prepared(experiment.data.prepared)
-    return prepare(experiment, run / "prepared", progress)
+    return prepare(experiment, run / "prepared", progress, workers)
 
 
 def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
@@ -663,25 +702,29 @@ def _resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
                 f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
             )
     done = prepared.preparations["a"]  # both domains share all but the modality
+    made_with = {
+        field: getattr(prepared if field == "register_pairs" else done, field)
+        for field in config.Preparation.model_fields
+    }
     for field in settings.model_fields_set:
-        value, made = getattr(settings, field), getattr(done, field)
+        value, made = getattr(settings, field), made_with[field]
         if value is not None and value != made:
             problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
     raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
+    if prepared.failed and not experiment.data.skip_failed:
+        raise_all(
+            [f"{name}: {reason}" for name, reason in prepared.failed.items()],
+            "some volumes could not be prepared; mend or remove them and prepare again, or train without them with "
+            "data.skip_failed: true (--set data.skip_failed=true):",
+        )
     for name, reason in prepared.failed.items():
         warnings.warn(f"not trained on, because it could not be prepared: {name}: {reason}", stacklevel=2)
     for line in prepared.warnings:
         warnings.warn(line, stacklevel=2)
     return experiment.model_copy(
         update={
-            "data": config.Data(prepared=prepared.folder.resolve()),
-            "preparation": config.Preparation(
-                spacing=done.spacing,
-                ct_window=done.ct_window,
-                mr_percentiles=done.mr_percentiles,
-                mr_inverted=done.mr_inverted,
-                mr_floor=done.mr_floor,
-            ),
+            "data": config.Data(prepared=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
+            "preparation": config.Preparation(**made_with),
             "patches": experiment.patches.model_copy(
                 update={"size": experiment.patches.size or _window_for(prepared, experiment.patches)}
             ),
@@ -950,6 +993,7 @@ def _score_pairs(
 
 
 def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> TrainingResult:
+    loader: Any = trainer.data_loader
     started = time.monotonic()
     try:
         with _alone(run) if ranks.is_first() else nullcontext():
@@ -970,6 +1014,7 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> Trainin
         seconds=time.monotonic() - started,
         precision="bf16" if trainer.bf16 else "float32",
         interrupted=trainer.interrupted,
+        left_out=loader.dataset.left_out,
         stopped_early=getattr(trainer.companions.get("validation"), "exhausted", False),
         best=trainer.best,
     )

@@ -198,6 +198,7 @@ def prepare(
         Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
     overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Bring a cohort of volumes onto a common working grid, once, for training."""
@@ -211,16 +212,31 @@ def prepare(
     from medcyclegan import build
     from medcyclegan.progress import Terminal
 
-    prepared = build.prepare(experiment, output, Terminal())
+    prepared = build.prepare(experiment, output, Terminal(), workers)
     for line in prepared.warnings:
         _warn(line)
     counts = {group: len(cases) for group, cases in prepared.cases.items()}
+    left_out: dict[str, float] = {}
+    try:
+        left_out = build.left_out(experiment, prepared)
+    except InputError as error:
+        _warn(f"a training on this would fail: {error}")
     if as_json:
-        _print_json({"output": str(output), "cases": counts, "failed": prepared.failed, "warnings": prepared.warnings})
+        _print_json(
+            {
+                "output": str(output),
+                "cases": counts,
+                "failed": prepared.failed,
+                "warnings": prepared.warnings,
+                "left_out": left_out,
+            }
+        )
     else:
         sizes = " x ".join(f"{s:g}" for s in prepared.preparations["a"].spacing)
         pairs_done = f", {counts['pairs_a']} validation pairs" if counts["pairs_a"] else ""
         _say(f"{output}: {counts['a']} volumes of a, {counts['b']} of b{pairs_done}, spacing {sizes} mm")
+        if left_out:
+            _say(_left_out_line(left_out))
     _end_with_failures(prepared.failed)
 
 
@@ -323,7 +339,7 @@ def train(
             experiment = _planned(experiment, overrides or (), output, device)
         from medcyclegan import build
 
-        result = build.train(experiment, output, device=device, progress=Terminal())
+        result = build.train(experiment, output, device=device, progress=Terminal(), workers=0)
     if as_json and first:
         _print_json(
             {
@@ -336,6 +352,7 @@ def train(
                 "interrupted": result.interrupted,
                 "stopped_early": result.stopped_early,
                 "best": result.best,
+                "left_out": result.left_out,
             }
         )
     if result.interrupted:
@@ -346,6 +363,7 @@ def train(
     if first and not as_json:
         early = " (stopped early)" if result.stopped_early else ""
         _say(f"{result.checkpoint}: {result.step} steps{early} in {result.seconds:.0f} s ({result.precision})")
+        _say(_left_out_line(result.left_out))
         if result.best is not None:
             chosen = f"{result.best['name']} {result.best['score']:.4g} at step {result.best['step']}"
             _say(f"best validation: {chosen}; convert --checkpoint best takes it")
@@ -756,6 +774,11 @@ def _fail(text: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     _note(f"error: {text}" if rank == "0" else f"error in process {rank}: {text}")
     sys.exit(code)
+
+
+def _left_out_line(shares: dict[str, float]) -> str:
+    told = " and ".join(f"{100 * share:.0f} % of {domain}" for domain, share in shares.items())
+    return f"slices of body never in the middle of a patch (too little body, no contrast, no partner): {told}"
 
 
 def _end_with_failures(failed: dict[str, str]) -> None:

@@ -104,6 +104,27 @@ class Preparation(_Section):
         description="lowest value inside the body of an MR; above -1 it differs from the background outside; "
         "null: -0.5 where the MR is inverted, -1 elsewhere",
     )
+    interpolation: Literal["linear", "bspline"] = Field(
+        "linear", description="onto the working grid; bspline is sharper and costs more time"
+    )
+    crop_margin: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="mm around the body that are kept; null: the whole field of view"
+    )
+    mr_n4_shrink: Annotated[int, Field(ge=0, le=16)] = Field(
+        0,
+        description="N4 bias correction of MR, fitted on every so manieth voxel along each axis (4 is usual); 0: none",
+    )
+    mr_standardization: Literal["percentile", "zscore", "nyul", "whitestripe"] = Field(
+        "percentile",
+        description="what -1 and 1 mean in MR: mr_percentiles in the body; 3 standard deviations; mr_percentiles with "
+        "the deciles at landmarks of the training volumes; 0 and 3 times the commonest tissue",
+    )
+    mr_exclude_blanked: bool = Field(
+        True, description="voxels of an MR that defacing overwrote are taken out of the body, and told"
+    )
+    register_pairs: bool = Field(
+        False, description="move b of each validation pair onto a, rigidly; pairs where that fails are left out"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Preparation:
@@ -138,6 +159,7 @@ class Data(_Section):
         None, description="HU of black and white in 2D images (PNG, TIFF) of a CT domain; they are refused without"
     )
     picture_gray: bool = Field(False, description="turn color 2D images into gray; they are refused without")
+    skip_failed: bool = Field(False, description="train although some volumes could not be prepared")
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -176,10 +198,11 @@ class Patches(_Section):
     )
     minimum_body: Share = Field(0.05, description="slices with a smaller share of body (of the fullest) are left out")
     flip: bool = Field(False, description="mirror left and right at random")
-    matching: Literal["off", "extent", "vertex"] = Field(
+    matching: Literal["off", "extent", "vertex", "profile"] = Field(
         "off",
         description="draw a and b at similar heights: extent: share of the way through the body; "
-        "vertex: distance from the top of the head relative to its size",
+        "vertex: distance from the top of the head relative to its size; "
+        "profile: by the cross-section areas of all scans laid over each other, whatever part each covers",
     )
 
     @model_validator(mode="after")
@@ -373,7 +396,8 @@ def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None
     # Which files is what the command line says, if it says it; how pictures are understood stays.
     there = content.get("data", {})
     elsewhere = any(not key.startswith("picture_") for key in given)
-    kept = {key: value for key, value in there.items() if key.startswith("picture_") or not elsewhere}
+    lasting = ("picture_", "skip_failed")
+    kept = {key: value for key, value in there.items() if key.startswith(lasting) or not elsewhere}
     return parse({**content, "data": {**kept, **given}}, "the command line")
 
 

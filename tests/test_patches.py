@@ -241,6 +241,31 @@ def test_heads_without_their_top_are_warned_of() -> None:
         UnpairedPatches([whole], [cut], matching="extent", **arguments)  # type: ignore[arg-type]
 
 
+class Part:
+    """Slices `first` to `last` of a cone whose diameter is written into its image."""
+
+    def __init__(self, name: str, first: int, last: int) -> None:
+        whole = Cone(name, 2, 30, 4)
+        self.id = name
+        self.body, self.image = whole.body[:, :, first:last], whole.image[:, :, first:last]
+
+
+def test_profile_matching_pairs_equal_cross_sections_of_cut_scans_and_leaves_the_rest_out() -> None:
+    length = Cone("whole", 2, 30, 4).shape[2]
+    top = length - 4
+    # b lacks the uppermost slices and begins in the air otherwise; no scan of b has the tip.
+    whole, cut = Part("whole", 0, length), Part("cut", 10, top - 5)
+    dataset = UnpairedPatches(
+        [whole], [cut, cut], shape=Shape((48, 48)), batch_size=1, steps=60, seed=0, minimum_body=0.0, matching="profile"
+    )
+    sizes = [[int(dataset[i][f"body_{d}"].sum()) for d in ("a", "b")] for i in range(60)]
+    apart = np.abs(np.sqrt(np.array(sizes))[:, 0] - np.sqrt(np.array(sizes))[:, 1])
+    assert apart.max() <= 4 and apart.mean() < 2  # a slice further up is 2 voxels narrower
+    tip = int(np.sqrt(whole.body.sum(axis=(0, 1))[top - 2]))
+    assert min(a for a, _ in sizes) > tip**2
+    assert dataset.left_out["a"] > 0 and dataset.left_out["b"] == 0
+
+
 def test_extent_matching_pairs_the_same_share_of_the_body() -> None:
     low, high = Volume("low", (20, 24, 12), slice(0, 12)), Volume("high", (20, 24, 40), slice(10, 34))
     assert relative_height(high, 2, "extent")[[10, 33]].tolist() == [0, 1]

@@ -9,8 +9,8 @@ import pytest
 from scipy import ndimage
 
 from medcyclegan import phantom
-from medcyclegan.evaluation.registration import align, apply
 from medcyclegan.io.grid import Grid
+from medcyclegan.transforms.registration import align, apply
 
 SHAPE = (64, 76, 50)
 AFFINE = np.array([[-3.0, 0, 0, 94.5], [0, 3, 0, -112.5], [0, 0, 3.5, -85], [0, 0, 0, 1]])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
+from medcyclegan.data.heights import profile_heights
+from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.errors import InputError, raise_all
 
 BACKGROUND = -1.0
@@ -37,7 +39,7 @@ CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller,
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Plane = Literal["axial", "coronal", "sagittal"]
-Matching = Literal["off", "extent", "vertex"]
+Matching = Literal["off", "extent", "vertex", "profile"]
 Values = TypeVar("Values", bound=np.generic)
 
 
@@ -48,7 +50,7 @@ class PatchSource(Protocol):
     def id(self) -> str: ...
 
     @property
-    def image(self) -> Floats: ...
+    def image(self) -> Floats | StoredImage: ...
 
     @property
     def body(self) -> Bools: ...
@@ -92,7 +94,10 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     - "extent": share of the way from the lowest to the highest slice with body, for scans that cover the same anatomy;
     - "vertex": distance from the top of the body in units of the body's width, for heads, whose top is in the scan
-      while their lower end depends on the coverage.
+      while their lower end depends on the coverage;
+    - "profile": by the cross-section areas of all scans laid over each other (`heights.profile_heights`), whatever part
+      of the body each covers. Patches of a whose height no scan of b has are left out, and b is drawn from those that
+      have it.
 
     Args:
         a: cases of domain a.
@@ -108,15 +113,19 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         pieces: see above; gradient accumulation.
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
-        matching: "off", "extent" or "vertex".
+        matching: "off", "extent", "vertex" or "profile".
         paired: the patch of b is of the same patient and place as that of a.
         augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
+        spacing: of the working grid, mm; of meaning for `matching` "profile" only.
 
     Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
     the B patches of this process, piece by piece.
 
+    Attributes:
+        left_out: "a", "b" -> share of the slices with body that are never the middle of a patch.
+
     Raises:
-        InputError: if a case has nothing to learn from, or paired cases do not fit.
+        InputError: if a case has nothing to learn from, paired cases do not fit, or no height is in both domains.
         ValueError: if the batch cannot be cut like that.
     """
 
@@ -137,7 +146,9 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         matching: Matching = "off",
         paired: bool = False,
         augmentation: dict[str, Augmentation] | None = None,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
+        self.spacing = tuple(spacing)
         self.cases = {"a": list(a), "b": list(b)}
         self.shape = shape
         self.batch_size = batch_size
@@ -162,10 +173,50 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         }
         if matching == "vertex":
             _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
-        self.heights = {
-            d: [relative_height(case, self.axis, matching) for case in cases] if matching != "off" else []
+        self.heights = self._measured() if matching != "off" and not paired else {"a": [], "b": []}
+        if matching == "profile" and not paired:
+            self._keep_common()
+        self.left_out = {
+            d: 1 - sum(map(len, self.slices[d])) / sum(int((areas(case, self.axis) > 0).sum()) for case in cases)
             for d, cases in self.cases.items()
         }
+
+    def _measured(self) -> dict[str, list[npt.NDArray[np.float64]]]:
+        if self.matching != "profile":
+            return {
+                d: [relative_height(case, self.axis, self.matching) for case in cases]
+                for d, cases in self.cases.items()
+            }
+        distance = self.spacing[self.axis]
+        pixel = np.prod(self.spacing) / distance
+        every = profile_heights(
+            [areas(case, self.axis) * pixel for d in ("a", "b") for case in self.cases[d]], distance
+        )
+        count = len(self.cases["a"])
+        return {"a": every[:count], "b": every[count:]}
+
+    def _keep_common(self) -> None:
+        """Leave out what no scan of the other domain has at its height."""
+        for domain, other in (("a", "b"), ("b", "a")):
+            there = np.concatenate([h[k] for h, k in zip(self.heights[other], self.slices[other], strict=True)])
+            kept = []
+            for heights, eligible in zip(self.heights[domain], self.slices[domain], strict=True):
+                apart = np.abs(heights[eligible][:, None] - there[None]).min(axis=1)
+                kept.append(eligible[apart <= MATCH_TOLERANCE])
+            if domain == "a":
+                chosen = kept
+                continue
+            self.slices = {"a": chosen, "b": kept}
+        for domain in ("a", "b"):
+            filled = [i for i, k in enumerate(self.slices[domain]) if len(k)]
+            if not filled:
+                raise InputError(
+                    "patches.matching profile finds no height that both domains have.",
+                    "Do both show the same part of the body? Otherwise take matching off.",
+                )
+            self.cases[domain] = [self.cases[domain][i] for i in filled]
+            self.slices[domain] = [self.slices[domain][i] for i in filled]
+            self.heights[domain] = [self.heights[domain][i] for i in filled]
 
     def __len__(self) -> int:
         return self.steps
@@ -201,12 +252,22 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         if self.paired:
             places = {"a": (index, k), "b": (index, k)}
         else:
-            other = int(random.integers(len(self.cases["b"])))
+            other = int(random.choice(self._partners(index, k)))
             places = {"a": (index, k), "b": (other, self._matched(index, k, other, random))}
         # Paired patches go through the same random numbers, so that they stay the same place.
         seeds = dict.fromkeys(("a", "b"), int(random.integers(2**31))) if self.paired else {}
         # The default is drawn for pairs too.
         return {d: (*place, seeds.get(d, int(random.integers(2**31)))) for d, place in places.items()}
+
+    def _partners(self, index: int, k: int) -> npt.NDArray[np.intp]:
+        """Cases of b from which the partner of this slice of a may come."""
+        if self.matching != "profile":
+            return np.arange(len(self.cases["b"]))
+        apart = [
+            np.abs(heights[eligible] - self.heights["a"][index][k]).min()
+            for heights, eligible in zip(self.heights["b"], self.slices["b"], strict=True)
+        ]
+        return np.flatnonzero(np.array(apart) <= MATCH_TOLERANCE)
 
     def _matched(self, index: int, k: int, other: int, random: np.random.Generator) -> int:
         eligible = self.slices["b"][other]
@@ -218,14 +279,20 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     def _patch(self, domain: str, case: PatchSource, middle: int, seed: int) -> tuple[Floats, Bools]:
         """Cut, place, mirror and vary one patch; placed anew while it shows too little."""
-        image, body = _slab(case.image, self.axis, middle, self.shape), _slab(case.body, self.axis, middle, self.shape)
+        boxes = self.shape.spatial_dims == 3
+        body = _slab(case.body, self.axis, middle, self.shape)
+        # Of a box only what is cut is read; a slice is taken out whole.
+        image: Floats | StoredImage = case.image
+        if not boxes:
+            image = stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
         for attempt in range(TRIES):
             random = np.random.default_rng([seed, attempt])
             start = None if self.shape.spatial_dims == 2 else {3: middle}
             source, target = choose_window(body, self.shape.size, random, start)
             patch = np.full((self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
             inside = np.zeros(patch.shape, dtype=bool)
-            patch[target], inside[target] = image[source], body[source]
+            patch[target] = image[source[1:]][None] if boxes else image[source]
+            inside[target] = body[source]
             if np.ptp(patch) > CONTRAST:
                 break
         if self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0):
@@ -294,6 +361,11 @@ def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> np
             "Look at the volume, and leave it out or give a body mask.",
         )
     return np.array(chosen)
+
+
+def areas(case: PatchSource, axis: int) -> npt.NDArray[np.intp]:
+    """Voxels of body in every slice across `axis`."""
+    return np.asarray(case.body.sum(axis=tuple(i for i in range(3) if i != axis)))
 
 
 def relative_height(case: PatchSource, axis: int, matching: Matching) -> npt.NDArray[np.float64]:

@@ -2,9 +2,10 @@
 
     PREPARED/prepared.json            what was prepared, how, and what failed
     PREPARED/a/<case>/case.json       grids, scaler, and the key that says what the case was made from
-    PREPARED/a/<case>/image.npy       float32 in [-1, 1], (X, Y, Z), axial slices contiguous
+    PREPARED/a/<case>/image.npy       int16, [-1, 1] times 32767, (X, Y, Z), axial slices contiguous
     PREPARED/a/<case>/body.npy        bool, the same shape
     PREPARED/b/..., pairs_a/..., pairs_b/...    the same for domain b and for the validation pairs
+    PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
 
 A case is made again exactly when its files' content or the settings have changed. Everything is written beside and then
 renamed, so a crash leaves whole cases only.
@@ -28,6 +29,9 @@ from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.data.datalist import Case, Cohort
 from medcyclegan.data.facts import measure_values
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.data.parallel import Crew
+from medcyclegan.data.registered import register_onto, save_picture
+from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.data.suspicions import NOTE, Member, of_volume
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
@@ -37,10 +41,11 @@ from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
-from medcyclegan.transforms.pipeline import Preparation, PreparedCase, prepare
+from medcyclegan.transforms.pipeline import Preparation, PreparedCase, landmark_shares, prepare
+from medcyclegan.transforms.standardization import fit_landmarks
 
 FORMAT = "medcyclegan-prepared"
-VERSION = 2  # raise it when the preparation of the same input gives other values
+VERSION = 3  # raise it when the preparation of the same input gives other values
 GROUPS = ("a", "b", "pairs_a", "pairs_b")
 
 
@@ -54,11 +59,12 @@ class StoredCase:
     source_grid: Grid
     scaler: Scaler
     image_file: Path  # where the scan came from
+    blanked_ml: float = 0.0  # of an MR that was defaced, mL
 
     @property
-    def image(self) -> npt.NDArray[np.float32]:
-        """(X, Y, Z), [-1, 1], memory-mapped."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")
+    def image(self) -> StoredImage:
+        """(X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
+        return StoredImage(np.load(self.folder / "image.npy", mmap_mode="r"))
 
     @property
     def body(self) -> npt.NDArray[np.bool_]:
@@ -76,6 +82,7 @@ class PreparedCohort:
         cases: each of `GROUPS` -> its cases, sorted by id; `pairs_a` and `pairs_b` run in parallel.
         failed: "group/case" -> why it could not be prepared.
         warnings: what was suspicious, one line each.
+        register_pairs: whether b of each pair was moved onto a.
     """
 
     folder: Path
@@ -83,6 +90,7 @@ class PreparedCohort:
     cases: dict[str, tuple[StoredCase, ...]]
     failed: dict[str, str]
     warnings: tuple[str, ...]
+    register_pairs: bool = False
 
     def fingerprint(self) -> str:
         """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
@@ -97,7 +105,13 @@ class PreparedCohort:
         """The median of the training volumes' scalers: what a translation into this domain is scaled back with."""
         scalers = [case.scaler for case in self.cases[domain]]
         low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
-        return Scaler(low, high, scalers[0].inverted, scalers[0].floor)
+        # A volume whose deciles coincided has fewer landmarks; those of the others say where they lie.
+        most = max(len(s.landmarks) for s in scalers)
+        bent = [s for s in scalers if len(s.landmarks) == most]
+        shares = [share for _, share in bent[0].landmarks]
+        places = [float(np.median([(s.landmarks[i][0] - s.low) / (s.high - s.low) for s in bent])) for i in range(most)]
+        landmarks = tuple((low + place * (high - low), share) for place, share in zip(places, shares, strict=True))
+        return Scaler(low, high, scalers[0].inverted, scalers[0].floor, landmarks)
 
 
 def prepare_cohort(
@@ -110,11 +124,18 @@ def prepare_cohort(
     mr_percentiles: tuple[float, float] = (0.5, 99.5),
     mr_inverted: bool = False,
     mr_floor: float = -1.0,
+    interpolation: str = "linear",
+    crop_margin: float | None = None,
+    mr_n4_shrink: int = 0,
+    mr_standardization: str = "percentile",
+    mr_exclude_blanked: bool = True,
+    register_pairs: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> PreparedCohort:
     """Prepare every case of a cohort into `output`, reusing what is already there and unchanged.
 
-    Cases that fail are listed in the result and leave the others alone.
+    Cases that fail are listed in the result and leave the others alone. The number of workers changes no value.
 
     Args:
         modalities: "a" and "b" -> "MR" or "CT".
@@ -124,45 +145,73 @@ def prepare_cohort(
         mr_percentiles: percentiles inside the body that become -1 and 1.
         mr_inverted: they become 1 and -1 instead.
         mr_floor: lowest value inside the body, in [-1, 1).
+        interpolation, crop_margin, mr_n4_shrink, mr_standardization, mr_exclude_blanked: as in
+            `transforms.pipeline.Preparation`; the landmarks of "nyul" are fitted on the training volumes of each
+            domain. Pairs are not cropped, so that both stay on one grid.
+        register_pairs: move b of every pair onto a, see `data.registered`.
+        workers: processes that work side by side, 0: one per core; with more than one, a script that calls this needs
+            the usual `if __name__ == "__main__":`.
 
     Raises:
         InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
     """
-    progress = progress or Silent()
     _check_output(output)
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
     known: dict[str, _Source] = {}
-    for name, job in progress.track(jobs.items(), len(jobs), "checking volumes"):
-        try:
-            known[name] = _examine(job, output / name, modalities[_domain(name)])
-        except InputError as error:
-            failed[name] = str(error)
-    warnings = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
-    _require_both(known, failed)
-    chosen = spacing or _median_spacing([source.grid for source in known.values()])
-    preparations = {
-        domain: Preparation(modalities[domain], chosen, ct_window, mr_percentiles, mr_inverted, mr_floor)
-        for domain in ("a", "b")
-    }
-    for name, source in progress.track(known.items(), len(known), "preparing volumes"):
-        preparation = preparations[_domain(name)]
-        key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}
-        if source.stored is not None and source.stored.get("key") == json.loads(json.dumps(key)):
-            continue
-        try:
-            _store(jobs[name], preparation, key, source, output / name)
-        except InputError as error:
-            failed[name] = str(error)
-    for pair in cohort.pairs:
-        names = [f"pairs_a/{pair.id}", f"pairs_b/{pair.id}"]
-        if all(name in known and name not in failed for name in names):
-            a, b = (known[name].grid for name in names)
-            if not a.matches(b, tolerance_mm=0.1):
-                failed[names[1]] = (
-                    f"{pair.b} does not lie on the grid of {pair.a}: shapes {b.shape} and {a.shape}, up to "
-                    f"{a.distance(b):.1f} mm apart. Resample one onto the other."
-                )
+    with Crew(workers, progress or Silent()) as crew:
+        looks = {name: (job, output / name, modalities[_domain(name)]) for name, job in jobs.items()}
+        for name, found in crew.each(_examine, looks, "checking volumes"):
+            if isinstance(found, InputError):
+                failed[name] = str(found)
+            else:
+                known[name] = found
+        warnings = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
+        _require_both(known, failed)
+        chosen = spacing or _median_spacing([source.grid for source in known.values()])
+        preparations = {
+            domain: Preparation(
+                modalities[domain],
+                chosen,
+                ct_window,
+                mr_percentiles,
+                mr_inverted,
+                mr_floor,
+                interpolation,
+                crop_margin,
+                mr_n4_shrink,
+                mr_standardization,
+                mr_exclude_blanked=mr_exclude_blanked,
+            )
+            for domain in ("a", "b")
+        }
+        _refuse_misfits(cohort, known, failed, register_pairs)
+        if mr_standardization == "nyul":
+            shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
+            for domain, rows in shares.items():
+                preparations[domain] = replace(preparations[domain], mr_landmarks=fit_landmarks(rows))
+        tasks = {}
+        for name, source in known.items():
+            if name in failed:
+                continue
+            preparation = preparations[_domain(name)]
+            fixed = None
+            if name.startswith("pairs_"):
+                preparation = replace(preparation, crop_margin=None)
+                if register_pairs and name.startswith("pairs_b/"):
+                    partner = name.replace("pairs_b/", "pairs_a/", 1)
+                    if partner not in known:
+                        failed[name] = "its partner in a could not be read, so that there is nothing to move it onto."
+                        continue
+                    fixed = jobs[partner]
+            key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}
+            if fixed is not None:
+                key["registered_to"] = known[f"pairs_a/{fixed.id}"].content
+            if source.stored is None or source.stored.get("key") != json.loads(json.dumps(key)):
+                tasks[name] = (jobs[name], preparation, key, source, output / name, fixed, modalities["a"])
+        for name, error in crew.each(_store, tasks, "preparing volumes"):
+            if isinstance(error, InputError):
+                failed[name] = str(error)
     done = {name for name in known if name not in failed}
     _require_both(done, failed)
     _remove_strangers(output, done)
@@ -176,8 +225,9 @@ def prepare_cohort(
             "version": VERSION,
             "preparations": {domain: asdict(preparation) for domain, preparation in preparations.items()},
             "cases": cases,
-            "failed": failed,
-            "warnings": warnings,
+            "failed": dict(sorted(failed.items())),
+            "warnings": warnings + _blanked_lines(output, done),
+            "register_pairs": register_pairs,
         },
     )
     return open_prepared(output)
@@ -210,6 +260,7 @@ def open_prepared(folder: Path) -> PreparedCohort:
         cases={group: tuple(_open_case(folder / group / case) for case in content["cases"][group]) for group in GROUPS},
         failed=content["failed"],
         warnings=tuple(content["warnings"]),
+        register_pairs=content["register_pairs"],
     )
 
 
@@ -264,12 +315,89 @@ def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality
     return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
 
 
-def _store(job: Case, preparation: Preparation, key: dict[str, Any], source: _Source, folder: Path) -> None:
+def _refuse_misfits(cohort: Cohort, known: Mapping[str, _Source], failed: dict[str, str], register_pairs: bool) -> None:
+    """Pairs whose two files lie on different grids fail, unless one is going to be moved onto the other."""
+    for pair in cohort.pairs:
+        names = [f"pairs_a/{pair.id}", f"pairs_b/{pair.id}"]
+        if all(name in known for name in names) and not register_pairs:
+            a, b = (known[name].grid for name in names)
+            if not a.matches(b, tolerance_mm=0.1):
+                failed[names[1]] = (
+                    f"{pair.b} does not lie on the grid of {pair.a}: shapes {b.shape} and {a.shape}, up to "
+                    f"{a.distance(b):.1f} mm apart. Resample one onto the other, or set preparation.register_pairs."
+                )
+
+
+def _landmark_shares(
+    crew: Crew,
+    jobs: Mapping[str, Case],
+    known: Mapping[str, _Source],
+    failed: dict[str, str],
+    preparations: Mapping[str, Preparation],
+    output: Path,
+) -> dict[str, list[list[float]]]:
+    """Per MR domain, what every training volume contributes to the landmarks, kept in `output` for the next time."""
+    names = [n for n in known if n[0] in "ab" and n[1] == "/" and preparations[_domain(n)].modality == "MR"]
+    file = output / "landmarks.json"
+    keys = {
+        n: json.dumps({"version": VERSION, "content": known[n].content, "preparation": asdict(preparations[n[0]])})
+        for n in names
+    }
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    shares = {n: kept[key] for n, key in keys.items() if key in kept}
+    tasks = {n: (jobs[n], preparations[n[0]]) for n in names if n not in shares}
+    for name, found in crew.each(_shares_of, tasks, "fitting landmarks"):
+        if isinstance(found, InputError):
+            failed[name] = str(found)
+        else:
+            shares[name] = found
+    _require_both({n for n in known if n not in failed}, failed)
+    write_json(file, {keys[n]: shares[n] for n in sorted(shares)})
+    return {d: rows for d in ("a", "b") if (rows := [shares[n] for n in sorted(shares) if n[0] == d])}
+
+
+def _shares_of(job: Case, preparation: Preparation) -> list[float]:
     volume = read_volume(job.image, job.levels)
     body = read_mask(job.body, grid_of(volume)) if job.body else None
-    prepared = prepare(volume, preparation, body)
+    return [float(share) for share in landmark_shares(volume, preparation, body)]
+
+
+def _blanked_lines(output: Path, done: set[str]) -> list[str]:
+    lines = []
+    for name in sorted(done):
+        blanked = float(json.loads((output / name / "case.json").read_text(encoding="utf-8"))["blanked_ml"])
+        if blanked:
+            lines.append(
+                f"{name}: {blanked:.0f} mL at the body were overwritten (defaced?); they are left out of the body, and "
+                "what the network learns of this case has no face there"
+            )
+    return lines
+
+
+def _store(
+    job: Case,
+    preparation: Preparation,
+    key: dict[str, Any],
+    source: _Source,
+    folder: Path,
+    fixed: Case | None = None,
+    fixed_modality: str = "MR",
+) -> None:
+    volume = read_volume(job.image, job.levels)
+    record: dict[str, Any] = {}
+    covered = picture = None
+    if fixed is not None:
+        modalities = (fixed_modality, preparation.modality)
+        volume, covered, picture, record = register_onto(read_volume(fixed.image, fixed.levels), volume, modalities)
+    body = read_mask(job.body, grid_of(volume)) if job.body else None
+    prepared = prepare(volume, preparation, body if covered is None or body is None else body & covered)
     with atomic_folder(folder) as temporary:
         _save(prepared, temporary)
+        if picture is not None:
+            save_picture(picture, temporary / "registration.png")
         write_json(
             temporary / "case.json",
             {
@@ -281,13 +409,15 @@ def _store(job: Case, preparation: Preparation, key: dict[str, Any], source: _So
                 "grid": prepared.grid.to_dict(),
                 "source_grid": prepared.source_grid.to_dict(),
                 "scaler": prepared.scaler.to_dict(),
+                "blanked_ml": prepared.blanked_ml,
+                "registration": record,
             },
         )
 
 
 def _save(prepared: PreparedCase, folder: Path) -> None:
     # Fortran order makes an axial slice [:, :, k] one contiguous piece of the file.
-    np.save(folder / "image.npy", np.asfortranarray(prepared.image, dtype=np.float32))
+    np.save(folder / "image.npy", np.asfortranarray(encode(prepared.image)))
     np.save(folder / "body.npy", np.asfortranarray(prepared.body))
 
 
@@ -301,6 +431,7 @@ def _open_case(folder: Path) -> StoredCase:
             source_grid=Grid.from_dict(content["source_grid"]),
             scaler=Scaler.from_dict(content["scaler"]),
             image_file=Path(content["image_file"]),
+            blanked_ml=float(content["blanked_ml"]),
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -312,7 +443,7 @@ def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file.", "Give a folder as output.")
     if output.is_dir() and not (output / "prepared.json").exists():
-        others = [entry.name for entry in _visible(output) if entry.name not in GROUPS]
+        others = [entry.name for entry in _visible(output) if entry.name not in (*GROUPS, "landmarks.json")]
         if others:
             raise InputError(
                 f"{output} exists and holds something else ({', '.join(sorted(others)[:3])}).",

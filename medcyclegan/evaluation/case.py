@@ -26,13 +26,13 @@ from medcyclegan.evaluation.metrics.surfaces import bone_metric_names, bone_scor
 from medcyclegan.evaluation.metrics.tissue import TISSUE_METRICS, Tissues, tissue_scores
 from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import Protocol
-from medcyclegan.evaluation.registration import AIR_HU, Alignment, align, apply
 from medcyclegan.evaluation.segmentation import LABEL_METRICS, Labels, label_scores, region_of
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.io.writer import write_volume
 from medcyclegan.transforms.body import body_mask
 from medcyclegan.transforms.geometry import resample
+from medcyclegan.transforms.registration import AIR_HU, Alignment, align, apply
 
 Metric = Callable[[Volume, Volume, Mask | None, Limits], Score]
 

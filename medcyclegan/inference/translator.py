@@ -250,6 +250,11 @@ class Translator:
             record |= {"cohort": "known", "flags": flags(features(case), self.cohort, self.preparation.modality)}
         else:
             record |= {"cohort": "unknown: the checkpoint does not describe its training volumes", "flags": []}
+        if case.blanked_ml:
+            record["flags"].append(
+                f"{case.blanked_ml:.0f} mL at the body were overwritten with one value (a defaced face?); the result "
+                "is empty there, which is not the truth"
+            )
         if self.modality == "CT":
             record["flagged_slices"] = jumping_slices(array, case.source_grid)
         if "spread" in prediction.trust and self.modality == "CT":

@@ -9,7 +9,7 @@ beyond the outermost voxel centers.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -26,10 +26,11 @@ from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of
 
-Mode = Literal["linear", "nearest"]
+Mode = Literal["linear", "nearest", "bspline"]
 
 # Voxels; a map that is this near to a permutation is one, since float32 headers are no more exact than that.
 _EXACT = 1e-4
+_INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline3}
 # Part of a voxel that a field of view may lose rather than gain a voxel for it.
 _NEGLIGIBLE = 1e-3
 # Coarsening below 1 % needs no smoothing.
@@ -85,23 +86,24 @@ def resample(
         source: grid of `array`.
         target: grid of the result.
         fill: value outside the field of view of the source.
-        mode: "linear" for intensities; "nearest" for masks and labels.
-        antialias: smooth before coarsening, linear mode only. False when `array` is a result on a finer grid on its way
-            back to a coarser one, whose resolution it has already.
+        mode: "linear" or "bspline" (cubic; sharper, overshoots at edges) for intensities; "nearest" for masks and
+            labels.
+        antialias: smooth before coarsening, not in mode "nearest". False when `array` is a result on a finer grid on
+            its way back to a coarser one, whose resolution it has already.
 
     Returns:
-        (X', Y', Z') float32 for "linear"; the type of `array` for "nearest".
+        (X', Y', Z') float32 for "linear" and "bspline"; the type of `array` for "nearest".
     """
     if array.shape != source.shape:
         raise ValueError(f"array of shape {array.shape} does not fit the grid of shape {source.shape}")
-    if mode not in ("linear", "nearest"):
-        raise ValueError(f"mode is 'linear' or 'nearest', got {mode!r}")
-    values = array.astype(np.float32, copy=False) if mode == "linear" else array
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is 'bspline', 'linear' or 'nearest', got {mode!r}")
+    values = array if mode == "nearest" else array.astype(np.float32, copy=False)
     index_map = np.linalg.inv(source.affine) @ target.affine
     copied = _copy_voxels(values, index_map, target.shape, fill)
     if copied is not None:
         return copied
-    if mode == "linear" and antialias:
+    if mode != "nearest" and antialias:
         values = _smooth_for(values, index_map)
     return _interpolate(values, index_map, target.shape, fill, mode)
 
@@ -115,7 +117,8 @@ class ToWorkingGridd(MapTransform, InvertibleTransform):
         keys: keys of MetaTensors (C, X, Y, Z).
         spacing: of the working grid, mm.
         fill: value outside the field of view, both ways; one or one per key.
-        mode: "linear" or "nearest"; one or one per key.
+        mode: as in `resample`, one or one per key; what "bspline" overshoots is clipped to the values that there were,
+            and its inverse is linear.
     """
 
     def __init__(
@@ -137,6 +140,8 @@ class ToWorkingGridd(MapTransform, InvertibleTransform):
             volume = result[key]
             source = grid_of(volume)
             moved = _resample_volume(volume, working_grid(source, self.spacing), fill, mode)
+            if mode == "bspline":
+                moved.clamp_(float(volume.min()), float(volume.max()))
             self.push_transform(moved, orig_size=source.shape, extra_info={"affine": source.affine.tolist()})
             result[key] = moved
         return result
@@ -147,8 +152,72 @@ class ToWorkingGridd(MapTransform, InvertibleTransform):
             applied = self.pop_transform(result[key])
             x, y, z = (int(n) for n in applied[TraceKeys.ORIG_SIZE])
             source = Grid((x, y, z), np.array(applied[TraceKeys.EXTRA_INFO]["affine"]))
-            result[key] = _resample_volume(result[key], source, fill, mode, antialias=False)
+            back: Mode = "nearest" if mode == "nearest" else "linear"
+            result[key] = _resample_volume(result[key], source, fill, back, antialias=False)
         return result
+
+
+class CropToBodyd(MapTransform, InvertibleTransform):
+    """Crop volumes to the box around the body with a margin; the inverse fills what was cut off.
+
+    Args:
+        keys: keys of MetaTensors (C, X, Y, Z) on one grid.
+        fill: value of what was cut off, for the inverse; one or one per key.
+        body_key: key of the body mask on the same grid, above 0 inside, not empty.
+        margin: mm around the body, as far as the volume goes.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, fill: float | Sequence[float], body_key: Hashable = "body", *, margin: float
+    ) -> None:
+        super().__init__(keys)
+        if margin < 0:
+            raise ValueError(f"margin is at least 0 mm, got {margin}")
+        self.fill = ensure_tuple_rep(fill, len(self.keys))
+        self.body_key = body_key
+        self.margin = margin
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        mask = result[self.body_key]
+        box = self._box(mask.as_tensor().detach().cpu().numpy()[0] > 0, grid_of(mask))
+        for key in self.key_iterator(result):
+            volume = result[key]
+            source = grid_of(volume)
+            start = [part.start for part in box]
+            affine = source.affine.copy()
+            affine[:3, 3] = source.affine[:3] @ np.array([*start, 1.0])
+            values = volume.as_tensor()[(slice(None), *box)].clone()
+            meta = {**volume.meta, "affine": torch.from_numpy(affine), "spatial_shape": np.array(values.shape[1:])}
+            cropped = MetaTensor(values, meta=meta, applied_operations=list(volume.applied_operations))
+            self.push_transform(cropped, orig_size=source.shape, extra_info={"start": start})
+            result[key] = cropped
+        return result
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key, fill in self.key_iterator(result, self.fill):
+            applied = self.pop_transform(result[key])
+            volume, start = result[key], [int(n) for n in applied[TraceKeys.EXTRA_INFO]["start"]]
+            shape = tuple(int(n) for n in applied[TraceKeys.ORIG_SIZE])
+            values = volume.as_tensor()
+            whole = torch.full((len(values), *shape), fill, dtype=values.dtype, device=values.device)
+            box = tuple(slice(first, first + n) for first, n in zip(start, values.shape[1:], strict=True))
+            whole[(slice(None), *box)] = values
+            affine = grid_of(volume).affine.copy()
+            affine[:3, 3] = affine[:3] @ np.array([*(-first for first in start), 1.0])
+            meta = {**volume.meta, "affine": torch.from_numpy(affine), "spatial_shape": np.array(shape)}
+            result[key] = MetaTensor(whole, meta=meta, applied_operations=list(volume.applied_operations))
+        return result
+
+    def _box(self, body: np.ndarray, grid: Grid) -> tuple[slice, slice, slice]:
+        box = []
+        for axis, step in enumerate(grid.spacing):
+            occupied = np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != axis)))
+            # Four voxels at least: networks that halve their input twice need them.
+            more = max(int(np.ceil(self.margin / step)), -(-(4 - (int(occupied[-1]) - int(occupied[0]) + 1)) // 2))
+            box.append(slice(max(0, int(occupied[0]) - more), min(grid.shape[axis], int(occupied[-1]) + 1 + more)))
+        return (box[0], box[1], box[2])
 
 
 def _resample_volume(volume: MetaTensor, target: Grid, fill: float, mode: Mode, antialias: bool = True) -> MetaTensor:
@@ -217,7 +286,7 @@ def _interpolate(
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in shape[::-1]])
     resampler.SetTransform(transform)
-    resampler.SetInterpolator(sitk.sitkLinear if mode == "linear" else sitk.sitkNearestNeighbor)
+    resampler.SetInterpolator(_INTERPOLATORS[mode])
     resampler.SetDefaultPixelValue(float(fill))
     result = sitk.GetArrayFromImage(resampler.Execute(image))
     return result.astype(np.bool_) if boolean else result

@@ -6,7 +6,7 @@ percentiles inside its body.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 
 from medcyclegan.errors import InputError
+from medcyclegan.io.reader import grid_of
 
 # The range of 12-bit CT: HU = stored value - 1024, stored values 0 to 4095.
 CT_WINDOW = (-1024.0, 3071.0)
@@ -31,19 +32,23 @@ class Scaler:
 
     All arithmetic is float32. `low` and `high` go to exactly -1 and 1, and -1 and 1 go back to exactly `low` and `high`
     (as float32); the other way round where `inverted`. A `floor` above -1 maps to [floor, 1] instead, so that the
-    background outside the body, -1, differs from everything inside it.
+    background outside the body, -1, differs from everything inside it. With `landmarks` the map is linear from each to
+    the next instead.
 
     Attributes:
         low: value that becomes -1.
         high: value that becomes 1; above `low`.
         inverted: `low` becomes 1 and `high` becomes -1.
         floor: lowest value that `apply` gives, in [-1, 1).
+        landmarks: (value, share) between `low` and `high`, rising in both: the share of the way to `high` that the
+            value becomes; where there are none, that of a straight line.
     """
 
     low: float
     high: float
     inverted: bool = False
     floor: float = -1.0
+    landmarks: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         low, high = float(self.low), float(self.high)
@@ -53,6 +58,10 @@ class Scaler:
             )
         if not -1 <= self.floor < 1:
             raise InputError(f"the floor of an intensity window lies in [-1, 1), got {self.floor}.")
+        landmarks = tuple((float(value), float(share)) for value, share in self.landmarks)
+        if landmarks and np.diff([(low, 0.0), *landmarks, (high, 1.0)], axis=0).min() <= 0:
+            raise InputError(f"landmarks rise from {low:g} to {high:g} and from 0 to 1, got {landmarks}.")
+        object.__setattr__(self, "landmarks", landmarks)
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
@@ -65,8 +74,22 @@ class Scaler:
             result += self.floor
         return result
 
+    def _bent(self, values: Values, back: bool) -> Values:
+        """Values through the landmarks: the value on a straight line that has the same share, or `back`."""
+        width: float = self.high - self.low
+        bent = [self.low, *(value for value, _ in self.landmarks), self.high]
+        straight = [self.low, *(self.low + share * width for _, share in self.landmarks), self.high]
+        x, y = (straight, bent) if back else (bent, straight)
+        if isinstance(values, torch.Tensor):
+            result = torch.from_numpy(np.interp(values.detach().cpu().numpy(), x, y).astype(np.float32))
+            # A copy of what was given, so that a MetaTensor stays one.
+            return values.float().clone().copy_(result)
+        return np.interp(values, x, y).astype(np.float32)
+
     def _to_unit(self, values: Values) -> Values:
         low, high = np.float32(self.low), np.float32(self.high)
+        if self.landmarks:
+            values = self._bent(values, back=False)
         # 2 (x - low) / (high - low) - 1: at x = high the quotient is a number divided by itself, exactly 1.
         if isinstance(values, torch.Tensor):
             scaled = values.float().clamp(float(low), float(high)) - float(low)
@@ -81,6 +104,10 @@ class Scaler:
 
     def undo(self, values: Values) -> Values:
         """Values in [-1, 1], any shape -> float32 in [low, high]; outside [floor, 1] they are clipped."""
+        result = self._from_unit(values)
+        return self._bent(result, back=True) if self.landmarks else result
+
+    def _from_unit(self, values: Values) -> Values:
         if self.floor > -1:
             values = (values - self.floor) * (2 / (1 - self.floor)) - 1
         low, high = np.float32(self.low), np.float32(self.high)
@@ -100,12 +127,17 @@ class Scaler:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints; numbers survive exactly."""
-        return {"low": self.low, "high": self.high, "inverted": self.inverted, "floor": self.floor}
+        content = {"low": self.low, "high": self.high, "inverted": self.inverted, "floor": self.floor}
+        return {**content, "landmarks": [list(pair) for pair in self.landmarks]} if self.landmarks else content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Scaler:
         return cls(
-            float(content["low"]), float(content["high"]), bool(content["inverted"]), float(content.get("floor", -1.0))
+            float(content["low"]),
+            float(content["high"]),
+            bool(content["inverted"]),
+            float(content.get("floor", -1.0)),
+            tuple(content.get("landmarks", ())),
         )
 
 
@@ -182,7 +214,7 @@ class ScaleCTd(_ScaleD):
 
 
 class ScaleMRd(_ScaleD):
-    """Clip MR to two percentiles inside its body and map it to [-1, 1].
+    """Clip MR to a window, by default two percentiles inside its body, and map it to [-1, 1].
 
     Args:
         keys: keys of MetaTensors (1, X, Y, Z).
@@ -190,6 +222,8 @@ class ScaleMRd(_ScaleD):
         percentiles: lower and upper, in [0, 100].
         inverted: dark becomes 1 and bright -1.
         floor: lowest value inside the body, see `Scaler`.
+        fit: makes the scaler from a volume (X, Y, Z), its body (X, Y, Z) bool and the spacing in mm, in place of the
+            percentiles; for example `standardization.standard_scaler`. The body is then a MetaTensor.
     """
 
     def __init__(
@@ -200,16 +234,23 @@ class ScaleMRd(_ScaleD):
         inverted: bool = False,
         floor: float = -1.0,
         allow_missing_keys: bool = False,
+        fit: Callable[[np.ndarray, np.ndarray, Sequence[float]], Scaler] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.body_key = body_key
         self.percentiles = percentiles
         self.inverted = inverted
         self.floor = floor
+        self.fit = fit
 
     def scaler(self, volume: np.ndarray, data: Mapping[Hashable, Any]) -> Scaler:
-        body = torch.as_tensor(data[self.body_key]).detach().cpu().numpy()
-        return replace(mr_scaler(volume, body, self.percentiles), inverted=self.inverted, floor=self.floor)
+        mask = data[self.body_key]
+        body = torch.as_tensor(mask).detach().cpu().numpy()
+        if self.fit is None:
+            found = mr_scaler(volume, body, self.percentiles)
+        else:
+            found = self.fit(volume[0], body[0] > 0, grid_of(mask).spacing.tolist())
+        return replace(found, inverted=self.inverted, floor=self.floor)
 
 
 def fitted_scaler(volume: Any) -> Scaler:

@@ -1,17 +1,19 @@
 """From a volume to a prepared case, and from network output back to the source grid.
 
-The order of preparation, all of it on the source grid until the one interpolation: find the body, fit the scaler, clip
-and scale, resample onto the working grid, set what lies outside the body to -1. Scaling before resampling and
-resampling before scaling give the same values, since both are linear; clipping has to come first, because one metal
-voxel of 30000 HU would otherwise spread.
+The order of preparation, all of it on the source grid until the one interpolation: find the body, take blanked voxels
+out of it, correct the bias field, fit the scaler, clip and scale, resample onto the working grid, set what lies outside
+the body to -1, crop. Clipping has to come before resampling, because one metal voxel of 30000 HU would otherwise
+spread. Training and conversion go through the same `Preparation`, which a checkpoint holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
@@ -19,11 +21,15 @@ from monai.transforms import Compose, MapTransform
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of
+from medcyclegan.transforms.bias import CorrectBiasd
+from medcyclegan.transforms.blanked import ExcludeBlankedd
 from medcyclegan.transforms.body import BodyMaskd, OutsideBodyd
-from medcyclegan.transforms.geometry import ToWorkingGridd, resample, working_grid
+from medcyclegan.transforms.geometry import CropToBodyd, Mode, ToWorkingGridd, resample, working_grid
 from medcyclegan.transforms.intensity import CT_WINDOW, MR_PERCENTILES, ScaleCTd, ScaleMRd, Scaler, fitted_scaler
+from medcyclegan.transforms.standardization import STANDARDIZATIONS, decile_shares, standard_scaler
 
 Modality = Literal["MR", "CT"]
+Interpolation = Literal["linear", "bspline"]
 
 # Networks that halve their input twice need this much.
 _FEWEST_VOXELS = 4
@@ -42,6 +48,12 @@ class Preparation:
             first guess, to keep bright bright, and the identity loss then pull the same way as the translation.
         mr_floor: lowest value inside the body of an MR; above -1 it leaves a gap to the background. Without one,
             inverted fat would be as dark as air.
+        interpolation: onto the working grid, "linear" or "bspline".
+        crop_margin: mm around the body that the working grid keeps; None keeps the whole field of view.
+        mr_n4_shrink: MR is corrected by N4 on every so manieth voxel (`bias.correct_bias`); 0 leaves it as it is.
+        mr_standardization: what -1 and 1 mean in MR, see `standardization`.
+        mr_landmarks: of the training volumes, for the standardization "nyul"; nine rising shares in (0, 1).
+        mr_exclude_blanked: voxels of an MR that defacing overwrote (`blanked.blanked_voxels`) are no body.
     """
 
     modality: str
@@ -50,10 +62,27 @@ class Preparation:
     mr_percentiles: tuple[float, float] = MR_PERCENTILES
     mr_inverted: bool = False
     mr_floor: float = -1.0
+    interpolation: str = "linear"
+    crop_margin: float | None = None
+    mr_n4_shrink: int = 0
+    mr_standardization: str = "percentile"
+    mr_landmarks: tuple[float, ...] = ()
+    mr_exclude_blanked: bool = True
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
             raise InputError(f"modality '{self.modality}': one of {', '.join(get_args(Modality))} is needed.")
+        for name, value, allowed in (
+            ("interpolation", self.interpolation, get_args(Interpolation)),
+            ("mr_standardization", self.mr_standardization, STANDARDIZATIONS),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name} '{value}': one of {', '.join(allowed)} is needed.")
+        if self.mr_n4_shrink < 0 or (self.crop_margin is not None and self.crop_margin < 0):
+            raise InputError(
+                f"mr_n4_shrink and crop_margin are at least 0, got {self.mr_n4_shrink} and {self.crop_margin}."
+            )
+        object.__setattr__(self, "mr_landmarks", tuple(float(v) for v in self.mr_landmarks))
         object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
         object.__setattr__(self, "ct_window", tuple(float(v) for v in self.ct_window))
         object.__setattr__(self, "mr_percentiles", tuple(float(v) for v in self.mr_percentiles))
@@ -69,6 +98,7 @@ class PreparedCase:
         grid: the working grid.
         source_grid: the grid of the volume.
         scaler: the map between the volume's unit and [-1, 1].
+        blanked_ml: volume that was overwritten at the body, a defaced face for example, mL; MR only.
     """
 
     image: np.ndarray
@@ -76,6 +106,7 @@ class PreparedCase:
     grid: Grid
     source_grid: Grid
     scaler: Scaler
+    blanked_ml: float = 0.0
 
 
 def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
@@ -87,7 +118,8 @@ def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
 
     Returns:
         A Compose from {"image": (1, X, Y, Z) MetaTensor in HU or MR units} to "image" in [-1, 1] and "body" on the
-        working grid. Its inverse brings both back to the source grid and the image to its unit.
+        working grid, and for MR the excluded "blanked_ml". Its inverse brings both back to the source grid and the
+        image to its unit.
     """
     steps: list[MapTransform] = []
     if not has_body:
@@ -95,13 +127,24 @@ def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
     if preparation.modality == "CT":
         steps.append(ScaleCTd("image", preparation.ct_window))
     else:
-        steps.append(
-            ScaleMRd("image", "body", preparation.mr_percentiles, preparation.mr_inverted, preparation.mr_floor)
+        if preparation.mr_exclude_blanked:
+            steps.append(ExcludeBlankedd("image", "body"))
+        if preparation.mr_n4_shrink:
+            steps.append(CorrectBiasd("image", "body", preparation.mr_n4_shrink))
+        fit = partial(
+            standard_scaler,
+            standardization=preparation.mr_standardization,
+            percentiles=preparation.mr_percentiles,
+            landmarks=preparation.mr_landmarks,
         )
+        steps.append(ScaleMRd("image", "body", inverted=preparation.mr_inverted, floor=preparation.mr_floor, fit=fit))
         # Before resampling too: the air around an inverted MR is as bright as bone and would leave a rim.
         steps.append(OutsideBodyd("image", "body", -1.0))
-    steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), ("linear", "nearest")))
+    modes: tuple[Mode, Mode] = ("bspline" if preparation.interpolation == "bspline" else "linear", "nearest")
+    steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), modes))
     steps.append(OutsideBodyd("image", "body", -1.0))
+    if preparation.crop_margin is not None:
+        steps.append(CropToBodyd(["image", "body"], (-1.0, 0.0), margin=preparation.crop_margin))
     return Compose(steps)
 
 
@@ -111,13 +154,14 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
     Args:
         volume: (1, X, Y, Z), HU for CT; as `io.reader.read_volume` gives it. Left as it is.
         preparation: what decides.
-        body: (X, Y, Z) bool on the grid of `volume`; found by `body.body_mask` where it is None.
+        body: (X, Y, Z) bool on the grid of `volume`; found by `body.body_mask` where it is None. Blanked voxels of
+            an MR are taken out of either, unless `preparation` keeps them.
 
     Raises:
         InputError: its header names another modality, no body is found, the intensities are flat, the given body is
             empty, or the working grid would be shorter than 4 voxels along an axis.
     """
-    name = str(volume.meta.get("filename_or_obj") or "the volume")
+    name = _name(volume)
     source = grid_of(volume)
     _refuse_thin(source, preparation.spacing, name, picture="picture" in volume.meta)
     said = str(volume.meta.get("modality", preparation.modality))
@@ -132,7 +176,36 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
             "Say which HU were black and white (data.picture_window), give both domains the modality MR, or give the "
             "volumes that the pictures were made of.",
         )
-    data: dict[str, MetaTensor] = {"image": volume}
+    data = _run(volume, preparation, body)
+    image, mask_moved = data["image"], data["body"]
+    return PreparedCase(
+        image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
+        body=mask_moved.as_tensor()[0].numpy().astype(bool),
+        grid=grid_of(image),
+        source_grid=source,
+        scaler=fitted_scaler(image),
+        blanked_ml=float(data.get("blanked_ml", 0.0)),
+    )
+
+
+def landmark_shares(
+    volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None
+) -> npt.NDArray[np.float64]:
+    """What one training volume contributes to the landmarks of "nyul": (9,), see `standardization.decile_shares`.
+
+    Arguments and errors are those of `prepare`.
+    """
+    data = _run(volume, replace(preparation, mr_standardization="percentile"), body, before=ScaleMRd)
+    values, inside = (data[key].as_tensor().detach().cpu().numpy()[0] for key in ("image", "body"))
+    return decile_shares(values, inside, preparation.mr_percentiles)
+
+
+def _run(
+    volume: MetaTensor, preparation: Preparation, body: np.ndarray | None, before: type[MapTransform] | None = None
+) -> dict[Any, Any]:
+    """What the steps of `preparation_transform` give, all of them or those before the first of a class."""
+    name, source = _name(volume), grid_of(volume)
+    data: dict[Any, Any] = {"image": volume}
     if body is not None:
         if body.shape != source.shape:
             raise ValueError(f"body of shape {body.shape} does not fit the volume of shape {source.shape}")
@@ -143,17 +216,16 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
     try:
         # One by one, because a Compose turns every exception into a RuntimeError.
         for step in preparation_transform(preparation, body is not None).transforms:
+            if before is not None and isinstance(step, before):
+                break
             data = step(data)
     except InputError as error:
         raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error
-    image, mask_moved = data["image"], data["body"]
-    return PreparedCase(
-        image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
-        body=mask_moved.as_tensor()[0].numpy().astype(bool),
-        grid=grid_of(image),
-        source_grid=source,
-        scaler=fitted_scaler(image),
-    )
+    return data
+
+
+def _name(volume: MetaTensor) -> str:
+    return str(volume.meta.get("filename_or_obj") or "the volume")
 
 
 def restore(

@@ -1,8 +1,9 @@
-"""How far a synthetic CT lies from its reference, and the optional rigid refinement that brings it there.
+"""How far one volume lies from another of the same patient, and the rigid motion that brings it there.
 
 Registration alone moves the MAE of one and the same model by several HU, so every graded case comes with an estimate of
-what is left of it, in millimetres. Both are one rigid registration by Mattes mutual information (Mattes et al. 2003,
-IEEE TMI 22(1)) of the synthetic CT to the reference inside the mask, from coarse to fine, at rest to begin with.
+what is left of it, in millimetres; and pairs for validation may need it to become pairs. Both are one rigid
+registration by Mattes mutual information (Mattes et al. 2003, IEEE TMI 22(1)) of the synthetic CT (or any second
+volume) to the reference inside the mask, from coarse to fine, at rest to begin with.
 
 Words used here. *Transform*: takes a point of the reference (RAS+ mm) to the point of the synthetic CT that belongs
 there. *Shift*: what it does to the center of the mask. *Displacement*: how far it moves one voxel of the mask.
@@ -17,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medcyclegan.evaluation.metrics.score import Inside, Volume
 from medcyclegan.io.grid import Grid
 from medcyclegan.transforms.geometry import resample
 
+Volume = npt.NDArray[np.floating] | npt.NDArray[np.integer]
+Inside = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 # Voxel size (mm) on which an estimate, or a refinement, is made; a volume that is coarser stays as it is.
@@ -28,7 +30,7 @@ _ESTIMATE_MM = 4.0
 _REFINE_MM = 2.0
 _BINS = 32
 # HU outside of which nothing moves: air and metal carry no position.
-_LOW, _HIGH = -1024.0, 1500.0
+HU_WINDOW = (-1024.0, 1500.0)
 # Share of a volume that must be left inside the mask on the coarse grid.
 _FEWEST_VOXELS = 500
 AIR_HU = -1024.0
@@ -44,6 +46,7 @@ class Alignment:
         rotation: angle in degrees about the rotation's own axis, at least 0.
         displacement: mean over the mask's voxels of how far each is moved, mm.
         reason: why there is no transform; the numbers are then nan and the matrix is the identity.
+        information: mutual information that was reached, nats; comparable only for one mask and grid.
     """
 
     matrix: Floats
@@ -51,6 +54,7 @@ class Alignment:
     rotation: float
     displacement: float
     reason: str | None = None
+    information: float = math.nan
 
     @property
     def shift_length(self) -> float:
@@ -58,7 +62,15 @@ class Alignment:
         return math.dist((0, 0, 0), self.shift)
 
 
-def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, fine: bool = False) -> Alignment:
+def align(
+    reference: Volume,
+    synthetic: Volume,
+    inside: Inside,
+    grid: Grid,
+    *,
+    fine: bool = False,
+    windows: tuple[tuple[float, float], tuple[float, float]] = (HU_WINDOW, HU_WINDOW),
+) -> Alignment:
     """Find the rigid transform that best explains the synthetic CT by the reference.
 
     All voxels of the mask on the coarse grid are used, none drawn at random, so that it can be repeated.
@@ -69,6 +81,7 @@ def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, f
         inside: (X, Y, Z) bool, where to look.
         grid: of all three.
         fine: on a grid of 2 mm and to a smaller step instead of 4 mm, for a refinement.
+        windows: of the reference and of the synthetic CT: values beyond carry no position.
 
     Returns:
         The transform; without one, and with the reason, where the mask is too small, a volume is constant or not finite
@@ -83,8 +96,8 @@ def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, f
     coarse = _coarser(grid, _REFINE_MM if fine else _ESTIMATE_MM)
     # What lies outside the mask is left as it is: its values are not asked for, and a blanked rim would say "no shift".
     fixed, moving = (
-        resample(np.clip(np.nan_to_num(volume, nan=_LOW), _LOW, _HIGH).astype(np.float32), grid, coarse, fill=_LOW)
-        for volume in (reference, synthetic)
+        resample(np.clip(np.nan_to_num(volume, nan=low), low, high).astype(np.float32), grid, coarse, fill=low)
+        for volume, (low, high) in zip((reference, synthetic), windows, strict=True)
     )
     mask = resample(inside, grid, coarse, fill=0, mode="nearest")
     if np.count_nonzero(mask) < _FEWEST_VOXELS:
@@ -92,7 +105,7 @@ def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, f
     if fixed[mask].min() == fixed[mask].max() or moving[mask].min() == moving[mask].max():
         return _none("a volume is constant in the mask")
     try:
-        matrix = _register(fixed, moving, mask, coarse, fine)
+        matrix, information = _register(fixed, moving, mask, coarse, fine)
     except RuntimeError as error:  # ITK's, for instance of volumes that leave each other
         return _none(f"the registration failed ({str(error).strip().splitlines()[-1]})")
     points = np.argwhere(mask) @ coarse.affine[:3, :3].T + coarse.affine[:3, 3]
@@ -103,7 +116,7 @@ def align(reference: Volume, synthetic: Volume, inside: Inside, grid: Grid, *, f
     displacement = float(np.linalg.norm(moved, axis=1).mean())
     # ITK adds up in any order; beyond these digits, far below what can be told, two runs may differ.
     shift = (round(float(x), 5), round(float(y), 5), round(float(z), 5))
-    return Alignment(matrix, shift, round(rotation, 5), round(displacement, 5))
+    return Alignment(matrix, shift, round(rotation, 5), round(displacement, 5), information=round(information, 6))
 
 
 def apply(alignment: Alignment, synthetic: Volume, grid: Grid) -> npt.NDArray[np.float32]:
@@ -137,8 +150,8 @@ def _coarser(grid: Grid, size: float) -> Grid:
     return Grid((int(counts[0]), int(counts[1]), int(counts[2])), affine)
 
 
-def _register(fixed: Volume, moving: Volume, mask: Inside, grid: Grid, fine: bool) -> Floats:
-    """4 x 4 in RAS+ mm.
+def _register(fixed: Volume, moving: Volume, mask: Inside, grid: Grid, fine: bool) -> tuple[Floats, float]:
+    """4 x 4 in RAS+ mm, and the mutual information.
 
     The images are handed over in the frame of their own voxel axes (spacing as it is, no direction), because ITK wants
     rotations as directions and a sheared grid has none; a rigid motion there is one in the world for all other grids.
@@ -172,4 +185,4 @@ def _register(fixed: Volume, moving: Volume, mask: Inside, grid: Grid, fine: boo
     local[:3, :3] = rotation
     local[:3, 3] = middle + np.array(start.GetTranslation()) - rotation @ middle
     to_world = grid.affine @ np.diag([*(1 / spacing), 1.0])
-    return np.asarray(to_world @ local @ np.linalg.inv(to_world))
+    return np.asarray(to_world @ local @ np.linalg.inv(to_world)), -float(method.GetMetricValue())

@@ -1,0 +1,135 @@
+"""The same work for many cases, side by side, where a case that fails leaves the others alone."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any
+
+from medcyclegan.errors import InputError
+from medcyclegan.progress import Progress
+
+Outcome = tuple[Any, list[tuple[str, type[Warning]]]]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
+class Crew:
+    """Processes that work on cases side by side; use it in a `with`.
+
+    They are started when there is work for more than one, and stay for the next call, since each takes seconds to load
+    its libraries.
+
+    Args:
+        workers: processes; 1 works here and in order, more give results as they come; 0 takes as many as there are
+            cores.
+        progress: watches.
+    """
+
+    def __init__(self, workers: int, progress: Progress) -> None:
+        if workers < 0:
+            raise InputError(f"workers is {workers}; 0 (as many as there are cores) or more are needed.")
+        self.workers = workers or usable_cores()
+        self.progress = progress
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+            self._pool = None
+
+    def each(
+        self, function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]], description: str
+    ) -> Iterator[tuple[str, Any | InputError]]:
+        """Call `function(*arguments)` for every task and give the name with the result, or with the `InputError`.
+
+        Args:
+            function: of a module, and its arguments and results picklable, since other processes run it.
+            tasks: name -> arguments.
+            description: of the work, for the progress.
+
+        Yields:
+            (name, result), every name once. A task whose process was killed, most often because memory ran out, gives
+            an `InputError` that says so; the others are done again on their own. Any other exception ends everything.
+        """
+        alone = self.workers == 1 or len(tasks) < 2
+        outcomes = _here(function, tasks) if alone else self._side_by_side(function, tasks)
+        for name, (result, told) in self.progress.track(outcomes, len(tasks), description):
+            for text, category in told:
+                warnings.warn(text, category, stacklevel=2)
+            yield name, result
+
+    def _side_by_side(
+        self, function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[str, Outcome]]:
+        left = dict(tasks)
+        if self._pool is None:
+            self._pool = _pool(self.workers)
+        try:
+            futures = {self._pool.submit(_listened, function, arguments): name for name, arguments in tasks.items()}
+            for future in as_completed(futures):
+                outcome = future.result()
+                del left[futures[future]]
+                yield futures[future], outcome
+        except BrokenProcessPool:
+            self._pool = None
+            # Which of the running tasks was to blame shows when each runs alone.
+            for name, arguments in left.items():
+                yield name, _alone(function, arguments)
+
+
+def _here(function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Outcome]]:
+    for name, arguments in tasks.items():
+        try:
+            yield name, (function(*arguments), [])
+        except InputError as error:
+            yield name, (error, [])
+
+
+def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+    try:
+        with _pool(1) as pool:
+            return pool.submit(_listened, function, arguments).result()
+    except BrokenProcessPool:
+        reason = "the process that worked on it was killed; most often that means that memory ran out."
+        return InputError(reason, "Give more memory, use fewer --workers, or leave it out."), []
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Forked processes would inherit the locks of libraries' threads and could wait for ever.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+
+
+def _one_thread() -> None:
+    """Processes that share the cores must not each start a thread per core."""
+    import SimpleITK as sitk
+    import torch
+
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _listened(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
+    """The result and the warnings, which would otherwise end in another process."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = function(*arguments)
+        except InputError as error:
+            result = error
+    return result, [(str(w.message), w.category) for w in caught if issubclass(w.category, UserWarning)]
