@@ -93,8 +93,10 @@ def export_program(generator: nn.Module, *, channels: int, window: Sequence[int]
             f"the generator {name} cannot be exported by torch.export: {_first_line(error)}.",
             "Export it as a bundle (--format bundle), which carries its Python class and not a program.",
         ) from error
-    largest = max(module_multiple(generator), 8)
-    program = Program(exported, channels, dims, tuple(window) if fixed else None, 2 * largest)
+    multiple = module_multiple(generator)
+    # At the lowest resolution instance norm needs more than one voxel.
+    smallest = 16 if multiple < 16 else multiple + 16
+    program = Program(exported, channels, dims, tuple(window) if fixed else None, smallest)
     difference = largest_difference(program, exported.module(), generator)
     if not difference <= TOLERANCE:
         raise InputError(
