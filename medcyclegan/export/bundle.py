@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from medcyclegan import __version__
 from medcyclegan.atomic import atomic_folder
@@ -81,6 +82,9 @@ def write_bundle(model: Model, folder: Path, *, self_contained: bool = False) ->
                 configs["evaluate"] = evaluation(model)
         for name, content in configs.items():
             (made / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if not self_contained:
+            text = yaml.safe_dump(model.experiment, sort_keys=False)
+            (made / "configs" / "experiment.yaml").write_text(text, encoding="utf-8")
         picture = newest_picture(model)
         if picture is not None:
             shutil.copyfile(picture, made / "docs" / "picture.png")
@@ -267,7 +271,8 @@ def evaluation(model: Model) -> Config:
         return {
             "_target_": "medcyclegan.evaluation.monai_metrics.MaskedMetricHandler",
             "metric": {"_target_": "medcyclegan.evaluation.monai_metrics.MaskedMetric", "name": name},
-            "output_transform": "$monai.handlers.from_engine(['pred', 'label', 'mask'])",
+            "output_transform": "$lambda output: tuple(torch.stack([torch.as_tensor(item[key]) for item in output]) "
+            "for key in ('pred', 'label', 'mask'))",
         }
 
     content["key_metric"] = {METRICS[0]: metric(METRICS[0])}
@@ -297,8 +302,9 @@ def training(model: Model) -> Config:
         **_beginning(),
         "dataset_dir": "/path/to/folder/with/a/and/b",
         "output_dir": "$@bundle_root + '/run'",
-        "steps": model.experiment["training"]["steps"],
-        "experiment": model.experiment,
+        # In a file of its own: `_target_` in it names a part of this package and nothing that MONAI should build.
+        "experiment": "$@bundle_root + '/configs/experiment.yaml'",
+        "steps": None,
         "network_def": model.network(),
         "train": {
             "dataset": {

@@ -73,7 +73,7 @@ def self_contained_inference(model: Model, program: Program) -> Config:
             "transforms": [
                 {"_target_": "monai.transforms.LoadImaged", "keys": "image", "ensure_channel_first": True},
                 {"_target_": "monai.transforms.CopyItemsd", "keys": "image", "names": "source"},
-                {"_target_": "monai.transforms.Orientationd", "keys": "image", "axcodes": "RAS"},
+                {"_target_": "monai.transforms.Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
                 {"_target_": "monai.transforms.CopyItemsd", "keys": "image", "names": "body"},
                 {"_target_": lambdad, "keys": "body", "func": "@body", "track_meta": True},
                 {"_target_": "monai.transforms.ConcatItemsd", "keys": ["image", "body"], "name": "both"},
@@ -165,7 +165,17 @@ def _spaces(model: Model) -> Config:
     sampled = "monai.transforms.SpatialResample(mode='{mode}', padding_mode='border', dtype=torch.float64)"
     return {
         "spacing": spacing,
-        "forget": "$lambda x: monai.data.MetaTensor(x.as_tensor(), affine=x.affine, meta=x.meta)",
+        # As SciPy's filter ends at the border: its values go on beyond it.
+        "reach": "$lambda sigmas: [int(4 * s + 0.5) for s in sigmas]",
+        "spread": "$lambda x, sigmas: torch.as_tensor(monai.transforms.GaussianSmooth(sigma=[max(s, 1e-3) for s in "
+        "sigmas], approx='sampled')(x))",
+        # MONAI's sampled kernel does not sum up to 1.
+        "blurred": "$lambda x, sigmas: (lambda r, v: monai.data.MetaTensor((@spread(v, sigmas) / @spread("
+        "torch.ones(1, *[2 * a + 3 for a in r]), sigmas)[:, r[0] + 1, r[1] + 1, r[2] + 1])"
+        "[:, r[0] : r[0] + x.shape[1], r[1] : r[1] + x.shape[2], r[2] : r[2] + x.shape[3]], meta=x.meta))"
+        "(@reach(sigmas), torch.nn.functional.pad(x.as_tensor(), [n for a in reversed(@reach(sigmas)) for n in (a, a)], "
+        "mode='replicate'))",
+        "forget": "$lambda x: monai.data.MetaTensor(x.as_tensor(), meta=x.meta)",
         # Voxel size of a volume along its axes, mm.
         "steps": "$lambda x: numpy.linalg.norm(x.affine.numpy()[:3, :3], axis=0)",
         # The working spacing, or that of the volume where they are the same to within 0.001 voxel over the axis.
@@ -179,10 +189,8 @@ def _spaces(model: Model) -> Config:
         # Against aliasing, where the working grid is coarser by more than 1 %.
         "sigmas": "$lambda x: [float(((r * r - 1) / (8 * numpy.log(2))) ** 0.5) if r > 1.01 else 0.0 "
         "for r in @wanted(x) / @steps(x)]",
-        "smoothed": "$lambda x: monai.transforms.GaussianSmooth(sigma=[max(s, 1e-3) for s in @sigmas(x)], "
-        "approx='sampled')(x) if any(@sigmas(x)) else x",
-        # Shifted by 1, so that the zeros beyond the border of the filter are background, -1.
-        "to_working_grid": f"$lambda x: {sampled.format(mode='bilinear')}(@smoothed(x + 1) - 1, "
+        "smoothed": "$lambda x: @blurred(x, @sigmas(x)) if any(@sigmas(x)) else x",
+        "to_working_grid": f"$lambda x: {sampled.format(mode='bilinear')}(@smoothed(x), "
         "dst_affine=torch.as_tensor(@working_affine(x)), spatial_size=[int(n) for n in @voxels(x)]).float()",
         "body_to_working_grid": f"$lambda x: {sampled.format(mode='nearest')}(x, "
         "dst_affine=torch.as_tensor(@working_affine(x)), spatial_size=[int(n) for n in @voxels(x)]).float()",
@@ -196,7 +204,7 @@ def _body() -> Config:
         "coarse": "$lambda x, v: torch.nn.functional.avg_pool3d(v[None], @factors(x), ceil_mode=True, "
         "count_include_pad=False)[0]",
         "distance": "$lambda m, s: torch.as_tensor(monai.transforms.DistanceTransformEDT(sampling=list(s))"
-        "(torch.as_tensor(m).float()))",
+        "(torch.as_tensor(m).float())).float()",
         "eroded": "$lambda m, s, r: @distance(m, s) > r if not m.all() else m",
         "dilated": "$lambda m, s, r: @distance(~m, s) <= r if m.any() else m",
         "opened": "$lambda m, s, r: @dilated(@eroded(m, s, r), s, r)",
@@ -212,8 +220,7 @@ def _body() -> Config:
         "@without_holes(m), 1), 2), 3)",
         "fine": "$lambda x, o: torch.nn.functional.interpolate(o[None], scale_factor=[float(f) for f in @factors(x)], "
         "mode='trilinear')[0][:, : x.shape[1], : x.shape[2], : x.shape[3]]",
-        "occupancy": "$lambda m, s: torch.as_tensor(monai.transforms.GaussianSmooth(sigma=[2.0 / step for step in s], "
-        "approx='sampled')(m.float()))",
+        "occupancy": "$lambda m, s: @blurred(monai.data.MetaTensor(m.float()), [2.0 / step for step in s]).as_tensor()",
         "body_of": "$lambda x, v, s: @largest(@fine(x, @occupancy(@coarse_body(@coarse(x, v), s), s)) > 0.5).float()",
         "body": "$lambda x: monai.data.MetaTensor(@body_of(x, @clipped(x.as_tensor().float()), "
         "@steps(x) * numpy.array(@factors(x))), affine=x.affine)",

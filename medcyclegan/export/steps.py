@@ -90,7 +90,7 @@ class BundleTrainer:
     be resumed, converted with and exported again.
 
     Args:
-        experiment: the config as plain data, without `data`.
+        experiment: the config of the run, a YAML file.
         dataset_dir: folder with the folders `a` (source domain) and `b` (target domain) of volumes.
         run: a new folder.
         device: where to train.
@@ -104,7 +104,7 @@ class BundleTrainer:
 
     def __init__(
         self,
-        experiment: Mapping[str, Any],
+        experiment: str,
         dataset_dir: str,
         run: str,
         device: torch.device | str,
@@ -116,11 +116,9 @@ class BundleTrainer:
             raise InputError(f"max_epochs is {max_epochs}; a whole training is one epoch.", "Give more steps instead.")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not hasattr(build, "ranks"):
             raise InputError("this version of medcyclegan trains in one process.", "Start it without torchrun.")
-        content = {key: dict(value) if isinstance(value, Mapping) else value for key, value in experiment.items()}
-        content["data"] = {"a": str(Path(dataset_dir) / "a"), "b": str(Path(dataset_dir) / "b")}
-        if steps is not None:
-            content["training"]["steps"] = int(steps)
-        self.experiment = config.parse(content, "the bundle's train.json")
+        chosen = config.load(Path(experiment), [] if steps is None else [f"training.steps={int(steps)}"])
+        folder = Path(dataset_dir)
+        self.experiment = config.with_data(chosen, {"a": folder / "a", "b": folder / "b"})
         self.out = Path(run)
         self.device = str(device)
         self.handlers = tuple(handlers)
