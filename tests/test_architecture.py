@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "build": GROUND | {"config", "data", "inference", "io", "training", "transforms", "networks", "losses", ""},
     "convert": GROUND | {"build", "data", "inference", "io", "training", ""},
     "reference_weights": GROUND | {"config", "networks", "training", "transforms", ""},
-    "export": GROUND | {"build", "config", "inference", "io", "training", "transforms", ""},
+    "export": GROUND | {"build", "config", "inference", "io", "networks", "training", "transforms", ""},
     "demo": GROUND | {"config", "phantom", "build", "convert", "evaluation", "report", "io", ""},
     "cli": GROUND | {"reference_weights", "config", "build", "convert", "demo", "evaluation", "export", "report", ""},
     "__main__": {"cli"},

@@ -26,6 +26,8 @@ from medcyclegan.export.model import Model, require_feature
 from medcyclegan.export.onnx import INPUT
 from medcyclegan.export.program import Program, export_program, save_program
 from medcyclegan.export.self_contained import self_contained_inference
+from medcyclegan.inference.planes import ACROSS
+from medcyclegan.transforms.pipeline import Preparation
 
 # MONAI's own schema for metadata.json, which its model zoo names.
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -184,7 +186,7 @@ def metadata(model: Model, program: Program | None, self_contained: bool) -> Con
 def preparation(model: Model, rule: str) -> Config:
     """Everything that is needed to use the network alone, as plain data."""
     translator, prepared = model.translator, model.translator.preparation
-    axes = [name for name, across in (("x", "sagittal"), ("y", "coronal"), ("z", "axial")) if across != translator.plane]
+    axes = [name for number, name in enumerate("xyz") if number != ACROSS[translator.plane]]
     window = list(translator.window)
     return {
         "direction": f"{model.source} to {model.target}",
@@ -201,7 +203,7 @@ def preparation(model: Model, rule: str) -> Config:
                     "floor": prepared.mr_floor,
                 }
             ),
-            "formula": _formula(prepared.modality == "MR" and prepared.mr_inverted, prepared.mr_floor, prepared.modality),
+            "formula": _formula(prepared),
             "outside_body": -1.0,
         },
         "output": {
@@ -220,8 +222,8 @@ def preparation(model: Model, rule: str) -> Config:
             "channels": model.channels,
             "channels_are": "one image"
             if model.channels == 1
-            else f"neighboring slices {-translator.neighbors} to {translator.neighbors} along the plane's normal; every "
-            "slice is the mean of the predictions that show it",
+            else f"neighboring slices {-translator.neighbors} to {translator.neighbors} along the plane's normal; "
+            "every slice is the mean of the predictions that show it",
             "sizes": rule,
         },
         "window": window,
@@ -259,9 +261,7 @@ def evaluation(model: Model) -> Config:
     """`configs/evaluate.json`: `inference.json` with references, and the scores of `medcyclegan evaluate`."""
     content = inference(model)
     content["label_dir"] = "/path/to/references"
-    content["preprocessing"]["transforms"].append(
-        {"_target_": "medcyclegan.export.steps.ReadVolumed", "keys": "label"}
-    )
+    content["preprocessing"]["transforms"].append({"_target_": "medcyclegan.export.steps.ReadVolumed", "keys": "label"})
     content["dataset"]["data"] = "$steps.pairs(@dataset_dir, @label_dir)"
     content["postprocessing"]["transforms"].append(
         {"_target_": "medcyclegan.transforms.body.BodyMaskd", "keys": "label", "body_key": "mask", "modality": "CT"}
@@ -481,13 +481,14 @@ def _unit(model: Model) -> str:
     return f"{low:g} to {high:g} {'HU' if model.translator.modality == 'CT' else ''}".strip()
 
 
-def _formula(inverted: bool, floor: float, modality: str) -> str:
+def _formula(prepared: Preparation) -> str:
     formula = "u = 2 (clip(v, low, high) - low) / (high - low) - 1"
-    if inverted:
+    if prepared.modality == "CT":
+        return formula
+    if prepared.mr_inverted:
         formula += "; u = -u"
-    if modality == "MR" and floor > -1:
-        formula += "; x = (u + 1) (1 - floor) / 2 + floor"
-    return formula + ("" if modality == "CT" else "; low and high are the percentiles of the volume inside its body")
+    formula += "; x = (u + 1) (1 - floor) / 2 + floor"
+    return f"{formula}; low and high are the percentiles of the volume inside its body"
 
 
 _TENSOR = {

@@ -12,8 +12,8 @@ from medcyclegan.atomic import atomic_file
 from medcyclegan.export.model import Model
 from medcyclegan.export.program import Program
 
-LICENSE = """The configuration files and texts in this folder were written by medcyclegan and are under the Apache License 2.0,
-https://www.apache.org/licenses/LICENSE-2.0
+LICENSE = """The configuration files and texts in this folder were written by medcyclegan and are under the Apache
+License 2.0, https://www.apache.org/licenses/LICENSE-2.0
 
 The license of the weights has not been stated by whoever trained them. Weights can carry rights in the data that they
 were trained on. State their license here before you pass them on.

@@ -64,9 +64,8 @@ def export_run(
     if file_format in ("onnx", "slicer"):
         require_onnx()
     refuse_existing(output)
-    models = [
-        read_model(run, one, scores=scores, allow=allow) for one in (("ab", "ba") if direction == "both" else (direction,))
-    ]
+    wanted = ("ab", "ba") if direction == "both" else (direction,)
+    models = [read_model(run, one, scores=scores, allow=allow) for one in wanted]
     written: dict[str, Any] = {}
     with atomic_folder(output) as made:
         for model in models:

@@ -85,9 +85,7 @@ class Model:
         return {"_target_": adapter, "network": {"_target_": target, **arguments, **given}, **given}
 
 
-def read_model(
-    run: Path, direction: str, *, scores: Path | None = None, allow: Iterable[str] = ()
-) -> Model:
+def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: Iterable[str] = ()) -> Model:
     """Load one direction of a run or checkpoint for export.
 
     Args:
@@ -162,7 +160,7 @@ def _scores(folder: Path, scores: Path | None, direction: str, imported: bool) -
         if rows:
             last = rows[-1]
             found = {name: float(value) for name, value in last.items() if name != "step" and _is_number(value)}
-            return found, f"the validation pairs of the run at step {last['step']}, inside the body, on the working grid"
+            return found, f"the run's validation pairs at step {last['step']}, inside the body, on the working grid"
     return {}, "nothing: this direction was not evaluated"
 
 

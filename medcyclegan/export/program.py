@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
+from medcyclegan.networks.foreign import MULTIPLE, ForeignGenerator
 
 # Uneven and larger than what networks are halved to, so that nothing about them is taken for a rule. Nothing is
 # computed at these sizes: tracing works on shapes alone.
@@ -81,7 +82,7 @@ def export_program(generator: nn.Module, *, channels: int, window: Sequence[int]
     spatial = tuple(window) if fixed else EXAMPLES[dims]
     axes: dict[int, Any] = {0: Dim.DYNAMIC}
     if not fixed:
-        axes |= {axis: Dim.DYNAMIC for axis in range(2, 2 + dims)}
+        axes |= dict.fromkeys(range(2, 2 + dims), Dim.DYNAMIC)
     example = torch.zeros(2, channels, *spatial)
     name = _name(generator)
     try:
@@ -130,8 +131,8 @@ def largest_difference(program: Program, function: Any, generator: nn.Module, se
 def module_multiple(generator: nn.Module) -> int:
     """The multiple of voxels to which a generator pads inside; 1 where none of its parts says so."""
     found = [int(m.multiple) for m in generator.modules() if isinstance(getattr(m, "multiple", None), int)]
-    # Those from MONAI halve five times.
-    return max([*found, 32 if any(type(m).__module__.startswith("monai.networks.nets") for m in generator.modules()) else 1])
+    foreign = any(isinstance(m, ForeignGenerator) for m in generator.modules())
+    return max([1, *found, *([MULTIPLE] if foreign else [])])
 
 
 def _name(generator: nn.Module) -> str:

@@ -173,8 +173,8 @@ def _spaces(model: Model) -> Config:
         "blurred": "$lambda x, sigmas: (lambda r, v: monai.data.MetaTensor((@spread(v, sigmas) / @spread("
         "torch.ones(1, *[2 * a + 3 for a in r]), sigmas)[:, r[0] + 1, r[1] + 1, r[2] + 1])"
         "[:, r[0] : r[0] + x.shape[1], r[1] : r[1] + x.shape[2], r[2] : r[2] + x.shape[3]], meta=x.meta))"
-        "(@reach(sigmas), torch.nn.functional.pad(x.as_tensor(), [n for a in reversed(@reach(sigmas)) for n in (a, a)], "
-        "mode='replicate'))",
+        "(@reach(sigmas), torch.nn.functional.pad(x.as_tensor(), "
+        "[n for a in reversed(@reach(sigmas)) for n in (a, a)], mode='replicate'))",
         "forget": "$lambda x: monai.data.MetaTensor(x.as_tensor(), meta=x.meta)",
         # Voxel size of a volume along its axes, mm.
         "steps": "$lambda x: numpy.linalg.norm(x.affine.numpy()[:3, :3], axis=0)",
@@ -215,7 +215,8 @@ def _body() -> Config:
         "(m.float())) > 0",
         "without_holes": "$lambda m: torch.as_tensor(monai.transforms.FillHoles(applied_labels=[1], connectivity=1)"
         "(m.float())) > 0",
-        "without_holes_in_slices": "$lambda m, axis: torch.stack([@without_holes(part) for part in m.unbind(axis)], axis)",
+        "without_holes_in_slices": "$lambda m, axis: torch.stack([@without_holes(part) for part in m.unbind(axis)], "
+        "axis)",
         "filled": "$lambda m: @without_holes_in_slices(@without_holes_in_slices(@without_holes_in_slices("
         "@without_holes(m), 1), 2), 3)",
         "fine": "$lambda x, o: torch.nn.functional.interpolate(o[None], scale_factor=[float(f) for f in @factors(x)], "
@@ -243,8 +244,8 @@ def _mr_body() -> Config:
         "t if b[b > c].mean() < 2 * b[b <= c].mean() else (max(c, floor) if c <= floor "
         "else f(f, b[b <= c], floor, max(c, floor))))(float(filters.threshold_li(b)))",
         "threshold": "$lambda v: @between(@between, v.numpy().ravel(), 0.1 * float(v.max()), numpy.inf)",
-        "median": "$lambda v, s: torch.as_tensor(monai.transforms.MedianSmooth(radius=[1 if step < 4 else 0 for step in s])"
-        "(v))",
+        "median": "$lambda v, s: torch.as_tensor(monai.transforms.MedianSmooth("
+        "radius=[1 if step < 4 else 0 for step in s])(v))",
         "calmed": "$lambda v, s: (lambda p: @median(v.clamp(float(p[0]), float(p[1])) - float(p[0]), s))"
         "(numpy.percentile(v.numpy(), (0.1, 99.0)))",
         "coarse_body": "$lambda v, s: (lambda c: @filled(@largest(@opened(@filled(@closed(@filled(c > @threshold(c)), "

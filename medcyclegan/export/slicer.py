@@ -90,10 +90,10 @@ def metadata_entry(model: Model, class_name: str) -> dict[str, str]:
         # Nothing is downloaded where the file is there already.
         "url": "",
         "display_name": f"{model.source} to synthetic {model.target} (medcyclegan {model.name})",
-        "description": f"For research only, not for clinical use.{state}<br><b>Input</b>: {source}, any orientation and "
-        f"voxel size; optionally a mask of the body.<br><b>Preprocess</b>: body mask, intensities, "
-        f"{' x '.join(f'{s:g}' for s in translator.preparation.spacing)} mm voxels.<br><b>Output</b>: synthetic {target}"
-        f"{unit} on the grid of the input.",
+        "description": f"For research only, not for clinical use.{state}<br><b>Input</b>: {source}, any orientation "
+        f"and voxel size; optionally a mask of the body.<br><b>Preprocess</b>: body mask, intensities, "
+        f"{' x '.join(f'{s:g}' for s in translator.preparation.spacing)} mm voxels.<br><b>Output</b>: synthetic "
+        f"{target}{unit} on the grid of the input.",
         "module_name": class_name,
     }
 
