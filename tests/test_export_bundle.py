@@ -64,6 +64,15 @@ def exams(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def volumes(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training volumes as `train.json` takes them."""
+    folder = tmp_path_factory.mktemp("volumes")
+    shutil.copytree(cohort.train_mr[0].parent, folder / "a")
+    shutil.copytree(cohort.train_ct[0].parent, folder / "b")
+    return folder
+
+
 def run_config(bundle: Path, name: str, **override: Any) -> None:
     """What `python -m monai.bundle run` does."""
     monai.bundle.run(config_file=str(bundle / "configs" / f"{name}.json"), bundle_root=str(bundle), **override)
@@ -76,14 +85,22 @@ def difference(one: Path, other: Path) -> np.ndarray:
     return np.abs(np.asarray(first.dataobj, dtype=float) - np.asarray(second.dataobj, dtype=float))
 
 
-def test_every_property_of_the_specification_is_there(bundle: Path) -> None:
-    for name, kind in (("inference", "infer"), ("evaluate", "infer"), ("train", "train"), ("multi_gpu_train", "train")):
+def test_every_property_of_the_specification_is_there(bundle: Path, exams: Path, volumes: Path) -> None:
+    for name, kind, given in (
+        ("inference", "infer", {"dataset_dir": str(exams / "mr")}),
+        ("evaluate", "infer", {"dataset_dir": str(exams / "mr"), "label_dir": str(exams / "ct")}),
+        ("train", "train", {"dataset_dir": str(volumes)}),
+        ("multi_gpu_train", "train", {"dataset_dir": str(volumes), "device": "cpu"}),
+    ):
         workflow = ConfigWorkflow(
             config_file=str(bundle / "configs" / f"{name}.json"),
             meta_file=str(bundle / "configs" / "metadata.json"),
             workflow_type=kind,
+            bundle_root=str(bundle),
+            **given,
         )
-        assert workflow.check_properties() == []
+        workflow.initialize()
+        assert not workflow.check_properties()
     assert (bundle / "LICENSE").is_file() and (bundle / "docs" / "README.md").is_file()
     torch.load(bundle / "models" / "model.pt", weights_only=True)
     torch.export.load(bundle / "models" / "model.pt2")
@@ -135,11 +152,8 @@ def test_evaluate_gives_the_numbers_of_evaluate(bundle: Path, run: Path, exams: 
         assert value == pytest.approx(metrics[name]["mean"], rel=1e-4, abs=1e-4), name
 
 
-def test_train_makes_a_run(bundle: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    shutil.copytree(cohort.train_mr[0].parent, tmp_path / "data" / "a")
-    shutil.copytree(cohort.train_ct[0].parent, tmp_path / "data" / "b")
-    given = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
+def test_train_makes_a_run(bundle: Path, volumes: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(volumes), "output_dir": str(tmp_path / "run")}
     run_config(bundle, "train", steps=3, **given)
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
     with pytest.raises(RuntimeError):  # a folder that holds a run is left alone

@@ -27,7 +27,8 @@ def run_alone(bundle: Path, volumes: Path, output: Path, scratch: Path) -> None:
     (scratch / "blocked" / "medcyclegan").mkdir(parents=True)
     (scratch / "blocked" / "medcyclegan" / "__init__.py").write_text(BLOCK)
     environment = {**os.environ, "PYTHONPATH": str(scratch / "blocked"), "OMP_NUM_THREADS": "1"}
-    tried = subprocess.run([sys.executable, "-c", "import medcyclegan"], env=environment, capture_output=True)
+    importing = [sys.executable, "-c", "import medcyclegan"]
+    tried = subprocess.run(importing, cwd=scratch, env=environment, capture_output=True, check=False)
     assert tried.returncode != 0
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += ["--dataset_dir", str(volumes), "--output_dir", str(output)]

@@ -338,7 +338,7 @@ def multi_gpu(model: Model) -> Config:
 
 def _beginning() -> Config:
     return {
-        "imports": ["$import numpy", "$import torch", "$import monai", "$import medcyclegan.export.steps as steps"],
+        "imports": ["$import torch", "$import monai", "$import medcyclegan.export.steps as steps"],
         "bundle_root": ".",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
     }
@@ -417,16 +417,12 @@ def _restoring(model: Model) -> Config:
 
 def _saving(model: Model) -> Config:
     return {
-        "_target_": "monai.transforms.SaveImaged",
+        "_target_": "medcyclegan.export.steps.WriteVolumed",
         "keys": "pred",
-        "output_dir": "@output_dir",
-        "output_postfix": f"s{model.translator.modality.lower()}",
-        "output_ext": ".nii.gz",
-        "output_dtype": "$numpy.int16" if model.translator.modality == "CT" else "$numpy.float32",
-        # The volume lies on its source's grid already.
-        "resample": False,
-        "separate_folder": False,
-        "print_log": False,
+        "folder": "@output_dir",
+        "postfix": f"_s{model.translator.modality.lower()}",
+        "whole_numbers": model.translator.modality == "CT",
+        "description": model.translator.description,
     }
 
 

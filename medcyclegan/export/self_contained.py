@@ -48,6 +48,8 @@ def self_contained_inference(model: Model, program: Program) -> Config:
     return {
         "imports": [
             "$import glob",
+            "$import os",
+            "$import nibabel",
             "$import numpy",
             "$import skimage.filters as filters",
             "$import torch",
@@ -68,6 +70,7 @@ def self_contained_inference(model: Model, program: Program) -> Config:
         **_body(),
         **_intensities(model),
         **_frame(model, program),
+        **_written(model),
         "preprocessing": {
             "_target_": "monai.transforms.Compose",
             "transforms": [
@@ -134,17 +137,7 @@ def self_contained_inference(model: Model, program: Program) -> Config:
                     "dtype": "$torch.float64",
                 },
                 {"_target_": lambdad, "keys": "pred", "func": "@in_unit"},
-                {
-                    "_target_": "monai.transforms.SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": f"s{translator.modality.lower()}",
-                    "output_ext": ".nii.gz",
-                    "output_dtype": "$numpy.int16" if translator.modality == "CT" else "$numpy.float32",
-                    "resample": False,
-                    "separate_folder": False,
-                    "print_log": False,
-                },
+                {"_target_": lambdad, "keys": "pred", "func": "@written"},
             ],
         },
         "evaluator": {
@@ -301,6 +294,19 @@ def _frame(model: Model, program: Program) -> Config:
         "padded": "$lambda x: monai.transforms.SpatialPad(spatial_size=@window, method='symmetric', value=-1.0)(x)",
         # Outside the body is background once more, since interpolation blurs its edge.
         "framed": "$lambda x: @padded(@cut(torch.cat([torch.where(x[1:] > 0, x[:1], -1.0), x[1:]])))",
+    }
+
+
+def _written(model: Model) -> Config:
+    """Into a file by nibabel: MONAI's writers refuse some orientations, see `steps.WriteVolumed`."""
+    kind = "int16" if model.translator.modality == "CT" else "float32"
+    return {
+        "description": model.translator.description,
+        "file": "$lambda x: os.path.join(@output_dir, os.path.basename(x.meta['filename_or_obj']).split('.nii')[0] "
+        f"+ '_s{model.translator.modality.lower()}.nii.gz')",
+        "written": "$lambda x: (lambda image: [image.header.__setitem__('descrip', @description[:79]), "
+        "os.makedirs(@output_dir, exist_ok=True), nibabel.save(image, @file(x))] and x)"
+        f"(nibabel.Nifti1Image(x.cpu().numpy()[0].astype('{kind}'), x.affine.numpy()))",
     }
 
 

@@ -21,7 +21,8 @@ from monai.utils import TraceKeys
 from medcyclegan import build, config
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.reader import grid_of, list_volumes, read_volume
+from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_volume
+from medcyclegan.io.writer import to_int16, write_volume
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import restore
 
@@ -80,6 +81,46 @@ class RestoreVolumed(MapTransform):
             volume = np.rint(volume) if self.whole_numbers else volume
             meta = {**source.meta, "affine": affine, "original_affine": affine, "spatial_shape": np.array(target.shape)}
             result[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(volume))[None], meta=meta)
+        return result
+
+
+class WriteVolumed(MapTransform):
+    """Write the volumes at `keys` beside each other as `<case><postfix>.nii.gz`, atomically.
+
+    MONAI's own writers (1.6.1) refuse volumes whose first two axes lie in a plane with the third world axis, since they
+    take a volume for a picture with channels.
+
+    Args:
+        keys: keys of MetaTensors (1, X, Y, Z) with their affine and the name of their source's file.
+        folder: where to.
+        postfix: comes after the case id.
+        whole_numbers: write int16, else float32.
+        description: goes into the header.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, folder: str, *, postfix: str, whole_numbers: bool = True, description: str = ""
+    ) -> None:
+        super().__init__(keys)
+        self.folder = Path(folder)
+        self.postfix = postfix
+        self.whole_numbers = whole_numbers
+        self.description = description
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        result = dict(data)
+        for key in self.key_iterator(result):
+            volume = result[key]
+            values = volume.as_tensor()[0].cpu().numpy()
+            path = self.folder / f"{case_id(volume.meta['filename_or_obj'])}{self.postfix}.nii.gz"
+            codes = (volume.meta["sform_code"], volume.meta["qform_code"]) if "sform_code" in volume.meta else None
+            write_volume(
+                path,
+                to_int16(values) if self.whole_numbers else values.astype(np.float32),
+                grid_of(volume),
+                description=self.description,
+                nifti_codes=None if codes is None else (int(codes[0]), int(codes[1])),
+            )
         return result
 
 
