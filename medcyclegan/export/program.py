@@ -130,7 +130,8 @@ def largest_difference(program: Program, function: Any, generator: nn.Module, se
 
 def module_multiple(generator: nn.Module) -> int:
     """The multiple of voxels to which a generator pads inside; 1 where none of its parts says so."""
-    found = [int(m.multiple) for m in generator.modules() if isinstance(getattr(m, "multiple", None), int)]
+    stated = [getattr(module, "multiple", None) for module in generator.modules()]
+    found = [number for number in stated if isinstance(number, int)]
     foreign = any(isinstance(m, ForeignGenerator) for m in generator.modules())
     return max([1, *found, *([MULTIPLE] if foreign else [])])
 
