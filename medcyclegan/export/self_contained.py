@@ -253,7 +253,8 @@ def _mr_body() -> Config:
 def _intensities(model: Model) -> Config:
     """To [-1, 1] and back, as in `transforms.intensity`; of a source in two channels, image and body."""
     prepared, scaler = model.translator.preparation, model.translator.scaler
-    if prepared.modality == "CT":
+    ct = prepared.modality == "CT"
+    if ct:
         low, high = prepared.ct_window
         limits = f"$lambda x: ({low!r}, {high!r})"
         unit = "@unit(x)"
@@ -273,7 +274,8 @@ def _intensities(model: Model) -> Config:
         "limits": limits,
         "unit": "$lambda x: (lambda low, high: 2 * (x[:1].clamp(float(low), float(high)) - float(low)) "
         "/ (float(high) - float(low)) - 1)(*@limits(x.as_tensor()))",
-        "scaled": f"$lambda x: torch.cat([torch.where(x[1:] > 0, {unit}, -1.0), x[1:]])",
+        # The air around CT is air already, and its blurred edge belongs to it.
+        "scaled": f"$lambda x: torch.cat([{unit if ct else f'torch.where(x[1:] > 0, {unit}, -1.0)'}, x[1:]])",
         "share": f"$lambda y: {share}",
         "in_unit": f"$lambda y: {in_unit}",
     }
