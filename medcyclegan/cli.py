@@ -630,6 +630,46 @@ def _two_numbers(text: str | None, option: str) -> tuple[float, float] | None:
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or a checkpoint file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
+    file_format: Annotated[
+        str, typer.Option("--format", help="bundle (MONAI), onnx, pt2 (torch.export) or slicer (3D Slicer).")
+    ] = "bundle",
+    direction: Annotated[str, typer.Option(help="ab (source to target), ba or both.")] = "ab",
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="A bundle that needs MONAI and torch, and not this program.")
+    ] = False,
+    scores: Annotated[Path | None, typer.Option(help="Folder that evaluate wrote, for the model card.")] = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trained run into something that other programs run, with a model card."""
+    from medcyclegan.export.formats import export_run
+
+    written = export_run(
+        run,
+        output,
+        file_format=file_format,
+        direction=direction,
+        self_contained=self_contained,
+        scores=scores,
+        allow=allow or (),
+    )
+    for told in written.values():
+        if not told["finished"]:
+            _warn(f"{told['folder']}: the training is not finished, or unknown; its card says so")
+        if "without_program" in told:
+            _warn(f"{told['folder']} has no exported program: {told['without_program']}")
+    if as_json:
+        _print_json(written)
+        return
+    for told in written.values():
+        differs = f", within {told['difference']:.1e} of torch" if "difference" in told else ""
+        _say(f"{told['folder']}: {file_format}{differs}")
+
+
+@app.command()
 def import_weights(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A *_net_G*.pth with instance norm.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="CHECKPOINT", help="A new file.")],

@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "reference_weights": GROUND | {"", "config", "networks", "training", "transforms"},
     "plan": GROUND | {"", "build", "config", "data", "io", "machine", "transforms"},
     "benchmark": GROUND | {"build", "config", "data", "inference", "losses", "networks", "training"},
+    "export": GROUND | {"", "build", "config", "inference", "io", "networks", "training", "transforms"},
     "demo": GROUND | {"", "build", "config", "convert", "evaluation", "io", "phantom", "report"},
     "cli": GROUND
     | {
@@ -62,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "doctor",
         "evaluation",
+        "export",
         "plan",
         "ranks",
         "reference_weights",

@@ -180,7 +180,8 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> T
 def pad_to_multiple(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
     """Repeat the last voxels of each spatial axis until its length is a multiple of `multiple`, and `at_least`."""
     missing = [max(at_least - n, 0) + (-max(n, at_least)) % multiple for n in x.shape[2:]]
-    if not any(missing):
+    # An exported program has no branches: padding by nothing there is what lets it take every size.
+    if not torch.compiler.is_exporting() and not any(missing):
         return x
     return F.pad(x, [pad for n in reversed(missing) for pad in (0, n)], mode="replicate")
 
@@ -193,7 +194,11 @@ def pad_to_halve(x: Tensor, multiple: int) -> Tensor:
 def crop_to(x: Tensor, shape: torch.Size) -> Tensor:
     """Keep the first `shape` voxels of the spatial axes: undoes `pad_to_multiple`."""
     for axis, length in enumerate(shape, start=2):
-        x = x.narrow(axis, 0, length)
+        if torch.compiler.is_exporting():
+            # A view would tie the exported program to sizes that leave the memory's layout alike.
+            x = x.index_select(axis, torch.arange(length, device=x.device))
+        else:
+            x = x.narrow(axis, 0, length)
     return x
 
 

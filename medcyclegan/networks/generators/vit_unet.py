@@ -123,7 +123,7 @@ def positions(shape: torch.Size, channels: int, device: torch.device) -> Tensor:
     rates = torch.exp(-math.log(1e4) * torch.arange(frequencies, device=device) / frequencies)
     encoded = []
     for axis, length in enumerate(shape):
-        angles = (torch.arange(length, device=device) - (length - 1) / 2)[:, None] * rates
+        angles = (torch.arange(1 - length, length, 2, device=device) / 2)[:, None] * rates
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         view = [1] * len(shape) + [2 * frequencies]
         view[axis] = length

@@ -1,0 +1,553 @@
+"""MONAI bundles: a folder with configs that MONAI's own commands verify, run, evaluate and train.
+
+The form written here names classes of this package, so that a bundle gives what `medcyclegan convert` gives in float32.
+`self_contained` writes the form that does without.
+
+The schema that bundles carry is written after the keys that MONAI's bundle specification calls mandatory; MONAI's own
+is a download. `verify_metadata` takes either.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from medcyclegan import __version__
+from medcyclegan.atomic import atomic_folder
+from medcyclegan.errors import InputError
+from medcyclegan.export.card import LICENSE, write_card
+from medcyclegan.export.model import Model, require_feature
+from medcyclegan.export.onnx import INPUT
+from medcyclegan.export.program import Program, export_program, save_program
+from medcyclegan.export.self_contained import self_contained_inference
+from medcyclegan.inference.planes import ACROSS
+from medcyclegan.transforms.pipeline import Preparation
+
+# MONAI's own schema for metadata.json, which its model zoo names.
+SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+NEEDED = (
+    "monai.bundle.verify_metadata",
+    "monai.bundle.verify_net_in_out",
+    "monai.bundle.ConfigWorkflow",
+    "monai.engines.SupervisedEvaluator",
+    "torch.export.export",
+)
+METRICS = ("mae", "psnr", "ssim", "ms_ssim", "me")
+Config = dict[str, Any]
+
+
+def write_bundle(model: Model, folder: Path, *, self_contained: bool = False) -> str | None:
+    """Write the bundle of one direction.
+
+    Args:
+        model: what to export.
+        folder: where to; it must not exist.
+        self_contained: for places that have MONAI and torch and not this package.
+
+    Returns:
+        Why it has no exported program, or None if it has one.
+
+    Raises:
+        InputError: the folder exists, MONAI lacks something, or a self-contained bundle cannot be made.
+    """
+    refuse_existing(folder)
+    for path in NEEDED:
+        require_feature(path, "a bundle")
+    program: Program | None = None
+    without: str | None = None
+    try:
+        program = export_program(model.generator, channels=model.channels, window=model.translator.window)
+    except InputError as error:
+        if self_contained:
+            raise
+        without = str(error)
+    with atomic_folder(folder) as made:
+        for name in ("configs", "models", "docs"):
+            (made / name).mkdir()
+        if program is not None:
+            save_program(program, made / "models" / "model.pt2")
+        torch.save(model.generator.state_dict(), made / "models" / "model.pt")
+        configs = {"metadata": metadata(model, program, self_contained), "schema": SCHEMA}
+        if self_contained:
+            if program is None:
+                raise ValueError("a self-contained bundle has a program")
+            configs["inference"] = self_contained_inference(model, program)
+        else:
+            configs |= {"inference": inference(model), "train": training(model), "multi_gpu_train": multi_gpu(model)}
+            if model.translator.modality == "CT":
+                configs["evaluate"] = evaluation(model)
+        for name, content in configs.items():
+            (made / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if not self_contained:
+            text = yaml.safe_dump(model.experiment, sort_keys=False)
+            (made / "configs" / "experiment.yaml").write_text(text, encoding="utf-8")
+        picture = newest_picture(model)
+        if picture is not None:
+            shutil.copyfile(picture, made / "docs" / "picture.png")
+        write_card(
+            made / "docs" / "README.md",
+            model,
+            form="self-contained bundle" if self_contained else "bundle",
+            picture="picture.png" if picture is not None else None,
+            program=program,
+            without=without,
+        )
+        (made / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    return without
+
+
+def refuse_existing(folder: Path) -> None:
+    if folder.exists():
+        raise InputError(f"{folder} exists already.", "Give a new folder; nothing is replaced.")
+
+
+def newest_picture(model: Model) -> Path | None:
+    pictures = sorted((model.folder / "pictures").glob("*.png"))
+    return pictures[-1] if pictures else None
+
+
+def metadata(model: Model, program: Program | None, self_contained: bool) -> Config:
+    """`configs/metadata.json`, with every key that the bundle specification calls mandatory."""
+    translator = model.translator
+    smallest = program.smallest if program is not None else 16
+    shape: list[int | str] = [f"{smallest}*{'np'[axis % 2]}" for axis in range(translator.spatial_dims)]
+    rule = program.shape_rule() if program is not None else "any size of at least 16 voxels along every axis"
+    if self_contained and program is not None and program.size is not None:
+        shape = list(program.size)
+    elif program is not None and program.size is not None:
+        rule = f"any size; models/model.pt2 takes {rule}"
+    neighbors = translator.neighbors
+    slices = {str(n): f"slice {n - neighbors:+d}" if n != neighbors else "the slice" for n in range(model.channels)}
+    unit = _unit(model)
+    written = "[-1024, 3071] HU" if translator.modality == "CT" else "the typical units of the training volumes"
+    return {
+        "schema": SCHEMA_URL,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"exported by medcyclegan {__version__} from step {model.step}"},
+        "monai_version": version("monai"),
+        "pytorch_version": str(torch.__version__).split("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": _required(self_contained),
+        "optional_packages_version": {},
+        "name": model.name,
+        "task": f"Translation of {model.source} volumes to synthetic {model.target}",
+        "description": f"A generator ({model.architecture}, {translator.spatial_dims}D) trained by medcyclegan to "
+        f"translate {model.source} to {model.target} without paired data; {_training_words(model)}. The result lies "
+        f"on the grid of its source, in {written}.",
+        "authors": "Whoever trained the run; write your names here before you publish",
+        "copyright": "See LICENSE",
+        "data_source": "The volumes that the run was trained on; not part of the bundle and not named in it. Describe "
+        "them here before you publish",
+        "data_type": "volumes with an affine: NIfTI" + ("" if self_contained else ", MHA, NRRD, DICOM"),
+        "image_classes": f"{model.source}, one channel",
+        "pred_classes": f"synthetic {model.target}, one channel",
+        "eval_metrics": model.scores,
+        "eval_metrics_of": model.scored,
+        "intended_use": "Research. No medical device; not for diagnosis, treatment planning or any other clinical use",
+        "references": [],
+        "network_data_format": {
+            "inputs": {
+                INPUT: {
+                    "type": "image",
+                    "format": "hounsfield" if translator.preparation.modality == "CT" else "magnitude",
+                    "modality": translator.preparation.modality,
+                    "num_channels": model.channels,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [-1, 1],
+                    "is_patch_data": True,
+                    "channel_def": slices if model.channels > 1 else {"0": "image"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "hounsfield" if translator.modality == "CT" else "magnitude",
+                    "modality": translator.modality,
+                    "num_channels": model.channels,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [-1, 1],
+                    "is_patch_data": True,
+                    "channel_def": slices if model.channels > 1 else {"0": f"[-1, 1] is {unit}"},
+                }
+            },
+        },
+        "preparation": preparation(model, rule),
+    }
+
+
+def preparation(model: Model, rule: str) -> Config:
+    """Everything that is needed to use the network alone, as plain data."""
+    translator, prepared = model.translator, model.translator.preparation
+    axes = [name for number, name in enumerate("xyz") if number != ACROSS[translator.plane]]
+    window = list(translator.window)
+    return {
+        "direction": f"{model.source} to {model.target}",
+        "axes": "volumes are arrays (X, Y, Z) whose indices rise towards right, anterior, superior (RAS)",
+        "spacing_mm": list(prepared.spacing),
+        "input": {
+            "modality": prepared.modality,
+            "scaling": (
+                {"low": prepared.ct_window[0], "high": prepared.ct_window[1], "unit": "HU"}
+                if prepared.modality == "CT"
+                else {
+                    "percentiles_inside_body": list(prepared.mr_percentiles),
+                    "inverted": prepared.mr_inverted,
+                    "floor": prepared.mr_floor,
+                }
+            ),
+            "formula": _formula(prepared),
+            "outside_body": -1.0,
+        },
+        "output": {
+            "modality": translator.modality,
+            **translator.scaler.to_dict(),
+            "unit": "HU" if translator.modality == "CT" else "typical units of the training volumes",
+            "formula": "low + (y + 1) / 2 (high - low)"
+            if not translator.scaler.inverted and translator.scaler.floor == -1
+            else "u = (y - floor) 2 / (1 - floor) - 1; negate u if inverted; low + (u + 1) / 2 (high - low)",
+            "outside_body": "low",
+        },
+        "network": {
+            "spatial_dims": translator.spatial_dims,
+            "plane": translator.plane if translator.spatial_dims == 2 else None,
+            "axes": "".join(axes) if translator.spatial_dims == 2 else "xyz",
+            "channels": model.channels,
+            "channels_are": "one image"
+            if model.channels == 1
+            else f"neighboring slices {-translator.neighbors} to {translator.neighbors} along the plane's normal; "
+            "every slice is the mean of the predictions that show it",
+            "sizes": rule,
+        },
+        "window": window,
+        "padding": "shorter axes are padded with -1 on both sides up to the window; of axes that are longer, the "
+        "bounding box of the body with a margin of 4 voxels is shown (2D), or windows that overlap by half (3D)",
+    }
+
+
+def inference(model: Model) -> Config:
+    """`configs/inference.json`."""
+    return {
+        **_beginning(),
+        "dataset_dir": "/path/to/volumes",
+        "output_dir": "$@bundle_root + '/eval'",
+        **_network(model),
+        "preprocessing": {"_target_": "monai.transforms.Compose", "transforms": _preprocessing(model)},
+        "dataset": {
+            "_target_": "monai.data.Dataset",
+            "data": "$steps.volumes(@dataset_dir)",
+            "transform": "@preprocessing",
+        },
+        "dataloader": _dataloader(),
+        "inferer": _inferer(model),
+        "postprocessing": {
+            "_target_": "monai.transforms.Compose",
+            "transforms": [_restoring(model), _saving(model)],
+        },
+        "handlers": [_loading()],
+        "evaluator": _evaluator(),
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def evaluation(model: Model) -> Config:
+    """`configs/evaluate.json`: `inference.json` with references, and the scores of `medcyclegan evaluate`."""
+    content = inference(model)
+    content["label_dir"] = "/path/to/references"
+    content["preprocessing"]["transforms"].append({"_target_": "medcyclegan.export.steps.ReadVolumed", "keys": "label"})
+    content["dataset"]["data"] = "$steps.pairs(@dataset_dir, @label_dir)"
+    content["postprocessing"]["transforms"].append(
+        {"_target_": "medcyclegan.transforms.body.BodyMaskd", "keys": "label", "body_key": "mask", "modality": "CT"}
+    )
+
+    def metric(name: str) -> Config:
+        return {
+            "_target_": "medcyclegan.evaluation.monai_metrics.MaskedMetricHandler",
+            "metric": {"_target_": "medcyclegan.evaluation.monai_metrics.MaskedMetric", "name": name},
+            "output_transform": "$lambda output: tuple(torch.stack([torch.as_tensor(item[key]) for item in output]) "
+            "for key in ('pred', 'label', 'mask'))",
+        }
+
+    content["key_metric"] = {METRICS[0]: metric(METRICS[0])}
+    content["additional_metrics"] = {name: metric(name) for name in METRICS[1:]}
+    content["handlers"].append(
+        {
+            "_target_": "monai.handlers.MetricsSaver",
+            "save_dir": "@output_dir",
+            "metrics": "*",
+            "metric_details": "*",
+            "batch_transform": "$lambda batch: [item['image'].meta for item in batch]",
+            "summary_ops": "*",
+        }
+    )
+    content["evaluator"] |= {
+        "key_val_metric": "@key_metric",
+        "additional_metrics": "@additional_metrics",
+        # An error is better the smaller it is.
+        "metric_cmp_fn": "$lambda current, best: current < best",
+    }
+    return content
+
+
+def training(model: Model) -> Config:
+    """`configs/train.json`: the experiment of the run, on other volumes."""
+    return {
+        **_beginning(),
+        "dataset_dir": "/path/to/folder/with/a/and/b",
+        "output_dir": "$@bundle_root + '/run'",
+        # In a file of its own: `_target_` in it names a part of this package and nothing that MONAI should build.
+        "experiment": "$@bundle_root + '/configs/experiment.yaml'",
+        "steps": None,
+        "network_def": model.network(),
+        "train": {
+            "dataset": {
+                "_target_": "monai.data.Dataset",
+                "data": "$steps.training_volumes(@dataset_dir)",
+            },
+            "inferer": {"_target_": "monai.inferers.SimpleInferer"},
+            "handlers": [],
+            "trainer": {
+                "_target_": "medcyclegan.export.steps.BundleTrainer",
+                "experiment": "@experiment",
+                "dataset_dir": "@dataset_dir",
+                "run": "@output_dir",
+                "device": "@device",
+                "max_epochs": 1,
+                "steps": "@steps",
+                "handlers": "@train#handlers",
+            },
+        },
+        "run": ["$@train#trainer.run()"],
+    }
+
+
+def multi_gpu(model: Model) -> Config:
+    """`configs/multi_gpu_train.json`: `train.json` for torchrun, one process per GPU."""
+    content = training(model)
+    content["imports"].append("$import os")
+    content["device"] = "$torch.device('cuda:' + os.environ['LOCAL_RANK'] if torch.cuda.is_available() else 'cpu')"
+    return content
+
+
+def _beginning() -> Config:
+    return {
+        "imports": ["$import torch", "$import monai", "$import medcyclegan.export.steps as steps"],
+        "bundle_root": ".",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+    }
+
+
+def _network(model: Model) -> Config:
+    return {
+        "network_def": model.network(),
+        "network": "$@network_def.to(@device)",
+        "ckpt_path": "$@bundle_root + '/models/model.pt'",
+    }
+
+
+def _preprocessing(model: Model) -> list[Config]:
+    """`transforms.pipeline.preparation_transform`, spelled out."""
+    prepared = model.translator.preparation
+    package = "medcyclegan.transforms"
+    outside = {"_target_": f"{package}.body.OutsideBodyd", "keys": "image", "body_key": "body", "value": -1.0}
+    steps: list[Config] = [
+        {"_target_": "medcyclegan.export.steps.ReadVolumed", "keys": "image"},
+        {
+            "_target_": f"{package}.body.BodyMaskd",
+            "keys": "image",
+            "body_key": "body",
+            "modality": prepared.modality,
+        },
+    ]
+    if prepared.modality == "CT":
+        window = list(prepared.ct_window)
+        steps.append({"_target_": f"{package}.intensity.ScaleCTd", "keys": "image", "window": window})
+    else:
+        steps.append(
+            {
+                "_target_": f"{package}.intensity.ScaleMRd",
+                "keys": "image",
+                "body_key": "body",
+                "percentiles": list(prepared.mr_percentiles),
+                "inverted": prepared.mr_inverted,
+                "floor": prepared.mr_floor,
+            }
+        )
+        steps.append(outside)
+    steps.append(
+        {
+            "_target_": f"{package}.geometry.ToWorkingGridd",
+            "keys": ["image", "body"],
+            "spacing": list(prepared.spacing),
+            "fill": [-1.0, 0.0],
+            "mode": ["linear", "nearest"],
+        }
+    )
+    return [*steps, outside]
+
+
+def _inferer(model: Model) -> Config:
+    translator = model.translator
+    return {
+        "_target_": "medcyclegan.inference.inferer.TranslatorInferer",
+        "window": list(translator.window),
+        "spatial_dims": translator.spatial_dims,
+        "plane": translator.plane,
+        "neighbors": translator.neighbors,
+    }
+
+
+def _restoring(model: Model) -> Config:
+    return {
+        "_target_": "medcyclegan.export.steps.RestoreVolumed",
+        "keys": "pred",
+        "source_key": "image",
+        "body_key": "body",
+        **model.translator.scaler.to_dict(),
+        "whole_numbers": model.translator.modality == "CT",
+    }
+
+
+def _saving(model: Model) -> Config:
+    return {
+        "_target_": "medcyclegan.export.steps.WriteVolumed",
+        "keys": "pred",
+        "folder": "@output_dir",
+        "postfix": f"_s{model.translator.modality.lower()}",
+        "whole_numbers": model.translator.modality == "CT",
+        "description": model.translator.description,
+    }
+
+
+def _dataloader() -> Config:
+    return {
+        "_target_": "monai.data.DataLoader",
+        "dataset": "@dataset",
+        "batch_size": 1,
+        "shuffle": False,
+        "num_workers": 0,
+    }
+
+
+def _loading() -> Config:
+    return {
+        "_target_": "monai.handlers.CheckpointLoader",
+        "load_path": "@ckpt_path",
+        "load_dict": {"model": "@network"},
+        "map_location": "@device",
+    }
+
+
+def _evaluator() -> Config:
+    return {
+        "_target_": "monai.engines.SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+    }
+
+
+def _required(self_contained: bool) -> dict[str, str]:
+    if self_contained:
+        return {name: version(name) for name in ("nibabel", "pytorch-ignite", "scipy", "scikit-image")}
+    return {"medcyclegan": __version__}
+
+
+def _training_words(model: Model) -> str:
+    if model.imported:
+        return "its weights were imported, and nothing is known of their training"
+    if model.finished:
+        return f"{model.steps} steps"
+    return f"UNFINISHED, {model.step} of {model.steps} steps"
+
+
+def _unit(model: Model) -> str:
+    scaler = model.translator.scaler
+    low, high = (scaler.high, scaler.low) if scaler.inverted else (scaler.low, scaler.high)
+    return f"{low:g} to {high:g} {'HU' if model.translator.modality == 'CT' else ''}".strip()
+
+
+def _formula(prepared: Preparation) -> str:
+    formula = "u = 2 (clip(v, low, high) - low) / (high - low) - 1"
+    if prepared.modality == "CT":
+        return formula
+    if prepared.mr_inverted:
+        formula += "; u = -u"
+    formula += "; x = (u + 1) (1 - floor) / 2 + floor"
+    return f"{formula}; low and high are the percentiles of the volume inside its body"
+
+
+_TENSOR = {
+    "type": "object",
+    "required": [
+        "type",
+        "format",
+        "modality",
+        "num_channels",
+        "spatial_shape",
+        "dtype",
+        "value_range",
+        "is_patch_data",
+        "channel_def",
+    ],
+    "properties": {
+        "type": {"enum": ["image", "series", "tuples", "probabilities"]},
+        "format": {"type": "string"},
+        "modality": {"type": "string"},
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "minLength": 1}]},
+        },
+        "dtype": {"type": "string"},
+        "value_range": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}},
+    },
+}
+_TEXT = {"type": "string", "minLength": 1}
+_VERSIONS = {"type": "object", "additionalProperties": {"type": "string"}}
+SCHEMA: Config = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "metadata.json of a MONAI bundle: the keys that the bundle specification calls mandatory",
+    "type": "object",
+    "required": [
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "optional_packages_version",
+        "task",
+        "description",
+        "authors",
+        "copyright",
+        "network_data_format",
+    ],
+    "properties": {
+        **dict.fromkeys(("version", "monai_version", "pytorch_version", "numpy_version"), _TEXT),
+        **dict.fromkeys(("task", "description", "authors", "copyright", "intended_use", "data_source"), _TEXT),
+        "required_packages_version": _VERSIONS,
+        "optional_packages_version": _VERSIONS,
+        "changelog": _VERSIONS,
+        "eval_metrics": {"type": "object", "additionalProperties": {"type": "number"}},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {
+                part: {"type": "object", "minProperties": 1, "additionalProperties": _TENSOR}
+                for part in ("inputs", "outputs")
+            },
+        },
+    },
+}

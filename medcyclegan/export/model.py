@@ -1,0 +1,171 @@
+"""What is exported: one direction of a checkpoint, and everything that must be said of it."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medcyclegan.build import load_translator
+from medcyclegan.errors import InputError
+from medcyclegan.inference.translator import Translator
+from medcyclegan.registry import GENERATORS, Part
+from medcyclegan.training.checkpoint import load_checkpoint
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One direction of a checkpoint.
+
+    Attributes:
+        name: of the run, followed by the direction.
+        folder: of the run, for its pictures.
+        direction: "ab" or "ba".
+        translator: the loaded checkpoint, on the CPU in float32.
+        experiment: its resolved config as plain data, without the paths of the data.
+        source, target: names of the domains.
+        step, steps: optimizer steps done and planned.
+        imported: the weights come from elsewhere, and nothing is known of their training.
+        scores: what was measured, name -> value.
+        scored: what the scores are of, in words.
+    """
+
+    name: str
+    folder: Path
+    direction: str
+    translator: Translator
+    experiment: dict[str, Any]
+    source: str
+    target: str
+    step: int
+    steps: int
+    imported: bool
+    scores: dict[str, float]
+    scored: str
+
+    @property
+    def generator(self) -> nn.Module:
+        return self.translator.generator
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.translator.neighbors + 1
+
+    @property
+    def finished(self) -> bool:
+        return not self.imported and self.step >= self.steps
+
+    @property
+    def architecture(self) -> str:
+        """The generator's `_target_` as the config has it."""
+        return str(self.experiment["model"]["generator"]["_target_"])
+
+    def network(self) -> dict[str, Any]:
+        """The generator as an entry of a MONAI config: a class by its dotted path, and its arguments."""
+        leaf = self.experiment["model"]["generator"]
+        given = {
+            "in_channels": self.channels,
+            "out_channels": self.channels,
+            "spatial_dims": self.translator.spatial_dims,
+        }
+        arguments = {key: value for key, value in leaf.items() if key != "_target_"}
+        part = GENERATORS.find(leaf["_target_"])
+        target = f"{part.module}.{part.class_name}" if isinstance(part, Part) else leaf["_target_"]
+        if target.startswith("medcyclegan."):
+            return {"_target_": target, **arguments, **given}
+        adapter = str(GENERATORS.adapter)
+        return {"_target_": adapter, "network": {"_target_": target, **arguments, **given}, **given}
+
+
+def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: Iterable[str] = ()) -> Model:
+    """Load one direction of a run or checkpoint for export.
+
+    Args:
+        run: a run or a checkpoint file.
+        direction: "ab" or "ba".
+        scores: folder that `medcyclegan evaluate` wrote for this direction; by default the validation of the run.
+        allow: as in `load_translator`.
+
+    Raises:
+        InputError: there is no such checkpoint, direction or evaluation.
+    """
+    translator = load_translator(run, direction=direction, device="cpu", allow=allow)
+    translator.bf16 = False
+    content = load_checkpoint(run, allow)
+    folder = run if run.is_dir() else run.parent
+    experiment = {key: value for key, value in content["experiment"].items() if key != "data"}
+    source, target = (str(content["domains"][domain]["name"]) for domain in direction)
+    imported = "optimizers" not in content
+    measured, words = _scores(folder, scores, direction, imported)
+    stem = run.resolve().name if run.is_dir() else run.resolve().stem
+    return Model(
+        name=f"{stem}_{direction}",
+        folder=folder,
+        direction=direction,
+        translator=translator,
+        experiment=experiment,
+        source=source,
+        target=target,
+        step=int(content["step"]),
+        steps=int(experiment["training"]["steps"]),
+        imported=imported,
+        scores=measured,
+        scored=words,
+    )
+
+
+def require_feature(path: str, needed_for: str) -> Any:
+    """A function or class of MONAI or torch by its dotted path.
+
+    Raises:
+        InputError: the installed version does not have it.
+    """
+    module, _, name = path.rpartition(".")
+    package = path.split(".")[0]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        version = getattr(importlib.import_module(package), "__version__", "unknown")
+        raise InputError(
+            f"{needed_for} needs {path}, which the installed {package} {version} does not have.",
+            f"Install another version of {package}; constraints.txt names one that was tested.",
+        ) from error
+
+
+def _scores(folder: Path, scores: Path | None, direction: str, imported: bool) -> tuple[dict[str, float], str]:
+    if scores is not None:
+        path = scores / SUMMARY if scores.is_dir() else scores
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            metrics: Mapping[str, Any] = content["metrics"]
+            found = {name: float(value["mean"]) for name, value in metrics.items() if value["mean"] is not None}
+            cases = max(int(value["n"]) for value in metrics.values())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is no summary of an evaluation.", "Give the output folder of `medcyclegan evaluate`."
+            ) from error
+        return found, f"means over {cases} cases, as `medcyclegan evaluate` found them ({content['protocol']})"
+    table = folder / "validation.csv"
+    if direction == "ab" and not imported and table.is_file():
+        with table.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        if rows:
+            last = rows[-1]
+            found = {name: float(value) for name, value in last.items() if name != "step" and _is_number(value)}
+            return found, f"the run's validation pairs at step {last['step']}, inside the body, on the working grid"
+    return {}, "nothing: this direction was not evaluated"
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return float(text) == float(text)
+    except (TypeError, ValueError):
+        return False
