@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medcyclegan.networks.instance_norm import use_channels_last
-from medcyclegan.training.lanes import Lanes
+from medcyclegan.training.lanes import Lanes, laid_out_like
 from medcyclegan.training.objectives import Images, Losses, Objective, Part, discriminator_parts, generator_parts
 
 
@@ -224,6 +224,10 @@ class CycleGANTrainer(Trainer):
             self.ema.averages[name].load_state_dict(state)
         for role, optimizer in self.optimizers.items():
             optimizer.load_state_dict(snapshot["optimizers"][role])
+            for parameter, state in optimizer.state.items():
+                for name, moment in state.items():
+                    if moment.shape == parameter.shape:  # may have been saved in another memory format
+                        state[name] = laid_out_like(parameter, moment)
             scheduler = self.schedulers[role]
             scheduler.last_epoch = snapshot["schedulers"][role]["step"]
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
