@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,3 +159,24 @@ def test_the_trainer_gives_the_same_bits_again() -> None:
         return [p.detach() for p in trainer.objective.networks.parameters()]
 
     assert all(torch.equal(one, other) for one, other in zip(weights(), weights(), strict=True))
+
+
+def test_a_snapshot_in_another_memory_format_goes_on_with_the_same_numbers() -> None:
+    """Fused Adam would otherwise give moments to other weights, silently."""
+
+    def trainer() -> CycleGANTrainer:
+        return CycleGANTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
+
+    first = trainer()
+    first._iteration(first, batch(0))
+    snapshot = copy.deepcopy(first.snapshot())
+    for states in snapshot["optimizers"].values():
+        for moments in states["state"].values():
+            for name, moment in moments.items():
+                moments[name] = moment.clone(memory_format=torch.contiguous_format)
+    second = trainer()
+    second.restore(snapshot)
+    for one in (first, second):
+        one._iteration(one, batch(1))
+    pairs = zip(first.objective.networks.parameters(), second.objective.networks.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

@@ -74,7 +74,7 @@ class Lanes:
                 if gradient is None:
                     continue
                 if parameter.grad is None:
-                    parameter.grad = _laid_out_like(parameter, gradient)
+                    parameter.grad = laid_out_like(parameter, gradient)
                 else:
                     parameter.grad += gradient
         return _joined([(losses, images) for losses, images, _ in done])
@@ -130,8 +130,12 @@ def _joined(results: Sequence[tuple[Losses, Images]]) -> tuple[Losses, Images]:
     return losses, images
 
 
-def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """Fused optimizers go through memory and not through indices: a gradient must lie there as its weight does."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The same values in the parameter's memory format.
+
+    Fused optimizers go through memory and not through indices: a gradient or a moment that lies there in another order
+    than its weight would be given to other elements, silently.
+    """
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

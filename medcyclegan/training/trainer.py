@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from medcyclegan import ranks
 from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.training.guards import guarded_step
-from medcyclegan.training.lanes import Lanes
+from medcyclegan.training.lanes import Lanes, laid_out_like
 from medcyclegan.training.objectives import (
     Images,
     Losses,
@@ -366,6 +366,10 @@ class CycleGANTrainer(Trainer):
             optimizer.load_state_dict(snapshot["optimizers"][role])
             for group, own in zip(optimizer.param_groups, settings, strict=True):
                 group.update(own)
+            for parameter, moments in optimizer.state.items():
+                for name, moment in moments.items():
+                    if moment.shape == parameter.shape:  # may have been saved in another memory format
+                        moments[name] = laid_out_like(parameter, moment)
         self.objective.load_state_dict(snapshot["objective"], self.state.device)
 
 
