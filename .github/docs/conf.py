@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import docstrings
 import generated
+from sphinx.util.inspect import stringify_signature
 
 from medcyclegan import __version__
 
@@ -53,6 +55,16 @@ def _convert(app: Any, what: str, name: str, thing: object, options: Any, lines:
     lines[:] = docstrings.as_rst(lines)
 
 
+def _sign(app: Any, what: str, name: str, thing: Any, options: Any, given: str, returns: str) -> tuple[str, str] | None:
+    """MONAI's transforms have a `__new__(*args, **kwargs)` that hides how they are made."""
+    if what != "class" or "__init__" not in vars(thing) or not (given or "").startswith("(*args"):
+        return None
+    signature = inspect.signature(thing.__init__)
+    own = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
+    return stringify_signature(own, unqualified_typehints=True, short_literals=True).removesuffix(" -> None"), returns
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", _sign)
     app.connect("source-read", _fill_in)
     app.connect("autodoc-process-docstring", _convert, priority=400)  # before napoleon

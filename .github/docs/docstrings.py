@@ -1,4 +1,7 @@
-"""Docstrings as reStructuredText. They are written to be read in the source: shapes as (B, *spatial), |x|, indented blocks."""
+"""Docstrings as reStructuredText.
+
+They are written to be read in the source, with shapes as (B, *spatial), |x| and indented blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ KEPT = re.compile(r"(`[^`]*`|(?<![\w*])\*[^\W\d][\w -]*\*(?![\w*]))")
 
 
 def as_rst(lines: Iterable[str]) -> list[str]:
-    """Escape what reStructuredText would take for markup; what is indented after an empty line becomes a literal block."""
+    """Escape what would be taken for markup; what is indented after an empty line becomes a literal block."""
     result: list[str] = []
     above, literal = 0, False
     for line in lines:

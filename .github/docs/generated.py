@@ -57,7 +57,11 @@ TEXTS: dict[str, Callable[[], str]] = {"commands": commands, "configuration": co
 
 def _option(parameter: Any) -> tuple[str, str, str]:
     flag = parameter.param_type_name == "option"
-    name = ", ".join(f"`{text}`" for text in parameter.opts) if flag else f"`{parameter.metavar or parameter.name.upper()}`"
+    name = (
+        ", ".join(f"`{text}`" for text in parameter.opts)
+        if flag
+        else f"`{parameter.metavar or parameter.name.upper()}`"
+    )
     if parameter.required:
         default = "needed"
     elif parameter.default is None or parameter.default is False:
@@ -79,7 +83,9 @@ def _sections(model: type[BaseModel], defaults: BaseModel, path: str) -> Iterato
         yield "| key | default | values | meaning |"
         yield "|---|---|---|---|"
         for name, field in leaves.items():
-            yield _row(f"`{name}`", f"`{_default(name, getattr(defaults, name))}`", _values(field), field.description or PART)
+            yield _row(
+                f"`{name}`", f"`{_default(name, getattr(defaults, name))}`", _values(field), field.description or PART
+            )
         yield ""
     for name, field in inner.items():
         assert isinstance(field.annotation, type)
