@@ -18,6 +18,7 @@ from medcyclegan.cli import app
 from medcyclegan.config import DEFAULT_PARTS, Experiment
 from medcyclegan.registry import LISTED, listing
 
+PART = "a part by `_target_`, with its arguments; see [parts](parts.md)"
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "length at least"}
 
 
@@ -90,9 +91,6 @@ def _sections(model: type[BaseModel], defaults: BaseModel, path: str) -> Iterato
     for name, field in inner.items():
         assert isinstance(field.annotation, type)
         yield from _sections(field.annotation, getattr(defaults, name), f"{path}.{name}" if path else name)
-
-
-PART = "a part by `_target_`, with its arguments; see [parts](parts.md)"
 
 
 def _is_section(field: FieldInfo) -> bool:
