@@ -83,12 +83,24 @@ def test_what_a_page_names_exists(page: Path) -> None:
             assert used <= options, line
 
 
+def test_what_the_reference_takes_from_docstrings_exists() -> None:
+    found = re.findall(r"^\.\. auto(\w+):: (\S+)$", "\n".join(p.read_text() for p in PAGES), flags=re.MULTILINE)
+    assert len(found) > 50
+    for kind, path in found:
+        module, _, name = path.rpartition(".")
+        if kind == "module":
+            assert importlib.import_module(path).__doc__, path
+        else:
+            assert getattr(importlib.import_module(module), name).__doc__, path
+
+
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
         ("(B, *spatial) to |x|", r"(B, \*spatial) to \|x\|"),
         ("a *case* is `a * b`", "a *case* is `a * b`"),
         ("2**depth", r"2\*\*depth"),
+        ("a name_ of gen_ab", r"a name\_ of gen_ab"),
     ],
 )
 def test_docstrings_become_markup(monkeypatch: pytest.MonkeyPatch, written: str, shown: str) -> None:

@@ -31,6 +31,6 @@ def as_rst(lines: Iterable[str]) -> list[str]:
             continue
         above = indent
         parts = KEPT.split(line)
-        parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
+        parts[::2] = [re.sub(r"([*|]|(?<=\w)_\b(?!\w))", r"\\\1", part) for part in parts[::2]]
         result.append("".join(parts))
     return result
