@@ -133,6 +133,9 @@ def train(
     first = ranks.place()[0] == 0
     if not first:
         warnings.simplefilter("ignore")  # the first process says it
+    if "LOCAL_RANK" in os.environ:
+        # Read when torch is imported: it would warn in every process that no network left a weight unused.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if resume is not None:
         if any(given is not None for given in (output, a, b)):
             raise InputError("--resume continues a run where it is, on its own data; it takes no --output, --a or --b.")

@@ -6,7 +6,6 @@ import copy
 import random
 import signal
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
@@ -310,9 +309,7 @@ def _joined_half(half: Half, device: torch.device) -> nn.Module:
     """The half of a step that joins its gradients with those of the other processes, where there are any."""
     if ranks.here()[1] == 1:
         return half
-    # A network from elsewhere may have weights that a step leaves out; torch warns where there are none, as usual.
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
-    # The device is left to the networks, and everybody begins with the first process's weights.
+    # A network from elsewhere may have weights that a step leaves out. The device is left to the networks.
     joined = DistributedDataParallel(half, find_unused_parameters=True)
     return joined
 
