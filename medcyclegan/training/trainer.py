@@ -149,7 +149,7 @@ class CycleGANTrainer(Trainer):
             role: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_decay(step, steps, decay_start))
             for role, optimizer in self.optimizers.items()
         }
-        self.halves = {role: _joined_half(Half(objective, role), device) for role in self.optimizers}
+        self.halves = {role: _joined_half(Half(objective, role)) for role in self.optimizers}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
         self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
         super().__init__(
@@ -305,13 +305,12 @@ class CycleGANTrainer(Trainer):
         self.state.iteration = snapshot["step"]
 
 
-def _joined_half(half: Half, device: torch.device) -> nn.Module:
+def _joined_half(half: Half) -> nn.Module:
     """The half of a step that joins its gradients with those of the other processes, where there are any."""
     if ranks.here()[1] == 1:
         return half
     # A network from elsewhere may have weights that a step leaves out. The device is left to the networks.
-    joined = DistributedDataParallel(half, find_unused_parameters=True)
-    return joined
+    return DistributedDataParallel(half, find_unused_parameters=True)
 
 
 def _mean_over_processes(losses: Losses) -> Losses:
