@@ -312,6 +312,9 @@ def train(
     first = ranks.place()[0] == 0
     if not first:
         warnings.simplefilter("ignore")  # the first process says it
+    if "LOCAL_RANK" in os.environ:
+        # Read when torch is imported: it would warn in every process that no network left a weight unused.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     data = {"a": a, "b": b, "root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b}
     if resume is not None:
         if any(given is not None for given in (output, *data.values())):

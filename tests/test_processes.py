@@ -127,6 +127,7 @@ def test_torchrun_ends_with_a_message_and_the_run_goes_on(prepared: PreparedCoho
     _, told = process.communicate(timeout=120)
     assert process.returncode not in (0, None) and time.monotonic() - killed < 90
     assert "another process of this training has ended" in told and f"train --resume {run}" in told
+    assert "find_unused_parameters" not in told
     done = load_checkpoint(run)["step"]
     shorter = ["--set", f"training.steps={done + 2}", "--allow-changes"]
     resumed = subprocess.run(

@@ -222,6 +222,15 @@ class TestAChangedExperiment:
         with pytest.raises(InputError, match="does not hold the volumes"):
             build.resume(stopped, overrides=[f"data.prepared={other.folder}"], allow_changes=True, device="cpu")
 
+    def test_a_moved_cohort_changes_nothing(
+        self, stopped: Path, prepared: PreparedCohort, run: Path, tmp_path: Path
+    ) -> None:
+        moved = ["data.prepared=" + str(shutil.copytree(prepared.folder, tmp_path / "moved"))]
+        with pytest.warns(UserWarning, match=r"data\.prepared: .* -> .*moved"):
+            build.resume(stopped, overrides=moved, allow_changes=True, device="cpu", handlers=[StopAt(3)])
+        assert build.resume(stopped, overrides=moved, device="cpu").step == 4
+        assert apart_in_weights(stopped, run) < 1e-6
+
 
 @contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
