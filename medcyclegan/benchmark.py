@@ -125,7 +125,8 @@ class _Residual(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)  # type: ignore[no-any-return]
+        result: Tensor = x + self.body(x)
+        return result
 
 
 def plain_resnet(
@@ -170,7 +171,7 @@ def plain_patchgan(spatial_dims: int, in_channels: int, filters: int, layers: in
     return nn.Sequential(*modules, conv(width, 1, 4, 1, 1))
 
 
-def convolutions(network: nn.Module) -> list[nn.Module]:
+def convolutions(network: nn.Module) -> list[Any]:
     """In the order of the layers, which a network and its plain twin share."""
     kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return [module for module in network.modules() if isinstance(module, kinds)]
@@ -185,26 +186,27 @@ def plain_twin(network: nn.Module, leaf: dict[str, Any], upsampling: str | None 
         upsampling: another one than its own; the weights of those layers are then fresh.
     """
     if isinstance(network, Windowed):
-        twin = copy.deepcopy(network)
-        twin.discriminator = plain_twin(network.discriminator, leaf)
-        return twin
+        windowed = copy.deepcopy(network)
+        windowed.discriminator = plain_twin(network.discriminator, leaf)
+        return windowed
     first, last = convolutions(network)[0], convolutions(network)[-1]
-    dims = first.weight.dim() - 2  # type: ignore[operator, union-attr]
+    dims = first.weight.dim() - 2
+    twin: nn.Module
     if type(network) is ResNetGenerator and not leaf["dropout"]:
         sizes = (leaf["filters"], leaf["blocks"], leaf["downsamplings"], upsampling or leaf["upsampling"])
-        twin = plain_resnet(dims, first.in_channels, last.out_channels, *sizes)  # type: ignore[arg-type]
+        twin = plain_resnet(dims, first.in_channels, last.out_channels, *sizes)
     elif type(network) is PatchGAN and leaf["layers"] and not leaf["spectral_norm"]:
-        twin = plain_patchgan(dims, first.in_channels, leaf["filters"], leaf["layers"])  # type: ignore[arg-type]
+        twin = plain_patchgan(dims, first.in_channels, leaf["filters"], leaf["layers"])
     else:
         return copy.deepcopy(network)
     with torch.no_grad():
         for own, plain in zip(convolutions(network), convolutions(twin), strict=True):
             if type(own) is type(plain):
-                plain.weight.copy_(own.weight)  # type: ignore[operator, union-attr, arg-type]
+                plain.weight.copy_(own.weight)
             else:
-                plain.weight.normal_(0.0, 0.02)  # type: ignore[operator, union-attr]
+                plain.weight.normal_(0.0, 0.02)
             if plain.bias is not None:
-                plain.bias.zero_() if own.bias is None else plain.bias.copy_(own.bias)  # type: ignore[operator, union-attr, arg-type]
+                plain.bias.zero_() if own.bias is None else plain.bias.copy_(own.bias)
     return twin
 
 
@@ -389,8 +391,8 @@ def agreement(experiment: Experiment, data: dict[str, Tensor], device: torch.dev
             for own, plain in pairs:
                 for ours, theirs in ((own.weight, plain.weight), (own.bias, plain.bias)):
                     if ours is not None:
-                        apart += float((ours.grad - theirs.grad).double().square().sum())  # type: ignore[operator, union-attr]
-                        whole += float(theirs.grad.double().square().sum())  # type: ignore[operator, union-attr]
+                        apart += float((ours.grad - theirs.grad).double().square().sum())
+                        whole += float(theirs.grad.double().square().sum())
         found[role] = (apart / whole) ** 0.5
     return found
 
@@ -430,8 +432,9 @@ def benchmark_convert(
     def reference() -> np.ndarray:
         with torch.inference_mode():
             inferer = SliceInferer(roi_size=tuple(size), sw_batch_size=1, spatial_dim=2)
-            given = inferer(volume.to(where), plain)
-        return given[0, 0].cpu().numpy()  # type: ignore[index, union-attr]
+            given: Any = inferer(volume.to(where), plain)
+        array: np.ndarray = given[0, 0].cpu().numpy()
+        return array
 
     def ours() -> np.ndarray:
         return translate_volume(network, image, body, window=size, device=where, bf16=bf16)
@@ -625,6 +628,10 @@ def _peak(name: str, content: dict[str, Any], size: Sequence[int], batch: int, d
 def _used(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would begin with what the process was that started this one
+        (peak,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return float(peak.split()[1]) / 2**20
     kilobytes = 2**10 if sys.platform == "darwin" else 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilobytes / 2**20
 
