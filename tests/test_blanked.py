@@ -40,6 +40,13 @@ def test_an_untouched_head_and_one_without_background_give_nothing() -> None:
     corner = volume.copy()
     corner[:6, :6] = 0  # what gradient correction leaves at the corners of the field of view
     assert not blanked_voxels(corner, body, SPACING).any()
+    frame = volume.copy()
+    frame[:3] = frame[-3:] = 0  # the same where the head fills the field of view
+    frame[:, :3] = frame[:, -3:] = 0
+    assert not blanked_voxels(frame, body, SPACING).any()
+    quiet = np.maximum(volume - 6, 0)  # noise that a scanner's offset cuts off at 0
+    quiet[FACE] = 0
+    assert not blanked_voxels(quiet, body, SPACING).any()
     few = volume.copy()
     few[20:22, 40, 10] = 0
     assert not blanked_voxels(few, body, SPACING).any()

@@ -23,16 +23,21 @@ from medcyclegan.io.reader import grid_of
 _SMALLEST_ML = 2.0
 # Of the backdrop; where more of it has one value, all of it was masked or never scanned, and nothing can be told.
 _ALL_ONE_VALUE = 0.6
+# Of the rest of the backdrop that may have the lowest value too; where it is more, air is often 0 by itself.
+_BY_CHANCE = 0.02
 # A blanked face begins at the body; zeros in the corners of a corrected field of view lie elsewhere (mm).
 _NEAR_MM = 6.0
+# The correction of gradient distortion leaves a frame of zeros along the border of the volume, up to this thick (mm).
+_FRAME_MM = 20.0
 
 
 def blanked_voxels(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float]) -> npt.NDArray[np.bool_]:
     """Where an MR was overwritten with its lowest value, at the body or in it.
 
     It can be told only where the backdrop is noise: there, a connected piece of more than 2 mL that has exactly the
-    lowest value and touches the body (to within 6 mm) was not measured. Where more than 60 % of the backdrop has that
-    value itself, nothing can be told and nothing is found.
+    lowest value, touches the body (to within 6 mm) and reaches deeper than 20 mm below the border of the volume was not
+    measured. Where more than 60 % of the backdrop has that
+    value itself, or more than 2 % of what remains of it, nothing can be told and nothing is found.
 
     Args:
         volume: (X, Y, Z), any unit.
@@ -56,7 +61,8 @@ def blanked_voxels(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float
     pieces, count = ndimage.label(ndimage.binary_dilation(opened, iterations=2, mask=lowest))
     if count == 0:
         return none
-    milliliters = np.bincount(pieces.ravel(), minlength=count + 1) * float(np.prod(spacing)) / 1000
+    deep = pieces[tuple(slice(n, -n or None) for n in (int(_FRAME_MM / step) for step in spacing))]
+    milliliters = np.bincount(deep.ravel(), minlength=count + 1) * float(np.prod(spacing)) / 1000
     large = np.flatnonzero(milliliters > _SMALLEST_ML)
     large = large[large > 0]
     if not large.size:
@@ -64,6 +70,9 @@ def blanked_voxels(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float
     reach = max(1, round(_NEAR_MM / min(spacing)))
     near = ndimage.binary_dilation(inside, iterations=reach)
     touching = np.intersect1d(large, np.unique(pieces[near]))
+    rest = backdrop & (pieces == 0)
+    if rest.any() and lowest[rest].mean() > _BY_CHANCE:
+        return none
     return np.asarray(np.isin(pieces, touching))
 
 
