@@ -558,7 +558,9 @@ def _shares(settings: config.Training, processes: int, checkpoint: dict[str, Any
 def _given(experiment: Experiment) -> dict[str, Any]:
     """The experiment as plain data whose paths mean the same wherever the program is started."""
     content = experiment.to_dict()
-    content["data"] = {key: path and str(Path(path).resolve()) for key, path in content["data"].items()}
+    for key in config.DATA_PATHS:
+        if content["data"][key] is not None:
+            content["data"][key] = str(Path(content["data"][key]).resolve())
     return content
 
 

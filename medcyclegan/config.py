@@ -427,11 +427,12 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
     data = content.get("data")
     if isinstance(data, dict):
         for key, value in data.items():
-            if key in _PATHS and isinstance(value, str) and not Path(value).expanduser().is_absolute():
+            if key in DATA_PATHS and isinstance(value, str) and not Path(value).expanduser().is_absolute():
                 data[key] = str(folder / value)
 
 
-_PATHS = {key for key, field in Data.model_fields.items() if field.annotation == Path | None}
+# The keys of `data` that name files or folders.
+DATA_PATHS = {key for key, field in Data.model_fields.items() if field.annotation == Path | None}
 
 
 def _explain(problem: dict[str, Any]) -> str:

@@ -198,7 +198,7 @@ def test_no_space_left(folders: Path) -> None:
         "import errno, sys; import medcyclegan.data.prepared as p\n"
         "def full(*a, **k): open('/dev/full', 'wb', buffering=0).write(b'x')\n"
         "p.np.save = full\n"
-        "sys.argv = ['medcyclegan', 'prepare', '--a', 'mr', '--b', 'ct', '-o', 'p']\n"
+        "sys.argv = ['medcyclegan', 'prepare', '--a', 'mr', '--b', 'ct', '-o', 'p', '--workers', '1']\n"
         "from medcyclegan.cli import main; main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folders)

@@ -310,6 +310,8 @@ def _examine(job: Case, folder: Path, modality: str) -> _Source:
 
 def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
     """What `inspect` would say of this volume by itself, notes and what is told elsewhere aside."""
+    if job.image.name.lower().endswith(PICTURE_SUFFIXES):
+        return ()  # one slice says too little
     facts = measure_values(values, grid, Header(grid, str(values.dtype)), job.image)
     told = of_volume(Member("", job.id, modality, facts))
     return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))

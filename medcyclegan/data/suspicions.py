@@ -129,6 +129,7 @@ _T1, _T2 = 0.52, 0.36
 _CHANCE = 0.001
 _COMMON = 0.4
 _REVERSED = 0.5
+_SHARP_MM = 4.0  # in slices of larger voxels skull and brain share many
 _OF_UPRIGHT_HEADS = {"contrast", "stripped", "defaced"}
 
 
@@ -388,7 +389,7 @@ def _of_contrast_agent(facts: Facts) -> Iterator[_Found]:
     reason = None
     if facts.contrast_agent:
         reason = "the DICOM header names a contrast agent"
-    elif share is not None and share > 0.005 and weighted:
+    elif share is not None and share > 0.005 and weighted and facts.spacing and sorted(facts.spacing)[1] <= _SHARP_MM:
         reason = f"{100 * share:.2g} % of the inner brain is brighter than brain can be, as with a contrast agent"
     if reason:
         yield "contrast", reason, "Train on volumes of one kind; enhanced vessels turn into false density.", False

@@ -126,7 +126,7 @@ class Upsample(nn.Sequential):
 
 
 class TanhHead(nn.Module):
-    """The last convolution and tanh, in float32 even under autocast.
+    """The last convolution and tanh, in float32 (or better) even under autocast.
 
     bfloat16 has 8 significant bits: around 0 HU, which is -0.5 in [-1, 1], its steps are 4 HU wide.
 
@@ -156,7 +156,7 @@ class TanhHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
             if isinstance(self.conv, nn.Conv2d) and self.conv.kernel_size[0] >= WIDE and _own_ways(x):
                 padded = F.pad(x, [self.conv.kernel_size[0] // 2] * 4, mode="reflect")
                 bias = self.conv.get_parameter("bias")[:, None, None]

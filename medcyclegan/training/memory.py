@@ -67,6 +67,8 @@ def predict_step_memory(
     """
     with FakeTensorMode():
         objective = make_objective()
+        for pool in getattr(objective, "pools", {}).values():
+            pool.size = 0  # which fakes come back is drawn at random, and fake numbers have no values
         images = {domain: torch.zeros(batch, channels, *size) for domain in ("a", "b")}
         bodies = {f"body_{domain}": torch.ones(batch, channels, *size, dtype=torch.bool) for domain in ("a", "b")}
         with _LiveStorages() as live:

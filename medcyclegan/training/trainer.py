@@ -374,8 +374,8 @@ class CycleGANTrainer(Trainer):
 
 def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, DistributedDataParallel]:
     """For each role, its half of a step, which joins its gradients with those of the other processes."""
-    # A network from elsewhere may have weights that a step leaves out. The device is left to the networks, and everybody
-    # begins with the first process's weights.
+    # A network from elsewhere may have weights that a step leaves out. The device is left to the networks, and all
+    # processes begin with the first one's weights.
     return {role: DistributedDataParallel(Half(objective, role), find_unused_parameters=True) for role in roles}
 
 
