@@ -56,7 +56,7 @@ class ScoreWhileTraining:
         began = time.monotonic()
         row = {"step": engine.state.iteration, "training_s": round(began - self.started - self.scoring, 1)}
         sct = load_translator(self.run, device="cpu")(self.mr).array
-        # Bone is what exceeds 250 HU here, as in the table of the README.
+        # Bone is what exceeds 250 HU here, as in the table of the documentation.
         scores = score_case(self.ct, sct, self.mask, protocol("native"), tissues=Tissues(bone_above=250))
         row |= {name: round(scores[name].value, 4) for name in ("mae", "mae_bone", "ssim", "ms_ssim", "psnr")}
         new = not (self.run / "exam.csv").exists()

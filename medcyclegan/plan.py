@@ -150,7 +150,7 @@ def decide(a: Fingerprint, b: Fingerprint, machine: Machine) -> Plan:
     plan.content["losses"] = {"structure": [{"_target_": "mask_consistency", "weight": 1.0, "rim": 2}]}
     plan.reasons["losses.structure"] = (
         "the body and, in CT, bone keep their shape; with matched heights and the discriminators' windows it gave the "
-        "lowest error on phantoms of different coverage (see the README)"
+        "lowest error on phantoms of different coverage (Choose a method, in the documentation)"
     )
     _fit_memory(plan, machine)
     precision = "bfloat16, which" if machine.bf16 else "float32: bfloat16 is not what"
@@ -249,7 +249,10 @@ def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
 def _choose_networks(plan: Plan, machine: Machine) -> None:
     if machine.kind == "cpu":
         generator = {"_target_": "attention_unet", "filters": 16, "depth": 3, "gates": False}
-        reason = "a narrow U-Net: quick, and none made smaller errors on phantoms after as many steps (see the README)"
+        reason = (
+            "a narrow U-Net: quick, and none made smaller errors on phantoms after as many steps (Choose a method, in "
+            "the documentation)"
+        )
         plan.choose("model.generator", generator, reason)
         plan.choose("model.discriminator", {"filters": 16, "layers": 3}, "as narrow, so that neither side wins at once")
         plan.choose("training.learning_rate", 4e-4, "twice the paper's, for a short training of narrow networks")

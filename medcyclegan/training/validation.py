@@ -14,7 +14,8 @@ translation of the watched patches:
 
 A proxy is not an error. It cannot see a translation that is consistent, well aligned, of the right histogram and still
 wrong; a generator that hides the source in its output lowers `cycle` without being better; and its values do not
-compare trainings with different settings. Within a training it followed the error of phantoms (README).
+compare trainings with different settings. Within a training it followed the error of phantoms
+(the page "Watch a training" of the documentation).
 """
 
 from __future__ import annotations
