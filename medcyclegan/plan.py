@@ -29,7 +29,6 @@ USABLE = 0.85  # share of the memory that may be planned for: other programs, an
 MULTIPLE = 16  # patch sizes, so that every network's halvings divide them
 LARGEST_SLICE = {"cuda": 256, "cpu": 128}  # voxels across; larger bodies get coarser voxels, not cut slices
 CPU_SPACING = 2.0  # mm; half the voxel size costs four times as long, which a processor does not have
-TOPS = 0.5  # share of the volumes in which the top of the head must be seen to measure heights from it
 THICK = 2.5  # slices so many times thicker than their voxels are wide are not interpolated into boxes
 BOX_VOLUMES = 30  # of each domain, from which on boxes are considered: a volume gives few different ones
 BOX_MEMORY = 40 * GIB
@@ -222,9 +221,15 @@ def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
         plan.choose("patches.flip", True, "a head is nearly symmetric")
     dims = plan.content["patches"]["spatial_dims"]
     ratio = max(a.height, b.height) / min(a.height, b.height)
-    if a.head and b.head and min(a.top_inside, b.top_inside) >= TOPS:
+    if a.head and b.head and min(a.top_inside, b.top_inside) == 1:
         reason = "both domains show heads with their top: slices of similar distance from it show similar anatomy"
         plan.choose("patches.matching", "vertex", reason)
+    elif a.head and b.head:
+        reason = (
+            "some heads are cut at the top: cross-section areas laid over each other say which slices are of one height "
+            "(on such phantoms 3 mm off, where distances from the top were 13 mm off)"
+        )
+        plan.choose("patches.matching", "profile", reason)
     elif ratio <= 1.25:
         reason = f"bodies are about equally high ({a.height:.0f} and {b.height:.0f} mm), so shares of the height agree"
         plan.choose("patches.matching", "extent", reason)

@@ -73,6 +73,8 @@ def test_spacing_is_the_median_unless_the_body_would_not_fit() -> None:
 
 def test_only_heads_are_mirrored_and_matched_from_the_vertex() -> None:
     assert plan.decide(MR, CT, CPU).content["patches"]["matching"] == "vertex"
+    cut = plan.decide(MR, replace(CT, top_inside=0.75), CPU)
+    assert cut.content["patches"]["matching"] == "profile" and cut.content["patches"]["flip"] is True
     same = plan.decide(pelvis(MR), pelvis(CT), CPU)
     assert same.content["patches"]["matching"] == "extent" and "flip" not in same.content["patches"]
     longer = plan.decide(pelvis(MR), replace(pelvis(CT), height=600.0), CPU)

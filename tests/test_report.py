@@ -33,7 +33,7 @@ from medcyclegan.report.report import write_report
 from medcyclegan.report.results import read_results
 
 ALL_BYTES = pictures.PICTURE_BYTES
-README = Path(__file__).parents[1] / "README.md"
+GRADING = Path(__file__).parents[1] / ".github/docs/howto/grade.md"
 HOSTILE = "<script>alert('x')&\"<b>"
 SHAPE = (24, 28, 16)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -553,7 +553,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert code == 0
     assert json.loads(out) == {"report": "new/r.html", "bytes": Path("new/r.html").stat().st_size, "not_shown": {}}
     assert "level 40 HU, width 400 HU" in Path("new/r.html").read_text(encoding="utf-8")
-    (line,) = re.findall(r"^medcyclegan report (SCORES .*)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    (line,) = re.findall(r"^medcyclegan report (SCORES .*)$", GRADING.read_text(encoding="utf-8"), re.MULTILINE)
     folders = {"SCORES": str(scores), "NEW_MR_DIR": str(tmp_path / "evaluation/mr")}
     shutil.move(tmp_path / "evaluation/mr/v0.nii", tmp_path / "evaluation/mr/only.nii")
     assert run(*(folders.get(word, word) for word in line.split()))[0] == 0
