@@ -226,8 +226,8 @@ def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
         plan.choose("patches.matching", "vertex", reason)
     elif a.head and b.head:
         reason = (
-            "some heads are cut at the top: cross-section areas laid over each other say which slices are of one height "
-            "(on such phantoms 3 mm off, where distances from the top were 13 mm off)"
+            "some heads are cut at the top: cross-section areas laid over each other tell slices of one height "
+            "(on phantoms 3 mm off, where distances from the top were 13 mm off)"
         )
         plan.choose("patches.matching", "profile", reason)
     elif ratio <= 1.25:
