@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medcyclegan import build
+from medcyclegan.build.networks import lay_out
 from medcyclegan.config import Experiment, load, parse
 from medcyclegan.errors import InputError
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
@@ -422,7 +423,7 @@ def benchmark_convert(
         raise InputError(f"--slices is at least 1, got {slices}.")
     plain = build.make_networks(experiment)["gen_ab"].eval().requires_grad_(False).to(where)
     network = copy.deepcopy(plain)
-    build.lay_out(network, where)
+    lay_out(network, where)
     random = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 1, *(max(2, n // 16) for n in size), max(2, slices // 4), generator=random) * 2 - 1
     volume = F.interpolate(coarse, size=(*size, slices), mode="trilinear", align_corners=False)

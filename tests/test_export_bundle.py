@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles compute in float32, so that convert has to here, whatever this processor can do."""
-    monkeypatch.setattr(build, "bf16_is_safe", lambda device: False)
+    monkeypatch.setattr(build.translators, "bf16_is_safe", lambda device: False)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def run_alone(bundle: Path, volumes: Path, output: Path, scratch: Path) -> None:
 def test_close_to_convert_without_this_package(
     direction: str, run: Path, exams: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "bf16_is_safe", lambda device: False)
+    monkeypatch.setattr(build.translators, "bf16_is_safe", lambda device: False)
     export_run(run, tmp_path / "bundle", direction=direction, self_contained=True)
     assert "not exactly" in (tmp_path / "bundle" / "docs" / "README.md").read_text()
     volumes = exams / ("mr" if direction == "ab" else "ct")

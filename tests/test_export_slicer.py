@@ -83,7 +83,7 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
 def test_the_class_translates_as_convert_does(
     run: Path, cohort: phantom.Cohort, tmp_path: Path, extension: dict[str, type], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "bf16_is_safe", lambda device: False)
+    monkeypatch.setattr(build.translators, "bf16_is_safe", lambda device: False)
     written = export_run(run, tmp_path / "out", file_format="slicer")["ab"]
     key = written["key"]
     root = tmp_path / "out" / "ModalityConverter"

@@ -144,7 +144,7 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
     (row,) = told(result.run)
     trainer = build.make_trainer(
         config.load(result.run / "config.yaml"),
-        build.open_prepared(Path(str(experiment.data.prepared))),
+        build.runs.open_prepared(Path(str(experiment.data.prepared))),
         tmp_path / "other",
         torch.device("cpu"),
     )

@@ -80,7 +80,7 @@ def test_every_further_image_takes_as_much_as_the_one_before() -> None:
 def test_a_training_that_does_not_fit_is_refused_before_it_starts(
     experiment: config.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "free_memory", lambda device: 0.3 * 2**30)
+    monkeypatch.setattr(build.trainers, "free_memory", lambda device: 0.3 * 2**30)
     with pytest.raises(InputError, match=r"expected to take 0\.6 GiB, and cpu has 0\.3 GiB left.*patches\.size"):
         build.train(experiment, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
@@ -93,6 +93,6 @@ def test_a_network_that_looks_at_values_is_told_and_not_guessed(monkeypatch: pyt
         if torch.ones(1).item() > 0:
             raise AssertionError
 
-    monkeypatch.setattr(build, "make_objective", looks)
+    monkeypatch.setattr(build.networks, "make_objective", looks)
     with pytest.warns(UserWarning, match="cannot be predicted"):
         assert build.predict_memory(experiment, bf16=False, device="cpu") is None

@@ -96,7 +96,7 @@ def test_a_class_without_source_is_checked_when_it_is_built() -> None:
         "torch.nn.Conv2d",
         "monai.networks.nets.swin_unetr.torch.hub.load",  # by way of a trusted module
         "monai.networks.utils.convert_to_onnx",
-        "medcyclegan.build.Path",
+        "medcyclegan.build.runs.Path",
         "builtins.eval",
         "no_such_package.Net",
     ],

@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_training_and_leaves_the_checkpoint_before(stopped:
 
 
 def test_two_trainings_of_one_run_are_kept_apart(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "LEFTOVERS_S", 0.0)
+    monkeypatch.setattr(build.runs, "LEFTOVERS_S", 0.0)
     folder = os.open(stopped, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -287,11 +287,11 @@ def test_batches_and_patches_out_of_proportion_are_refused_before_training(
 
 def test_the_batch_of_a_run_cannot_be_shared_by_any_number(experiment: Experiment) -> None:
     settings = changed(experiment, training={"batch_size": 2, "accumulate": 3}).training
-    assert build._shares(settings, 2, None) == (12, 3)
+    assert build.trainers._shares(settings, 2, None) == (12, 3)
     checkpoint = {"processes": 2, "batch": 12}
     with pytest.warns(UserWarning, match="3 processes instead of 2"):
-        assert build._shares(settings, 3, checkpoint) == (12, 2)
+        assert build.trainers._shares(settings, 3, checkpoint) == (12, 2)
     with pytest.warns(UserWarning, match="1 processes instead of 2"):
-        assert build._shares(settings, 1, checkpoint) == (12, 6)
+        assert build.trainers._shares(settings, 1, checkpoint) == (12, 6)
     with pytest.raises(InputError, match=r"5 processes cannot share equally. Start 1, 2, 3, 4, 6, 12 processes"):
-        build._shares(settings, 5, checkpoint)
+        build.trainers._shares(settings, 5, checkpoint)

@@ -151,7 +151,7 @@ def test_run_folder_with_content_is_refused(run: Path, experiment: Experiment, t
 def test_generator_phase_leaves_discriminators_untouched(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path
 ) -> None:
-    trainer = build.make_trainer(build._resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu"))
+    trainer = build.make_trainer(build.cohorts.resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu"))
     batch = next(iter(trainer.data_loader))
     with trainer._training("generators"):
         losses, _ = trainer.objective.generator_losses(batch)

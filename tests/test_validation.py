@@ -141,7 +141,7 @@ def test_early_stop_best_and_conversion_with_it(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series = iter([3.0, 2.0, 4.0, 1.0])
-    monkeypatch.setattr(build, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
+    monkeypatch.setattr(build.watching, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
     content = experiment.to_dict()
     content["training"] |= {"validate_every": 1, "patience": 1, "checkpoint_every": 4}
     with pytest.warns(UserWarning, match="step 3: patience: mae was no better in 1 validations than 2 at step 2"):
@@ -170,8 +170,8 @@ def test_a_word_or_a_run_without_a_best_checkpoint(run: Path, tmp_path: Path) ->
 
 def test_without_pairs_the_proxy_chooses(experiment: Experiment, prepared: PreparedCohort, tmp_path: Path) -> None:
     alone = replace(prepared, cases={**prepared.cases, "pairs_a": (), "pairs_b": ()})
-    build._run(
-        build.make_trainer(build._resolve(experiment, alone), alone, tmp_path, torch.device("cpu")),
+    build.runs._run(
+        build.make_trainer(build.cohorts.resolve(experiment, alone), alone, tmp_path, torch.device("cpu")),
         experiment,
         tmp_path,
     )
@@ -189,10 +189,10 @@ def test_without_pairs_the_proxy_chooses(experiment: Experiment, prepared: Prepa
 def test_the_mae_is_that_of_evaluate_on_the_working_grid(run: Path, prepared: PreparedCohort) -> None:
     content = load_checkpoint(run)
     experiment = config.parse(content["experiment"], "the run")
-    generator = build._make_network("gen_ab", experiment)
+    generator = build.networks.make_network("gen_ab", experiment)
     generator.load_state_dict(content["ema"]["gen_ab"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
-    made = build.translate_volume(
+    made = build.watching.translate_volume(
         generator.eval(), np.asarray(a.image), np.asarray(a.body), window=(32, 32), device=torch.device("cpu")
     )
     hu, truth = ((values.astype(float) + 1) / 2 * (3071 + 1024) - 1024 for values in (made, np.asarray(b.image)))
