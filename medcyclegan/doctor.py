@@ -6,7 +6,6 @@ Files are measured in parallel processes, each of which holds one volume at a ti
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,6 +21,7 @@ from medcyclegan.data.gathering import Gathered, gather_folder, gather_paths
 from medcyclegan.data.suspicions import ERROR, RULES, SEVERITIES, Member, Suspicion, of_volume, suspicions_of
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
+from medcyclegan.machine import cores
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.report.inspection_page import Row, Volume, write_inspection_page
 
@@ -170,11 +170,6 @@ def inspect_cohort(
     if output is not None:
         _write_page(result, output, of_domain, domains)
     return result
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cells(member: Member) -> tuple[str, ...]:

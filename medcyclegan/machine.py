@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def cores() -> int:
@@ -19,6 +21,8 @@ def cores() -> int:
 def free_memory(device: torch.device) -> float:
     """Bytes that `device` has left for this process; infinite where the system does not say."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         # What the allocator holds and does not use is free to us.
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medcyclegan"
-GROUND = {"atomic", "errors", "progress", "registry"}
+GROUND = {"atomic", "errors", "machine", "progress", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import grid_of, read_volume
+from medcyclegan.machine import cores
 from medcyclegan.progress import Progress, Silent
 
 
@@ -50,7 +50,7 @@ def fingerprints(
     listed = sorted(set(images))
     found: dict[Path, Fingerprint] = {}
     failed: dict[Path, str] = {}
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(8, cores()))
     try:
         # What is odd about a readable volume is told when it is prepared.
         with warnings.catch_warnings():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,16 +11,11 @@ from types import TracebackType
 from typing import Any
 
 from medcyclegan.errors import InputError
+from medcyclegan.machine import cores
 from medcyclegan.progress import Progress
 
+WORTH_A_PROCESS = 6  # tasks that take as long as a process takes to load its libraries
 Outcome = tuple[Any, list[tuple[str, type[Warning]]]]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
 
 
 class Crew:
@@ -32,14 +26,14 @@ class Crew:
 
     Args:
         workers: processes; 1 works here and in order, more give results as they come; 0 takes as many as there are
-            cores.
+            cores, and fewer where they would have too little to do.
         progress: watches.
     """
 
     def __init__(self, workers: int, progress: Progress) -> None:
         if workers < 0:
             raise InputError(f"workers is {workers}; 0 (as many as there are cores) or more are needed.")
-        self.workers = workers or usable_cores()
+        self.workers = workers
         self.progress = progress
         self._pool: ProcessPoolExecutor | None = None
 
@@ -67,7 +61,7 @@ class Crew:
             (name, result), every name once. A task whose process was killed, most often because memory ran out, gives
             an `InputError` that says so; the others are done again on their own. Any other exception ends everything.
         """
-        alone = self.workers == 1 or len(tasks) < 2
+        alone = len(tasks) < 2 or (self.workers or min(cores(), len(tasks) // WORTH_A_PROCESS)) < 2
         outcomes = _here(function, tasks) if alone else self._side_by_side(function, tasks)
         for name, (result, told) in self.progress.track(outcomes, len(tasks), description):
             for text, category in told:
@@ -79,7 +73,7 @@ class Crew:
     ) -> Iterator[tuple[str, Outcome]]:
         left = dict(tasks)
         if self._pool is None:
-            self._pool = _pool(self.workers)
+            self._pool = _pool(self.workers or cores())
         try:
             futures = {self._pool.submit(_listened, function, arguments): name for name, arguments in tasks.items()}
             for future in as_completed(futures):

@@ -37,6 +37,7 @@ from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.protocol import protocol as protocol_named
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
+from medcyclegan.machine import cores
 from medcyclegan.progress import Progress, Silent
 
 __all__ = [
@@ -314,11 +315,6 @@ def _graded(
                 yield jobs[done], "a worker process ended before it was done; out of memory? Try fewer --workers."
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare_worker(threads: int) -> None:
