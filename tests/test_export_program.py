@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import TINY
 from torch import Tensor, nn
 
 from medcyclegan import build, config, phantom
@@ -21,7 +22,6 @@ from medcyclegan.export.onnx import save_onnx
 from medcyclegan.export.program import Program, export_program, save_program
 from medcyclegan.registry import GENERATORS
 from medcyclegan.transforms.intensity import Scaler
-from tests.conftest import TINY
 
 SMALL: dict[str, dict[str, Any]] = {
     "resnet": {"filters": 4, "blocks": 1},

@@ -10,14 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import TINY
+from test_export_bundle import difference, exams
 
 from medcyclegan import build, config
 from medcyclegan.convert import convert
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.export.formats import export_run
-from tests.conftest import TINY
-from tests.test_export_bundle import difference, exams
 
 __all__ = ["exams"]
 # In front of everything else, a package of our name that cannot be imported.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from test_training import StopAt, differences
 from torch import nn
 
 from medcyclegan import build, config
@@ -34,7 +35,6 @@ from medcyclegan.training.guards import (
     weights_are_finite,
 )
 from medcyclegan.training.pool import ImagePool
-from tests.test_training import StopAt, differences
 
 
 class During:

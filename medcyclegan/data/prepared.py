@@ -166,6 +166,7 @@ def prepare_cohort(
                 failed[name] = str(found)
             else:
                 known[name] = found
+        known = {name: known[name] for name in jobs if name in known}  # they come as they are done
         warnings = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
         _require_both(known, failed)
         chosen = spacing or _median_spacing([source.grid for source in known.values()])
