@@ -275,7 +275,13 @@ def described(result: dict[str, Any]) -> list[str]:
             lines.append(f"{name}: {rates}, {each['cpu_seconds']:.2f} s of processor time a step{memory}")
     lines.append(f"speedup: {result['speedup']:.2f}")
     if result["verb"] == "convert":
-        return [*lines, f"mean difference: {result['mean_difference_hu']:.2f} HU"]
+        from medcyclegan.inference.translator import BF16_LIMIT
+
+        return [
+            *lines,
+            f"mean difference: {result['mean_difference_hu']:.2f} HU with untrained weights, which exaggerate it; "
+            f"`convert` keeps bfloat16 only where it changes a volume by less than {BF16_LIMIT * HU_PER_UNIT:g} HU",
+        ]
     ours = result["ours"]
     lines.append(
         f"{ours['flop_per_s'] / 1e9:.0f} GFLOP/s, {100 * ours['share_of_ceiling']:.0f} % of the "

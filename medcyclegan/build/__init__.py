@@ -1,0 +1,29 @@
+"""The only place where a config becomes objects: prepared cohorts, networks, trainings, translators."""
+
+from medcyclegan.build.cohorts import cohort, left_out, prepare
+from medcyclegan.build.devices import bf16_is_safe, choose_device
+from medcyclegan.build.networks import make_networks, make_objective, predict_memory
+from medcyclegan.build.runs import PLAN_NAME, TrainingResult, require_new_run, resume, train
+from medcyclegan.build.trainers import make_trainer, measure_step
+from medcyclegan.build.translators import choose_checkpoint, load_translator, load_untrained
+
+__all__ = [
+    "PLAN_NAME",
+    "TrainingResult",
+    "bf16_is_safe",
+    "choose_checkpoint",
+    "choose_device",
+    "cohort",
+    "left_out",
+    "load_translator",
+    "load_untrained",
+    "make_networks",
+    "make_objective",
+    "make_trainer",
+    "measure_step",
+    "predict_memory",
+    "prepare",
+    "require_new_run",
+    "resume",
+    "train",
+]

@@ -1,0 +1,156 @@
+"""The cohort of an experiment: named, prepared, and what it decides about the experiment."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medcyclegan import config
+from medcyclegan.config import Experiment
+from medcyclegan.data.assembly import assemble
+from medcyclegan.data.datalist import Cohort, from_folders, from_json
+from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches
+from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.pictures import GrayLevels
+from medcyclegan.progress import Progress
+
+LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
+MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
+
+
+def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
+    """The volumes that `experiment.data` names."""
+    data = experiment.data
+    modalities = {domain: getattr(experiment.domains, domain).modality for domain in ("a", "b")}
+    if data.datalist is not None:
+        found = from_json(data.datalist, data.fold)
+    elif data.root is not None:
+        assembly = assemble(
+            data.root,
+            layout=data.layout,
+            modalities=modalities,
+            contrasts={"a": data.contrast_a, "b": data.contrast_b},
+            patient=data.patient,
+            progress=progress,
+        )
+        for note in assembly.notes:
+            warnings.warn(note, stacklevel=2)
+        found = assembly.cohort()
+    elif data.a is not None and data.b is not None:
+        found = from_folders(data.a, data.b, masks_a=data.masks_a, masks_b=data.masks_b, pairs=data.pairs)
+    else:
+        raise InputError(
+            "the experiment names no data.",
+            "Set data.prepared, or data.root, or data.a and data.b, or data.datalist (in the config or with --set).",
+        )
+    windows = {domain: data.picture_window if modality == "CT" else None for domain, modality in modalities.items()}
+    return replace(found, levels={d: GrayLevels(window, data.picture_gray) for d, window in windows.items()})
+
+
+def prepare(experiment: Experiment, output: Path, progress: Progress | None = None, workers: int = 1) -> PreparedCohort:
+    """Prepare the cohort that `experiment.data` names into `output`, in `workers` processes."""
+    settings = experiment.preparation
+    modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
+    inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
+    return prepare_cohort(
+        cohort(experiment, progress),
+        output,
+        modalities=modalities,
+        spacing=settings.spacing,
+        ct_window=settings.ct_window,
+        mr_percentiles=settings.mr_percentiles,
+        mr_inverted=inverted,
+        mr_floor=(MR_FLOOR if inverted else -1.0) if settings.mr_floor is None else settings.mr_floor,
+        interpolation=settings.interpolation,
+        crop_margin=settings.crop_margin,
+        mr_n4_shrink=settings.mr_n4_shrink,
+        mr_standardization=settings.mr_standardization,
+        mr_exclude_blanked=settings.mr_exclude_blanked,
+        register_pairs=settings.register_pairs,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, float]:
+    """Domain -> share of the slices with body that a training of `experiment` would never show, see `data.patches`."""
+    patches = experiment.patches
+    shape = Shape((16,) * patches.spatial_dims, patches.plane)
+    dataset = UnpairedPatches(
+        prepared.cases["a"],
+        prepared.cases["b"],
+        shape=shape,
+        batch_size=1,
+        steps=1,
+        seed=experiment.seed,
+        minimum_body=patches.minimum_body,
+        matching=patches.matching,
+        spacing=prepared.preparations["a"].spacing,
+    )
+    return dataset.left_out
+
+
+def prepare_or_open(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
+    if experiment.data.prepared is not None:
+        return open_prepared(experiment.data.prepared)
+    return prepare(experiment, run / "prepared", progress, workers)
+
+
+def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
+    """Fill in what the prepared cohort decides, and refuse what contradicts it."""
+    problems = []
+    settings = experiment.preparation
+    for domain in ("a", "b"):
+        done = prepared.preparations[domain]
+        wanted = getattr(experiment.domains, domain).modality
+        if wanted != done.modality:
+            problems.append(
+                f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
+            )
+    done = prepared.preparations["a"]  # both domains share all but the modality
+    made_with = {
+        field: getattr(prepared if field == "register_pairs" else done, field)
+        for field in config.Preparation.model_fields
+    }
+    for field in settings.model_fields_set:
+        value, made = getattr(settings, field), made_with[field]
+        if value is not None and value != made:
+            problems.append(f"preparation.{field} is {value}, but {prepared.folder} was prepared with {made}")
+    raise_all(problems, "the config does not fit the prepared data; change it, or prepare again:")
+    if prepared.failed and not experiment.data.skip_failed:
+        raise_all(
+            [f"{name}: {reason}" for name, reason in prepared.failed.items()],
+            "some volumes could not be prepared; mend or remove them and prepare again, or train without them with "
+            "data.skip_failed: true (--set data.skip_failed=true):",
+        )
+    for name, reason in prepared.failed.items():
+        warnings.warn(f"not trained on, because it could not be prepared: {name}: {reason}", stacklevel=2)
+    for line in prepared.warnings:
+        warnings.warn(line, stacklevel=2)
+    return experiment.model_copy(
+        update={
+            "data": config.Data(prepared=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
+            "preparation": config.Preparation(**made_with),
+            "patches": experiment.patches.model_copy(
+                update={"size": experiment.patches.size or _window_for(prepared, experiment.patches)}
+            ),
+        }
+    )
+
+
+def _window_for(prepared: PreparedCohort, patches: config.Patches) -> tuple[int, ...]:
+    """The smallest window, in multiples of 16 voxels up to a limit, that holds every body."""
+    extents = []
+    for case in (*prepared.cases["a"], *prepared.cases["b"]):
+        body = case.body
+        occupied = [np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != axis))) for axis in range(3)]
+        extents.append([int(indices[-1] - indices[0]) + 1 for indices in occupied])
+    limit = LARGEST_WINDOW[patches.spatial_dims]
+    window = [int(min(limit, -(-largest // 16) * 16)) for largest in np.max(extents, axis=0)]
+    if patches.spatial_dims == 2:
+        del window[PLANES[patches.plane]]
+    return tuple(window)
