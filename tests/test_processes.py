@@ -75,8 +75,9 @@ def test_two_processes_equal_one_on_the_joint_batch(joined: tuple[dict[str, Any]
     for domain in ("a", "b"):
         pools = [content["objective"]["pools"][domain] for content in (one, two)]
         assert torch.equal(pools[0]["random"], pools[1]["random"])
-        apart_by = max(apart(x, y) for x, y in zip(*(pool["images"] for pool in pools), strict=True))
-        assert apart_by / 2 < 1e-5  # of their range, [-1, 1]
+        # The same images were kept; instance norm blows the rounding of their nearly flat features up, an exchanged
+        # image would be 1 apart.
+        assert max(apart(x, y) for x, y in zip(*(pool["images"] for pool in pools), strict=True)) < 1e-4
     # One process wrote, and the losses that it wrote are those of all.
     assert steps(folder / "two") == ["1", "2", "3", "4", "5", "6"]
     rows = [list(csv.DictReader((folder / run / "metrics.csv").open(newline=""))) for run in ("one", "two")]

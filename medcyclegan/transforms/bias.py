@@ -63,15 +63,20 @@ def correct_bias(
     image, mask = sitk.GetImageFromArray(values), sitk.GetImageFromArray(usable.astype(np.uint8))
     for given in (image, mask):
         given.SetSpacing([float(step) for step in spacing][::-1])  # ITK counts axes in the reverse order
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(1)
-    n4.SetMaximumNumberOfIterations(list(_ITERATIONS))
-    n4.SetConvergenceThreshold(_CONVERGENCE)
+    # With more threads sums are formed in another order and the field is another; N4's own filters take the global
+    # number.
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
+        n4 = sitk.N4BiasFieldCorrectionImageFilter()
+        n4.SetMaximumNumberOfIterations(list(_ITERATIONS))
+        n4.SetConvergenceThreshold(_CONVERGENCE)
         n4.Execute(sitk.Shrink(image, factors[::-1]), sitk.Shrink(mask, factors[::-1]))
         field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image))
     except RuntimeError as error:
         raise InputError(f"N4 found no bias field ({str(error).strip().splitlines()[-1]}).") from None
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     if not np.isfinite(field).all():
         raise InputError("N4 found no finite bias field.", "Leave mr_n4_shrink at 0 or give a better body mask.")
     field -= field[usable].mean(dtype=np.float64)
