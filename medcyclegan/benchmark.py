@@ -202,7 +202,7 @@ def plain_twin(network: nn.Module, leaf: dict[str, Any], upsampling: str | None 
         return copy.deepcopy(network)
     with torch.no_grad():
         for own, plain in zip(convolutions(network), convolutions(twin), strict=True):
-            if type(own) is type(plain):
+            if own.transposed == plain.transposed:
                 plain.weight.copy_(own.weight)
             else:
                 plain.weight.normal_(0.0, 0.02)

@@ -38,19 +38,26 @@ def test_the_plain_twins_compute_what_ours_compute(upsampling: str) -> None:
         torch.testing.assert_close(network(x), plain[name](x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_step_equals_the_reference(dims: int) -> None:
+@pytest.mark.parametrize(
+    ("dims", "dtype", "limit"),
+    # In 3D only in float64: in float32 an activation of this seed lies so close to 0 that its sign, and with it 0.2 %
+    # of the gradient, depends on the order in which sums are added.
+    [(2, torch.float32, 1e-4), (2, torch.float64, 1e-6), (3, torch.float64, 1e-6)],  # losses are float32 in all
+)
+def test_a_step_equals_the_reference(dims: int, dtype: torch.dtype, limit: float) -> None:
     """Lanes, channels-last, own convolutions and fused Adam against code that knows none of them."""
-    experiment = benchmark.example_experiment(dims, NARROW)
-    data = benchmark.random_batch(experiment, (24,) * dims, 2, CPU)
-    cores = torch.get_num_threads()
+    cores, kind = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(2)
+    torch.set_default_dtype(dtype)
     try:
+        experiment = benchmark.example_experiment(dims, NARROW)
+        data = benchmark.random_batch(experiment, (24,) * dims, 2, CPU)
         found = benchmark.agreement(experiment, data, CPU, bf16=False)
     finally:
         torch.set_num_threads(cores)
+        torch.set_default_dtype(kind)
     assert set(found) == {"loss", "generators", "discriminators"}
-    assert max(found.values()) < 1e-4, found
+    assert max(found.values()) < limit, found
 
 
 def test_the_agreement_would_notice_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

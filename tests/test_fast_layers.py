@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medcyclegan.networks.blocks import TanhHead, Upsample
-from medcyclegan.networks.doubling import doubled_convolution
+from medcyclegan.networks.blocks import MANY, ReflectedConvolution, TanhHead, Upsample
 from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d, use_channels_last
 from medcyclegan.networks.narrow import narrow_convolution
+from medcyclegan.networks.winograd import doubled_convolution, reflected_convolution
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
@@ -35,12 +37,60 @@ def test_doubling_and_convolving_is_one_step(shape: tuple[int, ...]) -> None:
     same_with_gradients(doubled_convolution(x, weight), expected, x, weight)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 6, 4), (1, 2, 5, 7), (2, 2, 2, 3), (1, 2, 3, 4, 2)])
+def test_fewer_multiplications_make_the_same_convolution(shape: tuple[int, ...]) -> None:
+    dims = len(shape) - 2
+    x, weight = values(*shape), values(4, shape[1], *[3] * dims, seed=1)
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    expected = convolve(F.pad(x, [1, 1] * dims, mode="reflect"), weight)
+    same_with_gradients(reflected_convolution(x, weight), expected, x, weight)
+
+
+@pytest.mark.parametrize("convolution", [reflected_convolution, doubled_convolution])
+def test_fewer_multiplications_know_which_gradients_are_wanted(convolution: Callable[..., Tensor]) -> None:
+    x, weight = values(1, 2, 4, 4), values(2, 2, 3, 3, seed=1)
+    both = torch.autograd.grad(convolution(x, weight).square().sum(), (x, weight))
+    (to_x,) = torch.autograd.grad(convolution(x, weight.detach()).square().sum(), x)
+    (to_weight,) = torch.autograd.grad(convolution(x.detach(), weight).square().sum(), weight)
+    assert torch.equal(to_x, both[0])
+    assert torch.equal(to_weight, both[1])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_of_weights_lie_in_memory_as_the_weights_do(last: bool) -> None:
+    x, weight = values(1, 2, 4, 4), values(3, 2, 3, 3, seed=1)
+    if last:
+        weight = weight.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    (gradient,) = torch.autograd.grad(reflected_convolution(x, weight).sum(), weight)
+    assert gradient.stride() == weight.stride()  # fused optimizers go through memory
+
+
+def test_rounding_to_bfloat16_costs_less_than_a_percent_of_a_convolution() -> None:
+    layer = ReflectedConvolution(MANY, MANY)
+    use_channels_last(layer)
+    x = torch.randn(1, MANY, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(x)
+        exact = F.conv2d(F.pad(x, [1] * 4, mode="reflect").double(), layer.weight.double())
+    assert rounded.dtype == torch.bfloat16
+    assert rounded.is_contiguous(memory_format=torch.channels_last)
+    assert float((rounded - exact).norm() / exact.norm()) < 0.01
+
+
 def test_narrow_convolution_is_a_convolution() -> None:
     x, weight = values(2, 5, 11, 9), values(2, 5, 7, 7, seed=1)
     same_with_gradients(narrow_convolution(x, weight), F.conv2d(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("layer", [Upsample(2, 4, 3, "resize"), TanhHead(2, 4, 1, kernel=7)], ids=["up", "head"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Upsample(2, 4, 3, "resize"),
+        TanhHead(2, 4, 1, kernel=7),
+        nn.Sequential(nn.Conv2d(4, MANY, 1), ReflectedConvolution(MANY, MANY)),
+    ],
+    ids=["up", "head", "reflected"],
+)
 def test_blocks_are_the_same_when_traced_plainly(layer: nn.Module) -> None:
     x = torch.randn(1, 4, 8, 10, generator=torch.Generator().manual_seed(0))
     traced = torch.jit.trace(layer, x, check_trace=False)  # the plain ways, which exporters know
@@ -81,3 +131,12 @@ def test_channels_last_changes_no_value() -> None:
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_image_of_one_channel_is_answered_with_channels_last(dims: int) -> None:
+    # With one channel both formats look alike, and a first layer that answers in the other slows down all that follow.
+    first = (nn.Conv2d if dims == 2 else nn.Conv3d)(1, 16, 7)
+    use_channels_last(first)
+    form = torch.channels_last if dims == 2 else torch.channels_last_3d
+    assert first(torch.zeros(1, 1, *[24] * dims)).is_contiguous(memory_format=form)

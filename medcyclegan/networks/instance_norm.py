@@ -63,4 +63,11 @@ def use_channels_last(network: nn.Module) -> None:
         return
     for parameter in network.parameters():
         if parameter.dim() in CHANNELS_LAST:
-            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.dim()])
+            last = parameter.data.movedim(1, -1).contiguous()
+            # Written out, because weights for one channel pass for channels last as they are, and torch then takes
+            # their strides for those of the other format.
+            row = last.shape[-1]
+            strides = [row]
+            for length in reversed(last.shape[2:-1]):
+                strides.insert(0, strides[0] * length)
+            parameter.data = last.as_strided(parameter.shape, (strides[0] * last.shape[1], 1, *strides))

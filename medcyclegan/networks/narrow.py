@@ -2,12 +2,16 @@
 
 Libraries block a convolution over its output channels; with one of those, most of the work is thrown away. Here every
 voxel's features are multiplied by all taps at once, (taps, C) times (C, voxels), and the products are moved to where
-they belong and added.
+they belong and added. Gradients are the adjoints of the same steps, laid out channels last as the features are.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -21,9 +25,41 @@ def narrow_convolution(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, O, H - K + 1, W - K + 1).
     """
-    (batch, channels, height, width), kernel = x.shape, weight.shape[-1]
-    taps = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, channels)
-    products = taps @ x.permute(0, 2, 3, 1).reshape(batch, height * width, channels).transpose(1, 2)
-    # Every voxel writes to the outputs that see it; those with an incomplete kernel lie at the border.
-    spread = F.fold(products, (height + kernel - 1, width + kernel - 1), kernel)
-    return spread[:, :, kernel - 1 : height, kernel - 1 : width]
+    result: Tensor = _Narrow.apply(x, weight)
+    return result
+
+
+class _Narrow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        height, width, border = *x.shape[2:], weight.shape[-1] - 1
+        products = torch.bmm(_taps(weight).expand(len(x), -1, -1), _voxels(x).transpose(1, 2))
+        # Every voxel writes to the outputs that see it; those with an incomplete kernel lie at the border.
+        spread = F.fold(products, (height + border, width + border), border + 1)
+        return spread[:, :, border:height, border:width].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        border = weight.shape[-1] - 1
+        seen = F.unfold(F.pad(gradient, [border] * 4), border + 1)  # (B, O K K, voxels)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_voxels = torch.bmm(seen.transpose(1, 2), _taps(weight).expand(len(x), -1, -1))
+            to_x = to_voxels.view(len(x), *x.shape[2:], -1).movedim(-1, 1)
+        if ctx.needs_input_grad[1]:
+            to_taps = torch.bmm(seen, _voxels(x)).sum(0).view(len(weight), *weight.shape[2:], -1)
+            to_weight = to_taps.movedim(-1, 1).flip(2, 3)
+        return to_x, to_weight
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(O, C, K, K) to (O K K, C), the last tap first, as `fold` moves."""
+    return weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
+
+
+def _voxels(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, voxels, C)."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])
