@@ -81,7 +81,7 @@ def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMe
             channels,
             patches.size,
             bf16=bf16,
-            together=device == "cpu" and torch.get_num_threads() > 1,
+            device=device,
         )
     except (RuntimeError, NotImplementedError, TypeError) as error:
         # A network from elsewhere may look at values, which fake tensors do not have.

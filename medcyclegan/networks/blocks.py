@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -23,9 +25,23 @@ WIDE = 5  # kernels from which `narrow_convolution` pays
 MANY = 128  # channels of input and output from which `reflected_convolution` pays
 
 
+_plain: ContextVar[bool] = ContextVar("_plain", default=False)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Compute as a GPU would while the block runs, in torch's own convolutions only."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def _own_ways(x: Tensor) -> bool:
     """Whether to compute in ways of our own, measured to be faster on processors; exporters know the plain ones."""
-    return x.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
+    watched = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not watched and not _plain.get()
 
 
 class ReflectedConvolution(nn.Conv2d):

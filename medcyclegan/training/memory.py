@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from medcyclegan.networks.blocks import plainly
 from medcyclegan.training.objectives import Images, Objective, Part, discriminator_parts, generator_parts
 
 # What the program itself holds once it computes: the interpreter, the libraries and their first allocations, or the
 # context of a GPU (read off processes of this program on Linux; that of CUDA is the usual order of magnitude).
 PROCESS_BYTES = 0.6 * 2**30
-# Scratch space of convolutions and gaps between blocks of memory, measured on a processor: what a process took beyond
-# the tensors that were alive was 15 to 25 % of the activations, over networks in 2D and 3D and both precisions.
-SCRATCH = 1.2
+# Scratch space of convolutions and gaps between blocks of memory, in activations. On a processor, what a process took
+# beyond the tensors that were alive was 20 (U-Net) to 60 % (ResNets, whose wide convolutions come and go in large
+# blocks), over networks in 2D and 3D and both precisions. A GPU's convolutions should take less; not measured.
+SCRATCH = {"cpu": 1.4, "cuda": 1.2}
 STATES = 3  # copies of every weight: itself and two moments of Adam
 
 
@@ -35,15 +38,17 @@ class StepMemory:
     Attributes:
         states: weights, moments of Adam and averaged copies.
         activations: the most that a step holds besides, gradients included.
+        device: "cpu" or another kind.
     """
 
     states: int
     activations: int
+    device: str
 
     @property
     def total(self) -> float:
         """What the device must have, with the program's own part."""
-        return PROCESS_BYTES + self.states + SCRATCH * self.activations
+        return PROCESS_BYTES + self.states + SCRATCH.get(self.device, SCRATCH["cuda"]) * self.activations
 
 
 def predict_step_memory(
@@ -53,7 +58,7 @@ def predict_step_memory(
     size: Sequence[int],
     *,
     bf16: bool,
-    together: bool,
+    device: str,
 ) -> StepMemory:
     """Predict what one training step takes.
 
@@ -63,24 +68,25 @@ def predict_step_memory(
         channels: of each image.
         size: spatial, voxels.
         bf16: whether convolutions run in bfloat16.
-        together: whether the independent parts of a step are computed side by side, see `training.lanes`.
+        device: "cpu", where the independent parts of a step are computed side by side (`training.lanes`), or another.
     """
-    with FakeTensorMode():
+    together = device == "cpu" and torch.get_num_threads() > 1
+    with FakeTensorMode(), nullcontext() if device == "cpu" else plainly():
         objective = make_objective()
         for pool in getattr(objective, "pools", {}).values():
             pool.size = 0  # which fakes come back is drawn at random, and fake numbers have no values
         images = {domain: torch.zeros(batch, channels, *size) for domain in ("a", "b")}
         bodies = {f"body_{domain}": torch.ones(batch, channels, *size, dtype=torch.bool) for domain in ("a", "b")}
         with _LiveStorages() as live:
-            made = _carry_out(generator_parts(objective, images | bodies), bf16, together)
+            made = _carry_out(generator_parts(objective, images | bodies), bf16, together, live)
             real = {f"real_{domain}": image for domain, image in images.items()}
-            _carry_out(discriminator_parts(objective, images | bodies, made | real), bf16, together)
+            _carry_out(discriminator_parts(objective, images | bodies, made | real), bf16, together, live)
     weights = {name: _bytes(network) for name, network in objective.networks.items()}
     averaged = sum(weights[name] for name in objective.generators if name in objective.required)
-    return StepMemory(states=STATES * sum(weights.values()) + averaged, activations=live.peak)
+    return StepMemory(states=STATES * sum(weights.values()) + averaged, activations=live.peak, device=device)
 
 
-def _carry_out(parts: Sequence[Part], bf16: bool, together: bool) -> Images:
+def _carry_out(parts: Sequence[Part], bf16: bool, together: bool, live: _LiveStorages) -> Images:
     """Forward and backward of all parts, one after the other or all forwards first; the images that were made."""
     made: Images = {}
     waiting: list[Tensor] = []
@@ -92,8 +98,12 @@ def _carry_out(parts: Sequence[Part], bf16: bool, together: bool) -> Images:
         del losses, images
         if not together:
             waiting.pop().backward()
+    # Side by side, all of them need at once what each needs for a while.
+    before, passing = live.now, 0
     for total in waiting:
-        total.backward()
+        start = live.now
+        passing += live.highest_within(total.backward) - start
+    live.peak = max(live.peak, before + passing)
     return made
 
 
@@ -115,6 +125,13 @@ class _LiveStorages(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
         return result
+
+    def highest_within(self, call: Callable[[], object]) -> int:
+        """The most bytes that were alive at once while something was called."""
+        peak, self.peak = self.peak, self.now
+        call()
+        found, self.peak = self.peak, max(self.peak, peak)
+        return found
 
     def _count(self, storage: UntypedStorage) -> None:
         key = id(storage)
