@@ -16,7 +16,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -325,7 +325,7 @@ class _Record:
         head: what all cases have in common.
     """
 
-    def __init__(self, path: Path, others: Collection[str] | None, head: dict[str, Any]) -> None:
+    def __init__(self, path: Path, others: set[str] | None, head: dict[str, Any]) -> None:
         self.path = path
         self.others = others
         self.head = json.loads(json.dumps(head))

@@ -116,7 +116,7 @@ class FiniteGuard:
         every: steps between looks.
         checkpoint: gives the last checkpoint, None if there is none.
         describe: gives the cases and positions that a step was shown.
-        report: is told the step, "not finite", and a remark.
+        report: is told the step, "not finite", and a message.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class SaturationGuard:
 
     Args:
         undecided: see `undecided_loss`; a loss below `SATURATED` times that means that it has won.
-        report: is told the step, "saturation", and a remark.
+        report: is told the step, "saturation", and a message.
     """
 
     def __init__(self, undecided: float, report: Report) -> None:
@@ -281,7 +281,7 @@ class TranslationGuards:
     Args:
         real: domain -> real patches (N, C, *spatial) in [-1, 1].
         bodies: domain -> where they show the body, boolean, of the same shape.
-        report: is told the step, "collapse" or "inversion", and a remark.
+        report: is told the step, "collapse" or "inversion", and a message.
     """
 
     def __init__(self, real: dict[str, Tensor], bodies: dict[str, Tensor], report: Report) -> None:

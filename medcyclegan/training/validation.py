@@ -146,7 +146,7 @@ class Validation:
         schedule: is told every score.
         save_best: writes the best checkpoint.
         record: is told the step, all values by name, and the translations.
-        report: is told the step, "plateau" or "patience", and a remark.
+        report: is told the step, "plateau" or "patience", and a message.
         patience: validations in a row without a better score after which the training ends; None: never.
     """
 
