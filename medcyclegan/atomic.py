@@ -1,7 +1,8 @@
 """Files and folders that are either whole or absent, whatever happens while they are written.
 
 The content is written under a temporary name in the same folder and moved into place with one rename, so a crash,
-a full disk or an interruption leaves what was there before.
+a full disk or an interruption leaves what was there before. What several processes read, change and write again, they
+change `alone`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +61,27 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let one process at a time run the block, among all that name the same `path`; the others wait.
+
+    A process that dies leaves the block, too. The lock is on `.<name>.lock` beside `path`, which stays there: after an
+    atomic write `path` is another file, and a lock file that is removed can be locked twice.
+
+    Raises:
+        OSError: the system or the file system has no locks.
+    """
+    target = Path(path)
+    if sys.platform == "win32":
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(target))
+    import fcntl
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # closing the stream ends it
+        yield
 
 
 @contextmanager

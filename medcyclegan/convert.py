@@ -5,7 +5,9 @@ on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json
 versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
 interrupted conversion can be resumed.
 
-Under `torchrun` every process takes its own cases and writes its own `run-<rank>-of-<processes>.json`.
+Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
+a connection ends with the first process that dies, and a lock on the file does not. What a process finished is in the
+record from then on, so there is nothing to be put together in the end, by whichever process may be left.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +27,13 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 
 from medcyclegan import __version__
-from medcyclegan.atomic import write_json
+from medcyclegan.atomic import alone, write_json
 from medcyclegan.build import choose_checkpoint, load_translator
 from medcyclegan.data.inspection import looks_like_hu
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
-from medcyclegan.inference.translator import Source, Translation, Translator
+from medcyclegan.inference.translator import Prediction, Source, Translation, Translator
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes, read_volume
 from medcyclegan.progress import Progress, Silent
@@ -124,7 +127,8 @@ def convert(
     targets = _targets(files, output, file_format, translator.modality)
     chosen = list(files)[rank::processes]
     record = _Record(
-        _record_path(output, rank, processes),
+        _record_path(output),
+        set(files) - set(chosen) if processes > 1 else None,
         {
             "model": {
                 "checkpoints": [
@@ -153,6 +157,7 @@ def convert(
             ],
             f"these files exist already; {remedy}:",
         )
+    record.check()
     started = time.monotonic()
     file = checkpoint / FILE_NAME if checkpoint.is_dir() else checkpoint
     result = Conversion({}, {}, model=f"{file} ({translator.description.rpartition(', ')[2]})")
@@ -166,6 +171,12 @@ def convert(
     def start(case: str) -> Future[_Read]:
         return reader.submit(_read, files[case], translator, done.get(case))
 
+    def write(case: str, finish: _Finish, prediction: Prediction) -> dict[str, Any]:
+        """Recorded at once, not when the next case is done, during which the process may be killed."""
+        entry = finish(prediction)
+        record.add(case, entry)
+        return entry
+
     def collect() -> None:
         case, writing = pending.pop(0)
         try:
@@ -175,7 +186,6 @@ def convert(
         else:
             result.written[case] = targets[case]
             result.quality[case] = entry["quality"]
-            record.add(case, entry)
 
     try:
         ahead: Future[_Read] | None = None
@@ -205,17 +215,10 @@ def convert(
             while pending:
                 collect()
             finish = _Finish(translator, files[case], targets[case], read, read.source, begun)
-            pending.append((case, writer.submit(finish, prediction)))
+            pending.append((case, writer.submit(write, case, finish, prediction)))
             del read, reading, prediction
         while pending:
             collect()
-    except BaseException:
-        # What is being written when everything stops is finished and recorded, so that it can be resumed from.
-        writer.shutdown()
-        for case, writing in pending:
-            if writing.exception() is None:
-                record.add(case, writing.result())
-        raise
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown()
@@ -274,7 +277,7 @@ class _Finish:
     source: Source
     begun: float
 
-    def __call__(self, prediction: Any) -> dict[str, Any]:
+    def __call__(self, prediction: Prediction) -> dict[str, Any]:
         translation = self.translator.finish(self.source, prediction)
         quality = translation.quality
         if self.read.wrong_modality:
@@ -314,65 +317,78 @@ class _Finish:
 
 
 class _Record:
-    """run.json: what was made of what, by what."""
+    """run.json: what was made of what, by what.
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+    Args:
+        path: of the file.
+        others: the cases that other processes convert at the same time; None where there is one process.
+        head: what all cases have in common.
+    """
+
+    def __init__(self, path: Path, others: set[str] | None, head: dict[str, Any]) -> None:
         self.path = path
+        self.others = others
         self.head = json.loads(json.dumps(head))
-        self.cases: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """Raise an `InputError` if several processes cannot share this file."""
+        with self._alone():
+            pass
 
     def finished(self) -> dict[str, Any]:
         """The cases that earlier runs, of any number of processes, finished with this model and these settings."""
-        found: dict[str, Any] = {}
-        beginning = self.path.name[: self.path.name.rindex("run")] + "run"
-        if not self.path.parent.is_dir():
-            return found
-        for path in sorted(self.path.parent.iterdir()):
-            if not (path.name.startswith(beginning) and path.suffix == ".json"):
-                continue
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                if content["format"] != FORMAT or _identity(content) != _identity(self.head):
-                    continue
-                found |= content["cases"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # not a record of ours: it finishes nothing, and existing files are refused
-        return found
+        return self._kept()[0]
 
     def add(self, case: str, entry: dict[str, Any]) -> None:
-        if not self.cases and self.path.exists():
-            self.cases = self._kept()
-        self.cases[case] = entry
-        self._write({})
+        with self._alone():
+            cases, failed = self._kept()
+            self._write(cases | {case: entry}, failed, {})
 
     def close(self, result: Conversion, translator: Translator, seconds: float) -> None:
-        if not self.cases and not result.failed:
+        """Add what is known in the end. Of several processes the last one to end has it there, with its device."""
+        if not result.written and not result.failed:
             return
-        if not self.cases:
-            self.cases = self._kept()
         every = [translator, *translator.others]
-        self._write(
-            {
-                "failed": result.failed,
-                "device": str(translator.device),
-                "precision": ["bf16" if t.bf16 else "float32" for t in every],
-                "seconds": round(seconds, 3),
-            }
-        )
+        tail = {
+            "device": str(translator.device),
+            "precision": ["bf16" if t.bf16 else "float32" for t in every],
+            "seconds": round(seconds, 3),
+        }
+        with self._alone():
+            cases, failed = self._kept()
+            self._write(cases, failed | result.failed, tail)
 
-    def _kept(self) -> dict[str, Any]:
-        """Cases of an earlier record in the same place whose files are still what that record says."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self.others is None:
+            yield
+            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(alone(self.path))
+            except OSError as error:
+                raise InputError(
+                    f"several processes share {self.path}, and it cannot be locked ({error}).",
+                    "Convert with one process, or give an output on another file system.",
+                ) from error
+            yield
+
+    def _kept(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Cases of the record in the same place, and failures of the other processes, if they are of this model."""
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            same = content["format"] == FORMAT and _identity(content) == _identity(self.head)
-            return dict(content["cases"]) if same else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+            if content["format"] != FORMAT or _identity(content) != _identity(self.head):
+                return {}, {}
+            cases, failed = dict(content["cases"]), dict(content.get("failed", {}))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return {}, {}  # not a record of ours: it finishes nothing, and existing files are refused
+        return cases, {case: reason for case, reason in failed.items() if case in (self.others or ())}
 
-    def _write(self, tail: dict[str, Any]) -> None:
+    def _write(self, cases: dict[str, Any], failed: dict[str, str], tail: dict[str, Any]) -> None:
         program = {"medcyclegan": __version__, "python": platform.python_version()}
         program |= {name: version(name) for name in ("torch", "monai", "nibabel", "SimpleITK", "numpy")}
-        content = {"format": FORMAT, "version": VERSION, "program": program, **self.head, "cases": self.cases, **tail}
+        content = {"format": FORMAT, "version": VERSION, "program": program, **self.head}
+        content |= {"cases": dict(sorted(cases.items())), "failed": dict(sorted(failed.items())), **tail}
         write_json(self.path, content)
 
 
@@ -408,12 +424,11 @@ def _targets(files: dict[str, Path], output: Path, file_format: str, modality: s
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
 
 
-def _record_path(output: Path, rank: int, processes: int) -> Path:
+def _record_path(output: Path) -> Path:
     """run.json in the folder, or beside a single file under its name."""
-    name = "run.json" if processes == 1 else f"run-{rank}-of-{processes}.json"
     if output.name.lower().endswith(VOLUME_SUFFIXES):
-        return output.with_name(f"{case_id(output)}.{name}")
-    return output / name
+        return output.with_name(f"{case_id(output)}.run.json")
+    return output / "run.json"
 
 
 def _sha256(path: Path) -> str:

@@ -1,10 +1,11 @@
-"""Trainings in processes of their own, which tests kill and join.
+"""Trainings and conversions in processes of their own, which tests kill and join.
 
 As a script it imports the program once and forks every training from there, because a start takes longer than a tiny
 training. Given the folder of a prepared cohort and one to write to, it prints one JSON object.
 
     python tests/processes.py kill PREPARED FOLDER     one training undisturbed, and one killed again and again
     python tests/processes.py join PREPARED FOLDER     one process, two, two of which one dies, and what remains of it
+    python tests/processes.py share RUN FOLDER         FOLDER/mr converted by one, by two, and by two of which one dies
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -25,6 +27,8 @@ import torch
 from ignite.engine import Events
 
 from medcyclegan import build, config
+from medcyclegan.convert import convert
+from medcyclegan.progress import Silent
 
 NETWORKS = {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}}
 KILLS = 21
@@ -149,6 +153,41 @@ def join(prepared: str, folder: Path) -> dict[str, Any]:
     return {"codes": codes, "seconds": seconds, "told": (folder / "rank-0.log").read_text()}
 
 
+class Killed(Silent):
+    """Ends its process without a word while the case `at` is translated, as soon as `before` is in the record."""
+
+    def __init__(self, at: str, before: str, record: Path) -> None:
+        self.at, self.before, self.record = at, before, record
+
+    def track(self, items: Any, total: int, description: str) -> Any:
+        if description.startswith(f"{self.at} "):
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                if self.record.exists() and self.before in json.loads(self.record.read_text())["cases"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(0.01)
+        return super().track(items, total, description)
+
+
+def share(run: str, folder: Path) -> dict[str, Any]:
+    codes = {}
+
+    def converted(into: str, **more: Any) -> None:
+        result = convert(Path(run), [folder / "mr"], folder / into, device="cpu", **more)
+        (folder / f"{into}-{os.environ.get('RANK', '')}.json").write_text(
+            json.dumps({"written": [*result.written], "skipped": [*result.skipped], "failed": result.failed})
+        )
+
+    codes["one"] = [ended(forked(lambda: converted("one")))]
+    codes["two"] = together(lambda: converted("two"), 2, folder)
+    killed = Killed("p3", "p1", folder / "killed" / "run.json")
+    codes["killed"] = together(lambda: converted("killed", progress=killed), 2, folder)
+    shutil.copytree(folder / "killed", folder / "again")
+    codes["resumed"] = [ended(forked(lambda: converted("killed", resume=True)))]
+    codes["again"] = together(lambda: converted("again", resume=True), 3, folder)
+    return {"codes": codes}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"kill": kill, "join": join}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))))
+    print(json.dumps({"kill": kill, "join": join, "share": share}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from medcyclegan.atomic import atomic_file, atomic_folder, write_json
+from medcyclegan.atomic import alone, atomic_file, atomic_folder, write_json
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -70,3 +73,24 @@ def test_a_full_disk_is_called_so_whatever_a_library_says(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 30))
     with pytest.raises(type(error), match=str(error)), atomic_file(tmp_path / "out"):
         raise error
+
+
+def test_processes_change_a_file_one_after_another_and_the_dead_let_go(tmp_path: Path) -> None:
+    counter, count = tmp_path / "counter.json", 4
+    program = """
+import json, os, pathlib, signal, sys
+from medcyclegan.atomic import alone, write_json
+path = pathlib.Path(sys.argv[1])
+for _ in range(50):
+    with alone(path):
+        write_json(path, json.loads(path.read_text()) + 1)
+with alone(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    write_json(counter, 0)
+    command = [sys.executable, "-c", program, str(counter)]
+    started = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(count)]
+    assert [process.wait(timeout=120) for process in started] == [-signal.SIGKILL] * count
+    assert json.loads(counter.read_text()) == 50 * count
+    with alone(counter):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".counter.json.lock", "counter.json"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,10 +174,58 @@ def test_processes_of_torchrun_share_the_cases(run: Path, mr: Path, tmp_path: Pa
         place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}
         done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, check=True)
         told.append(set(json.loads(done.stdout)["written"]))
+        assert set(record(out)["cases"]) == set.union(*told)
     assert told == [{"p1", "p3"}, {"p2"}]
-    assert [set(record(out, f"run-{rank}-of-2.json")["cases"]) for rank in (0, 1)] == told
-    again = convert(run, [mr], out, resume=True, device="cpu")  # by one process, from the records of two
+    assert [path.name for path in out.glob("*.json")] == ["run.json"]
+    again = convert(run, [mr], out, resume=True, device="cpu")  # by one process, from the record of two
     assert set(again.skipped) == {"p1", "p2", "p3"}
+
+
+def timeless(folder: Path) -> dict:
+    """run.json without its times, and with the same paths for every folder."""
+    text = (folder / "run.json").read_text()
+    content = json.loads(re.sub(rf"{folder.parent}/\w+/(\w+_sct)", r"OUT/\1", text))
+    assert content.pop("seconds") > 0 and all(case.pop("seconds") > 0 for case in content["cases"].values())
+    return content
+
+
+@pytest.mark.slow
+def test_one_record_of_several_processes_whoever_dies(run: Path, mr: Path, tmp_path: Path) -> None:
+    (mr / "p4.nii.gz").write_bytes(b"broken")  # for the second of two processes, which has p2, too
+    (mr / "p5.nii.gz").write_bytes(b"broken")  # for the first one, which has p1 and p3
+    command = [sys.executable, Path(__file__).parent / "processes.py", "share", run, tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])["codes"]
+    assert codes == {"one": [0], "two": [0, 0], "killed": [-9, 0], "resumed": [0], "again": [0, 0, 0]}
+    one = timeless(tmp_path / "one")
+    assert set(one["cases"]) == {"p1", "p2", "p3"} and set(one["failed"]) == {"p4", "p5"}
+    # Two that were at work at the same time, one that goes on after a death, and three.
+    for folder in ("two", "killed", "again"):
+        assert timeless(tmp_path / folder) == one, folder
+        assert [path.name for path in (tmp_path / folder).glob("*.json")] == ["run.json"]
+        for file in (tmp_path / "one").glob("*.nii.gz"):
+            assert np.array_equal(*(nib.load(path).dataobj for path in (file, tmp_path / folder / file.name)))
+    names = ("two-0", "two-1", "killed-1", "killed-")
+    by = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
+    assert by["two-0"]["written"] == ["p1", "p3"] and by["two-1"]["written"] == by["killed-1"]["written"] == ["p2"]
+    assert by["killed-"]["skipped"] == ["p1", "p2"] and by["killed-"]["written"] == ["p3"]
+
+
+def test_processes_that_cannot_lock_their_record_are_refused_before_anything(
+    run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"run\.json, and it cannot be locked .* Convert with one process"):
+        convert(run, [mr], tmp_path / "out", device="cpu")
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    monkeypatch.delenv("WORLD_SIZE")
+    assert convert(run, [mr / "p1.nii.gz"], tmp_path / "out", device="cpu").written  # one process needs no locks
 
 
 def test_a_single_file_has_its_record_beside_it(run: Path, mr: Path, tmp_path: Path) -> None:

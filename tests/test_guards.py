@@ -149,9 +149,9 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
         torch.device("cpu"),
     )
     assert (row["step"], row["guard"]) == ("3", "not finite")
-    assert trainer.data_loader.dataset.describe(2) in row["message"]
-    assert "of a (axial slice" in row["message"] and "of b (axial slice" in row["message"]
-    assert "left out" in row["message"]
+    assert trainer.data_loader.dataset.describe(2) in row["saw"]
+    assert "of a (axial slice" in row["saw"] and "of b (axial slice" in row["saw"]
+    assert "left out" in row["did"] and "look at that volume" in row["remedy"]
     with (result.run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [r["steps_left_out"] for r in rows] == ["0", "0", "1", "1"]
@@ -206,7 +206,7 @@ def test_ten_bad_steps_on_end_go_back_too_and_nine_do_not() -> None:
         every=5,
         checkpoint=lambda: {"step": 3},
         describe=lambda step: f"case of step {step}",
-        report=lambda *said: heard.append(said),
+        report=lambda step, name, remark: heard.append((step, name, str(remark))),
     )
     network = nn.Linear(1, 1)
     engine = SimpleNamespace(
@@ -261,7 +261,7 @@ def test_an_undecided_discriminators_loss(loss: Any, value: float | None) -> Non
 def test_saturation_is_told_once_and_again_after_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "SATURATION_STEPS", 100)
     heard: list[tuple[int, str, str]] = []
-    guard = SaturationGuard(0.25, lambda *said: heard.append(said))
+    guard = SaturationGuard(0.25, lambda step, name, remark: heard.append((step, name, str(remark))))
     course = [0.2] * 3 + [0.004] * 4 + [0.1] + [0.0] * 2
     for n, loss in enumerate(course, start=1):
         guard.observe(50 * n, 50, {"discriminator_b": loss, "discriminator_a": 0.2, "cycle_a": 0.0})
@@ -314,7 +314,8 @@ def test_an_inverted_ct_is_told_from_the_right_one(probe: Any, turned: bool) -> 
     """The true CT of a patient who is in neither domain, and the same with bright and dark swapped inside the body."""
     heard: list[tuple[int, str, str]] = []
     real = {"a": probe["pairs_a"][0], "b": probe["b"][0]}
-    guard = TranslationGuards(real, {"a": probe["pairs_a"][1], "b": probe["b"][1]}, lambda *said: heard.append(said))
+    bodies = {"a": probe["pairs_a"][1], "b": probe["b"][1]}
+    guard = TranslationGuards(real, bodies, lambda step, name, remark: heard.append((step, name, str(remark))))
     truth, body = probe["pairs_b"][0], probe["pairs_a"][1]
     shown = torch.where(body, -0.9 - truth, truth) if turned else truth
     measured = guard.observe(100, {"b": shown})

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import PATIENT, stored, write_series
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from medcyclegan import cli, doctor, phantom
@@ -179,6 +180,27 @@ def test_every_rule_has_a_severity_and_a_criterion_and_errors_come_first(sound: 
     told = suspicions_of(members, {"b": "CT"})
     assert [s.severity for s in told] == sorted((s.severity for s in told), key=SEVERITIES.index)
     assert str(told[0]) == "y: torn. Mend it."
+
+
+@pytest.mark.parametrize("marker", [True, False])
+def test_a_mirrored_head_is_told_by_what_the_others_carry_on_one_side(sound: Facts, marker: bool) -> None:
+    """Left and right of 20 heads differ by chance all over, and by a small marker on the right where there is one."""
+    assert sound.anatomy is not None
+    rng = np.random.default_rng(5)
+    x, y, z = np.indices((16, 16, 16)) - 7.5
+    members = []
+    for number in range(20):
+        chance = ndimage.gaussian_filter(rng.normal(0, 1, x.shape), 1.2)
+        picture = np.exp(-(((x**2 + y**2 + z**2) / 40) ** 2)) + 0.6 * chance
+        picture += 0.25 * marker * np.exp(-((x - 6) ** 2 + y**2 + (z + 2) ** 2) / 1.5)
+        other = rng.normal(0, 1, (6, 16, 16, 16))
+        other[2] = picture[::-1] if number == 7 else picture
+        other -= other.mean(axis=(1, 2, 3), keepdims=True)
+        signatures = np.rint(127 * other / np.abs(other).max(axis=(1, 2, 3), keepdims=True)).astype(np.int8)
+        facts = replace(sound, file=Path(str(number)), anatomy=replace(sound.anatomy, signatures=signatures))
+        members.append(Member("b", str(number), "CT", facts))
+    told = [(s.code, s.file) for s in suspicions_of(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
+    assert told == ([("mirrored", "7")] if marker else [("symmetric", "")])
 
 
 def test_duplicates_are_told_across_formats_types_and_domains(cohort: phantom.Cohort, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -31,6 +32,8 @@ from medcyclegan.report.page import Table, cell
 from medcyclegan.report.pictures import standing_out
 from medcyclegan.report.report import write_report
 from medcyclegan.report.results import read_results
+from medcyclegan.training.guards import Remark
+from medcyclegan.training.recorder import RunRecorder
 
 ALL_BYTES = pictures.PICTURE_BYTES
 GRADING = Path(__file__).parents[1] / ".github/docs/howto/grade.md"
@@ -506,6 +509,31 @@ def test_a_training_has_its_own_report(tmp_path: Path) -> None:
     assert image.shape[:2] == (12, 18) and (image == 200).all()
     with pytest.raises(InputError, match="takes no source"):
         write_report(run, tmp_path / "r.html", source=tmp_path)
+
+
+def test_the_report_of_a_training_shows_what_the_guards_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [100])
+    write_report(run, tmp_path / "quiet.html")
+    quiet = Reader((tmp_path / "quiet.html").read_text(encoding="utf-8"))
+    assert "The guards of the training said nothing." in quiet.text and "what to try" not in quiet.text
+    recorder = RunRecorder(run, log_every=1, picture_every=1, picture_batch={}, window={}, batch_size=1)
+    recorder.board = SimpleNamespace(add_text=lambda *_: None)
+    said = Remark('discriminator_a is <0.005, "now" 0.', "The training goes on.", "Try fewer filters, or layers.")
+    with pytest.warns(UserWarning, match="step 250: saturation: discriminator_a .* goes on. Try fewer filters"):
+        recorder.report(250, "saturation", said)
+    with pytest.warns(UserWarning, match="patience"):
+        recorder.report(400, "patience", Remark("mae was no better.", "The training stops early."))
+    with (run / "guards.csv").open("a") as stream:
+        stream.write("450,collapse,a line that is")  # still being written
+    write_report(run, tmp_path / "r.html")
+    reader = Reader((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert ["step", "guard", "what it saw", "what it did", "what to try"] in reader.rows
+    assert ["250", "saturation", said.saw, said.did, said.remedy] in reader.rows
+    assert ["400", "patience", "mae was no better.", "The training stops early.", "–"] in reader.rows
+    assert "said nothing" not in reader.text and "a line that is" not in reader.text
+    (run / "guards.csv").write_text("step,guard\nx,y\n")
+    with pytest.raises(InputError, match=r"guards\.csv is not a table of what guards said"):
+        write_report(run, tmp_path / "r.html")
 
 
 def test_of_many_panels_the_first_the_last_and_some_between_are_shown(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def translate_slices(
     """Run a 2D or 2.5D generator over the slices of a volume.
 
     Slices without body are background and not shown at all. A 2.5D generator takes and gives 2 n + 1 neighboring slices
-    as channels; every slice gets the mean of its up to 2 n + 1 predictions, which flickers less than the middle one.
+    as channels; every slice gets the mean of its up to 2 n + 1 predictions, which errs less than the middle one.
 
     Args:
         generator: (B, 2 n + 1, *spatial) in [-1, 1] to the same shape and range; n = `neighbors`.

@@ -33,6 +33,7 @@ class Table:
         rows: one cell per column; floats are shown with four digits, nan as "undefined", None as "–".
         notes: sentences below the table.
         links: anchor of a row, without "#", for the rows that have one.
+        prose: whether cells hold sentences, which are wrapped; else they hold values, which are aligned.
 
     Raises:
         ValueError: a row's length is not that of the headings.
@@ -43,6 +44,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     links: Mapping[int, str] = field(default_factory=dict)
+    prose: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -134,6 +136,8 @@ class Page:
         cases_caption: how to read the pictures.
         training_table: first, last and smallest values.
         curves: caption and plot.
+        remarks: what the guards of the training said.
+        no_remarks: that they said nothing.
         panels: pictures by step.
         panels_caption: how to read them.
     """
@@ -154,6 +158,8 @@ class Page:
     cases_caption: str = ""
     training_table: Table | None = None
     curves: tuple[tuple[str, Plot], ...] = ()
+    remarks: Table | None = None
+    no_remarks: str = ""
     panels: Stack | None = None
     panels_caption: str = ""
 

@@ -88,9 +88,22 @@ def training_parts(run: TrainingRun) -> dict[str, Any]:
             "Course of the training", ("value", "first", "last", "smallest", "at step"), tuple(rows), tuple(notes)
         ),
         "curves": tuple(curves),
+        "remarks": _remarks_table(run),
+        "no_remarks": "" if run.remarks else "The guards of the training said nothing.",
         "panels": _panels(run),
         "panels_caption": _panels_caption(run),
     }
+
+
+def _remarks_table(run: TrainingRun) -> Table | None:
+    if not run.remarks:
+        return None
+    return Table(
+        "What the guards of the training said",
+        ("step", "guard", "what it saw", "what it did", "what to try"),
+        tuple((r.step, r.guard, r.saw, r.did, r.remedy or None) for r in run.remarks),
+        prose=True,
+    )
 
 
 def _course(steps: Sequence[float], values: Sequence[float]) -> tuple[Cell, ...]:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from medcyclegan.errors import InputError
 
-CURVES_FILE, VALIDATION_FILE, PICTURES, CONFIG_FILE = "metrics.csv", "validation.csv", "pictures", "config.yaml"
+CURVES_FILE, VALIDATION_FILE, GUARDS_FILE = "metrics.csv", "validation.csv", "guards.csv"
+PICTURES, CONFIG_FILE = "pictures", "config.yaml"
 # Columns of metrics.csv that are no losses; they are drawn last.
 _ABOUT_THE_RUN = ("steps_per_s", "images_per_s", "learning_rate", "learning_rate_discriminator", "steps_left_out")
 _MOST_PICTURES = 40
@@ -38,6 +39,25 @@ class RunPicture:
 
 
 @dataclass(frozen=True)
+class GuardRemark:
+    """What a guard said, in sentences; what was not said is empty.
+
+    Attributes:
+        step: of the training.
+        guard: its name, such as "saturation".
+        saw: what it saw.
+        did: what was done about it.
+        remedy: what to try.
+    """
+
+    step: int
+    guard: str
+    saw: str
+    did: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """A run.
 
@@ -46,6 +66,7 @@ class TrainingRun:
         losses: name -> (steps, values); the seconds are left out.
         seconds: of the training so far, None if unknown.
         validation: name -> (steps, values); empty without validation pairs.
+        remarks: of the guards, in the order in which they were made.
         pictures: from the first step to the last, at most 40, evenly spaced.
         picture_count: how many there are in the folder.
         size: of a picture, (width, height) in pixels; None without pictures.
@@ -56,6 +77,7 @@ class TrainingRun:
     losses: Series
     seconds: float | None
     validation: Series
+    remarks: tuple[GuardRemark, ...]
     pictures: tuple[RunPicture, ...]
     picture_count: int
     size: tuple[int, int] | None
@@ -93,6 +115,7 @@ def read_run(folder: Path) -> TrainingRun:
         losses=losses | last,
         seconds=clock[1][-1] if clock else None,
         validation=validation,
+        remarks=_read_remarks(folder / GUARDS_FILE) if (folder / GUARDS_FILE).is_file() else (),
         pictures=tuple(pictures),
         picture_count=len(files),
         size=size,
@@ -113,6 +136,22 @@ def _read_series(path: Path) -> Series:
         raise InputError(
             f"{path} is not a table of curves as a training writes it ({type(error).__name__}: {error}).",
             "Give the folder of a run of 'medcyclegan train'.",
+        ) from error
+
+
+def _read_remarks(path: Path) -> tuple[GuardRemark, ...]:
+    """The lines of a file of guards; one that is still being written is left out."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        return tuple(
+            GuardRemark(int(row["step"]), row["guard"], row["saw"], row["did"], row["remedy"])
+            for row in csv.DictReader(lines)
+        )
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a table of what guards said, with step, guard, saw, did and remedy "
+            f"({type(error).__name__}: {error}).",
+            "Restore it, or move it away to leave it out of the report.",
         ) from error
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,27 @@ CLEAR_PROFILE = 0.05  # standard deviation over depths below which, as a share o
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
-Report = Callable[[int, str, str], None]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a guard says, in whole sentences.
+
+    Attributes:
+        saw: what it saw, with the numbers.
+        did: what was done about it.
+        remedy: what to try; empty where nothing needs to be.
+    """
+
+    saw: str
+    did: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.saw, self.did, self.remedy) if part)
+
+
+Report = Callable[[int, str, Remark], None]  # the step, the name of the guard, and what it says
 
 
 def guarded_step(
@@ -147,8 +168,9 @@ class FiniteGuard:
             why = "the weights are not finite" if broken else f"{self.in_a_row} bad steps came in a row"
             self._return(engine, step, saw, why)
         else:
+            did = "The updates were left out, the weights are as before."
             remedy = "If it is the same case again and again, look at that volume."
-            self.report(step, "not finite", f"{saw}. The updates were left out, the weights are as before. {remedy}")
+            self.report(step, "not finite", Remark(f"{saw}.", did, remedy))
 
     def _return(self, engine: Any, step: int, saw: str, why: str) -> None:
         remedy = (
@@ -169,8 +191,12 @@ class FiniteGuard:
         self.report(
             step,
             "not finite",
-            f"{saw}; {why}. The networks went back to the checkpoint of step {saved['step']} and go on from there with "
-            f"new data. If it happens again the training stops. {remedy}",
+            Remark(
+                f"{saw}; {why}.",
+                f"The networks went back to the checkpoint of step {saved['step']} and go on from there with new data. "
+                "If it happens again the training stops.",
+                remedy,
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,11 +250,15 @@ class SaturationGuard:
                 self.report(
                     step,
                     "saturation",
-                    f"{name} has been below {SATURATED * self.undecided:.2g} for {self.won[name]} steps, now "
-                    f"{loss:.2g} where an undecided discriminator has {self.undecided:.2g}: it tells real and fake "
-                    "apart perfectly and teaches the generator little. The training goes on. Try a lower "
-                    "training.learning_rate_discriminator, fewer filters or layers of the discriminator, or look for "
-                    "what gives the fakes away at a glance (another field of view, another background).",
+                    Remark(
+                        f"{name} has been below {SATURATED * self.undecided:.2g} for {self.won[name]} steps, now "
+                        f"{loss:.2g} where an undecided discriminator has {self.undecided:.2g}: it tells real and fake "
+                        "apart perfectly and teaches the generator little.",
+                        "The training goes on.",
+                        "Try a lower training.learning_rate_discriminator, fewer filters or layers of the "
+                        "discriminator, or look for what gives the fakes away at a glance (another field of view, "
+                        "another background).",
+                    ),
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -311,8 +341,11 @@ class TranslationGuards:
             self.report(
                 step,
                 name.split("_")[0],
-                f"{saw}. That was so in {PERSISTENT} validations in a row. No checkpoint is taken for the best while "
-                f"it lasts; the training goes on. Look at the pictures; if it stays, {remedy}.",
+                Remark(
+                    f"{saw}. That was so in {PERSISTENT} validations in a row.",
+                    "No checkpoint is taken for the best while it lasts; the training goes on.",
+                    f"Look at the pictures; if it stays, {remedy}.",
+                ),
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -380,12 +413,12 @@ def profile_correlation(one: Sequence[float] | np.ndarray, other: Sequence[float
     return float((x * y).sum() / norm) if norm > 1e-12 else 0.0
 
 
-def warn(step: int, guard: str, message: str) -> None:
+def warn(step: int, guard: str, remark: Remark) -> None:
     """A `Report` that warns."""
-    warnings.warn(f"step {step}: {guard}: {message}", stacklevel=2)
+    warnings.warn(f"step {step}: {guard}: {remark}", stacklevel=2)
 
 
-def silent(step: int, guard: str, message: str) -> None:
+def silent(step: int, guard: str, remark: Remark) -> None:
     """A `Report` of a process that leaves speaking to another."""
 
 

@@ -2,7 +2,7 @@
 
     metrics.csv         means of the losses over `log_every` steps, speed, learning rates, steps left out
     validation.csv      what every validation measured
-    guards.csv          what a guard said, and when; missing if none did
+    guards.csv          what a guard saw, did and advises, and when; missing if none spoke
     pictures/           panels of the same images every time
     tensorboard/        all of it, and histograms of the values in the body
 
@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from medcyclegan.atomic import atomic_file
-from medcyclegan.training.guards import SaturationGuard, warn
+from medcyclegan.training.guards import Remark, SaturationGuard, warn
 
 SHOWN = ("cycle", "reconstruction", "adv", "disc")  # beginnings of the losses that are told while it runs
 PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
@@ -142,11 +143,11 @@ class RunRecorder:
             self.board.add_histogram(f"in the body/{name}", sample, step)
         self.board.flush()
 
-    def report(self, step: int, guard: str, message: str) -> None:
+    def report(self, step: int, guard: str, remark: Remark) -> None:
         """Take what a guard says: it is warned of, and kept."""
-        _append_row(self.run / "guards.csv", {"step": step, "guard": guard, "message": message})
-        self.board.add_text(f"guards/{guard}", message, step)
-        warn(step, guard, message)
+        _append_row(self.run / "guards.csv", {"step": step, "guard": guard, **asdict(remark)})
+        self.board.add_text(f"guards/{guard}", str(remark), step)
+        warn(step, guard, remark)
 
     def _finish(self, engine: Any) -> None:
         self.display.close()

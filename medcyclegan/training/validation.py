@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from medcyclegan.errors import InputError
 from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
-from medcyclegan.training.guards import Report, TranslationGuards, warn
+from medcyclegan.training.guards import Remark, Report, TranslationGuards, warn
 from medcyclegan.training.schedules import Schedule
 
 QUANTILES = 1000  # at which two distributions are compared
@@ -197,7 +197,8 @@ class Validation:
         self.record(step, values, images)
         score = values[name]
         if self.schedule.observe(score if math.isfinite(score) else math.inf):
-            self.report(step, "plateau", f"{name} is no better for a while; the learning rate falls from here on.")
+            seen = f"{name} is no better for a while."
+            self.report(step, "plateau", Remark(seen, "The learning rate falls from here on."))
         usable = math.isfinite(score) and not self.guards.raised
         if usable and (engine.best is None or score < engine.best["score"]):
             engine.best = {"step": step, "score": score, "name": name}
@@ -209,9 +210,11 @@ class Validation:
             self.report(
                 step,
                 "patience",
-                f"{name} was no better in {self.waited} validations than "
-                + (f"{engine.best['score']:.4g} at step {engine.best['step']}" if engine.best else "ever before")
-                + "; the training stops early.",
+                Remark(
+                    f"{name} was no better in {self.waited} validations than "
+                    + (f"{engine.best['score']:.4g} at step {engine.best['step']}." if engine.best else "ever before."),
+                    "The training stops early.",
+                ),
             )
             engine.terminate()
 

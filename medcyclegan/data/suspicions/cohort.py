@@ -1,0 +1,191 @@
+"""What is suspicious about volumes beside the others of their domain, and about two domains beside each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from medcyclegan.data.anatomy import SIGNATURE
+from medcyclegan.data.suspicions.orientation import turned_or_mirrored, unit
+from medcyclegan.data.suspicions.rules import AXES, CUT_TOP_CM2, T1, T2, Member, Suspicion
+
+_SAME = 0.998
+
+
+def of_cohort(members: Sequence[Member], modalities: Mapping[str, str]) -> list[Suspicion]:
+    """What is suspicious about volumes beside each other, and about the domains "a" and "b" beside each other.
+
+    Args:
+        members: of all domains.
+        modalities: domain to modality, for words only.
+    """
+    found: list[Suspicion] = [*_same_ids(members), *_duplicates(members)]
+    domains: dict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        domains[member.domain].append(member)
+    for domain, inside in domains.items():
+        # Volumes of no domain need not belong together.
+        for check in (turned_or_mirrored, _mixed_contrasts, _unlike) if domain else ():
+            found += check(domain, inside)
+    if "a" in domains and "b" in domains:
+        found += _between(domains["a"], domains["b"], modalities)
+    return found
+
+
+def _same_ids(members: Sequence[Member]) -> Iterator[Suspicion]:
+    places: dict[tuple[str, str], list[Member]] = defaultdict(list)
+    for member in members:
+        if member.domain:
+            places[member.domain, member.case].append(member)
+    for (domain, case), twins in places.items():
+        for member in twins if len(twins) > 1 else ():
+            others = ", ".join(str(m.facts.file) for m in twins if m is not member)
+            yield Suspicion(
+                "same_id",
+                domain,
+                str(member.facts.file),
+                f"the case id '{case}' is that of {others} too",
+                "Rename one.",
+            )
+
+
+def _duplicates(members: Sequence[Member]) -> Iterator[Suspicion]:
+    by_digest: dict[str, list[Member]] = defaultdict(list)
+    for member in members:
+        if member.facts.digest and not member.facts.constant:
+            by_digest[member.facts.digest].append(member)
+    for same in by_digest.values():
+        for index, member in enumerate(same if len(same) > 1 else ()):
+            yield _copy_of(member, same[index - 1], "duplicate", "it has the same voxels as")
+    # Numbers that are linear in each other have the same signature, in whatever type or format they are.
+    singles = [same[0] for same in by_digest.values() if same[0].facts.anatomy is not None]
+    if not singles:
+        return
+    upright = unit([m.facts.anatomy.signatures[2] for m in singles if m.facts.anatomy])
+    for start in range(0, len(singles), 512):  # block by block: ten thousand volumes make a hundred million pairs
+        block = slice(start, start + 512)
+        turned = upright[block].reshape(-1, SIGNATURE, SIGNATURE, SIGNATURE)[:, ::-1].reshape(-1, SIGNATURE**3)
+        straight, reversed_ = upright[block] @ upright.T, turned @ upright.T
+        for i, j in np.argwhere((straight > _SAME) | (reversed_ > _SAME)):
+            first, second = singles[j], singles[start + i]
+            if j != start + i and straight[i, j] >= reversed_[i, j]:
+                yield _copy_of(second, first, "duplicate", "it looks the same as")
+            elif j != start + i:
+                yield _copy_of(second, first, "mirrored_copy", "it is the left-right mirror image of")
+
+
+def _copy_of(member: Member, other: Member, code: str, words: str) -> Suspicion:
+    across = member.domain != other.domain
+    remedy = "The domains must not share volumes; remove one." if across else "Remove one."
+    if code == "mirrored_copy":
+        remedy = "Find out which one has left and right exchanged, and remove it."
+    return Suspicion(code, member.domain, str(member.facts.file), f"{words} {other.facts.file}", remedy)
+
+
+def _mixed_contrasts(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
+    heads = {
+        m.facts.file: m.facts.anatomy.head.t1_score
+        for m in members
+        if m.modality != "CT" and m.facts.anatomy and m.facts.anatomy.head and m.facts.anatomy.head.t1_score is not None
+    }
+    kinds = {"T1": [f for f, s in heads.items() if s > T1], "T2": [f for f, s in heads.items() if s < T2]}
+    if not all(kinds.values()):
+        return
+    rare, usual = sorted(kinds, key=lambda kind: len(kinds[kind]))
+    if len(kinds[rare]) == len(kinds[usual]):
+        files = ", ".join(map(str, kinds[rare][:3]))
+        yield Suspicion(
+            "mixed_contrast",
+            domain,
+            "",
+            f"{len(kinds[rare])} volumes look {rare}-weighted ({files}{', ...' if len(kinds[rare]) > 3 else ''}), "
+            f"as many {usual}-weighted",
+            "Train on one contrast, or give them as channels.",
+        )
+        return
+    for file in kinds[rare]:
+        yield Suspicion(
+            "mixed_contrast",
+            domain,
+            str(file),
+            f"it looks {rare}-weighted, {len(kinds[usual])} others of the domain {usual}-weighted",
+            "Train on one contrast.",
+        )
+
+
+def _unlike(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
+    spacings = [(m, m.facts.spacing) for m in members if m.facts.spacing]
+    if len(spacings) >= 4:
+        median = np.median([s for _, s in spacings], axis=0)
+        for member, spacing in spacings:
+            off = [i for i in range(3) if not 0.4 <= spacing[i] / median[i] <= 2.5]
+            if off:
+                words = ", ".join(f"{spacing[i]:.3g} mm {AXES[i]} (median {median[i]:.3g})" for i in off)
+                yield Suspicion(
+                    "spacing_unlike",
+                    domain,
+                    str(member.facts.file),
+                    f"voxels measure {words}",
+                    "Check the header; leave it out if it is another kind of scan.",
+                )
+    bodies = [(m, m.facts.anatomy) for m in members if m.facts.anatomy]
+    heads = [(m, b) for m, b in bodies if b.head]
+    if len(bodies) >= 5 and len(heads) not in (0, len(bodies)):
+        most = len(heads) >= 0.8 * len(bodies)
+        odd = [m for m, b in bodies if (b.head is None) == most] if most or len(heads) <= 0.2 * len(bodies) else []
+        for member in odd:
+            what = "no head, as most of the domain are" if most else "a head, as few of the domain are"
+            yield Suspicion(
+                "other_body", domain, str(member.facts.file), f"it shows {what}", "Leave it out, or crop it."
+            )
+    if len(bodies) >= 4:
+        usual = np.median([b.extent_mm for _, b in bodies], axis=0)
+        for member, body in bodies:
+            off = [i for i in (0, 1) if not 1 / 1.5 <= body.extent_mm[i] / usual[i] <= 1.5]
+            if off:
+                words = ", ".join(f"{body.extent_mm[i]:.0f} mm {AXES[i]} (median {usual[i]:.0f})" for i in off)
+                yield Suspicion(
+                    "size_unlike",
+                    domain,
+                    str(member.facts.file),
+                    f"the body measures {words}",
+                    "Check its voxel size and what it shows.",
+                )
+
+
+def _between(a: Sequence[Member], b: Sequence[Member], modalities: Mapping[str, str]) -> Iterator[Suspicion]:
+    bodies = [[m.facts.anatomy for m in domain if m.facts.anatomy] for domain in (a, b)]
+    if not all(bodies):
+        return
+    first, second = (np.median([body.extent_mm for body in domain], axis=0) for domain in bodies)
+    names = [f"a ({modalities.get('a', '?')})", f"b ({modalities.get('b', '?')})"]
+    for i in range(3):
+        if not 1 / 1.3 <= first[i] / second[i] <= 1.3:
+            yield Suspicion(
+                "domains_view",
+                "",
+                "",
+                f"the body seen measures {first[i]:.0f} mm {AXES[i]} in {names[0]} and {second[i]:.0f} in {names[1]}",
+                "Crop to what both show, or match positions (patches.matching).",
+            )
+    heads: list[list[float]] = [
+        [
+            float(np.sqrt(body.head.width_mm * body.head.length_mm))
+            for body in domain
+            if body.head and max(body.contact_cm2[:4]) < CUT_TOP_CM2 and body.contact_cm2[5] < CUT_TOP_CM2
+        ]
+        for domain in bodies
+    ]
+    if min(map(len, heads)) >= 3:
+        ratio = float(np.median(heads[0]) / np.median(heads[1]))
+        if not 1 / 1.08 <= ratio <= 1.08:
+            yield Suspicion(
+                "domains_size",
+                "",
+                "",
+                f"heads of {names[0]} are {100 * abs(ratio - 1):.0f} % {'larger' if ratio > 1 else 'smaller'} than "
+                f"those of {names[1]}",
+                "Compare the ages of the patients; children's heads must be in both domains.",
+            )

@@ -1,0 +1,198 @@
+"""What is suspicious about one volume by itself: its header, geometry, values and body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from medcyclegan.data.facts import METAL_HU, Facts
+from medcyclegan.data.suspicions.rules import AXES, CUT_TOP_CM2, T2, Member, Suspicion
+
+_CUT_SIDE_CM2 = 75.0
+_FACES = ("left", "right", "back", "front", "lower", "upper")
+_SHARP_MM = 4.0  # in slices of larger voxels skull and brain share many
+
+
+def of_volume(member: Member) -> list[Suspicion]:
+    """What is suspicious about one volume by itself."""
+    return [
+        Suspicion(code, member.domain, str(member.facts.file), message, remedy, fixable)
+        for code, message, remedy, fixable in _of_facts(member.facts, member.modality)
+    ]
+
+
+_Found = tuple[str, str, str, bool]
+
+
+def _of_facts(facts: Facts, modality: str | None) -> Iterator[_Found]:
+    if facts.problem is not None:
+        text = facts.problem.removeprefix(f"{facts.file}: ").removeprefix(f"{facts.file} ").strip()
+        message, _, remedy = text.partition(". ")
+        yield "unreadable", message.rstrip("."), remedy or "Copy or export it again.", False
+        return
+    for remark in facts.remarks:
+        yield "header", remark.rstrip("."), "Look at the volume beside another one in a viewer.", False
+    yield from _of_geometry(facts)
+    if facts.not_finite:
+        inside = facts.not_finite_inside
+        safe = inside == 0
+        place = "" if inside is None else f", {inside} of them in the body" if inside else ", none of them in the body"
+        yield (
+            "not_finite",
+            f"{facts.not_finite} voxels are NaN or infinite{place}",
+            "--fix writes a copy with air there." if safe else "Export it again.",
+            safe,
+        )
+    if facts.constant:
+        yield "constant", f"every voxel holds the same value ({facts.minimum:g})", "Export it again.", False
+    if facts.kind is None:
+        return
+    yield from _of_values(facts, modality)
+    if facts.no_body is not None:
+        yield (
+            "no_body",
+            facts.no_body.split(". ")[0].rstrip("."),
+            "Check that it shows a patient, or give a body mask.",
+            False,
+        )
+    if facts.anatomy is not None:
+        yield from _of_body(facts, modality)
+
+
+def _of_geometry(facts: Facts) -> Iterator[_Found]:
+    if facts.spacing and max(facts.spacing) > 3 and max(facts.spacing) >= 3 * min(facts.spacing):
+        axis = AXES[int(np.argmax(facts.spacing))]
+        yield (
+            "thick_slices",
+            f"slices are {max(facts.spacing):.3g} mm thick {axis} with pixels of {min(facts.spacing):.3g} mm",
+            "Translate slice by slice (2D), or use a thin reconstruction.",
+            False,
+        )
+    if facts.tilt_degrees is not None and facts.tilt_degrees >= 15:
+        yield (
+            "oblique",
+            f"the axes are turned by {facts.tilt_degrees:.0f} degrees",
+            "Nothing needs to be done: results lie on the volume's own grid.",
+            False,
+        )
+
+
+def _of_values(facts: Facts, modality: str | None) -> Iterator[_Found]:
+    told = facts.header_modality
+    if told and modality and told != modality:
+        yield "modality", f"the DICOM header says {told}, the domain is {modality}", "Move it to its domain.", False
+    elif modality == "MR" and facts.kind in ("hu", "hu_offset"):
+        shifted = " + 1024" if facts.kind == "hu_offset" else ""
+        yield "modality", f"values look like a CT in Hounsfield units{shifted}, not like an MR", "Move it to CT.", False
+    elif modality == "CT" and facts.kind == "other":
+        if facts.distinct is not None and facts.distinct <= 256:
+            yield (
+                "eight_bit",
+                f"{facts.distinct} different values from {facts.minimum:g} to {facts.maximum:g}: no Hounsfield units",
+                "Convert the original DICOM again; HU cannot be recovered from pictures.",
+                False,
+            )
+        else:
+            yield (
+                "modality",
+                f"values ({facts.minimum:g} to {facts.maximum:g}) do not look like Hounsfield units: no air near "
+                "-1000 beside tissue near 0",
+                "If it is an MR, move it; if it is a CT that was windowed, scaled or masked, export it again in HU.",
+                False,
+            )
+    if facts.kind == "hu_offset" and modality in ("CT", None):
+        yield (
+            "hu_offset",
+            f"values from {facts.minimum:g} to {facts.maximum:g} look like HU + 1024",
+            "--fix writes a copy less 1024." if modality == "CT" else "If it is a CT, subtract 1024.",
+            modality == "CT",
+        )
+    if facts.kind == "hu" and facts.distinct is not None and facts.distinct <= 256 and modality != "MR":
+        yield (
+            "few_values",
+            f"only {facts.distinct} different values from {facts.minimum:g} to {facts.maximum:g} HU",
+            "It passed through 8 bits; take the original where HU must be exact.",
+            False,
+        )
+    if facts.kind == "hu" and modality != "MR" and facts.padding:
+        yield (
+            "padding",
+            f"{100 * facts.padding:.2g} % of the voxels lie below -1100 HU (smallest {facts.minimum:g})",
+            "Preparation clips them to air; --fix writes a copy with -1024 there.",
+            modality == "CT",
+        )
+
+
+def _of_body(facts: Facts, modality: str | None) -> Iterator[_Found]:
+    body = facts.anatomy
+    assert body is not None
+    ct = facts.kind != "other"
+    if max(body.extent_mm) < 40 or max(body.extent_mm) > 2200:
+        size = " x ".join(f"{e:.3g}" for e in body.extent_mm)
+        yield "size", f"the body measures {size} mm", "Check the unit of length in the header.", False
+    faces = [
+        f"{name} ({area:.0f} cm2)"
+        for name, area in zip(_FACES, body.contact_cm2, strict=True)
+        if name != "lower" and area >= (CUT_TOP_CM2 if name == "upper" else _CUT_SIDE_CM2)
+    ]
+    if faces:
+        yield (
+            "cut_off",
+            f"the body is cut at the {', '.join(faces)} face of the volume",
+            "What is not in the volume cannot be translated; use a larger field of view, or leave it out of training.",
+            False,
+        )
+    if ct and facts.kind == "hu" and body.air is not None and abs(body.air + 1000) > 60:
+        yield (
+            "air",
+            f"the air around the body has {body.air:.0f} HU, not about -1000",
+            "Check slope and intercept, and whether the background was masked.",
+            False,
+        )
+    if body.table:
+        yield "table", "a table or holder lies beside the body", "Nothing: preparation leaves it out.", False
+    if ct and facts.metal_ml is not None and facts.metal_ml >= 0.05:
+        yield (
+            "metal",
+            f"{facts.metal_ml:.2g} ml above {METAL_HU:g} HU",
+            "Look for streaks; leave it out of training if they cross what matters.",
+            False,
+        )
+    if ct or modality != "CT":
+        yield from _of_contrast_agent(facts)
+    if body.head is None:
+        return
+    stripped = body.head.skull_share is not None and body.head.skull_share < 0.15
+    if body.head.skull_dip is not None and modality != "CT":
+        stripped = body.head.skull_dip < 0.075 and body.outside[1] > 0.98
+    if stripped:
+        yield (
+            "stripped",
+            "no skull under a scalp: the head is skull-stripped",
+            "Use the original volume; a CT has the skull that this MR lacks."
+            if not ct
+            else "Use the original volume; an MR has the scalp that this CT lacks.",
+            False,
+        )
+    recession = body.head.recession_mm
+    if recession is not None and recession >= 12 and body.contact_cm2[3] < CUT_TOP_CM2 and not stripped:
+        yield (
+            "defaced",
+            f"the face lies {recession:.0f} mm behind the forehead: defaced",
+            "Keep defaced volumes in both domains or in none, and do not judge the face.",
+            False,
+        )
+
+
+def _of_contrast_agent(facts: Facts) -> Iterator[_Found]:
+    head = facts.anatomy.head if facts.anatomy else None
+    share = head.enhanced_share if head else None
+    weighted = head is None or head.t1_score is None or head.t1_score >= T2
+    reason = None
+    if facts.contrast_agent:
+        reason = "the DICOM header names a contrast agent"
+    elif share is not None and share > 0.005 and weighted and facts.spacing and sorted(facts.spacing)[1] <= _SHARP_MM:
+        reason = f"{100 * share:.2g} % of the inner brain is brighter than brain can be, as with a contrast agent"
+    if reason:
+        yield "contrast", reason, "Train on volumes of one kind; enhanced vessels turn into false density.", False
