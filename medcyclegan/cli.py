@@ -46,7 +46,13 @@ LayoutName = Annotated[
     str | None,
     typer.Option(help="folders, cyclegan, decathlon, synthrad, bids, dicom or csv; by default the one that fits."),
 ]
-Contrast = Annotated[str | None, typer.Option(metavar="NAME", help="Which kind of scans of ROOT, e.g. T1w or '*t1*'.")]
+Contrast = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME]...",
+        help="Which kind of scans of ROOT, e.g. T1w or '*t1*'; T1w,T2w become channels in this order.",
+    ),
+]
 PatientPattern = Annotated[
     str | None,
     typer.Option("--patient", metavar="REGEX", help="Its first group, in a path under ROOT, names the patient."),
@@ -397,7 +403,11 @@ def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path,
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Volumes, DICOM series, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Volumes, DICOM series, or folders of them; of a model of several contrasts one for each, in order.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for a single volume.")],
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",
