@@ -101,6 +101,11 @@ def inspect_volumes(
     a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
     b: Annotated[Path | None, typer.Option(help="Folder of volumes of the target domain, CT.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="PAGE.html", help="A page to write.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
+    datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
     modalities: Annotated[tuple[str, str], typer.Option(help="Of a and b.")] = ("MR", "CT"),
     fix: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New folder for copies of what can be mended safely.")
@@ -113,6 +118,15 @@ def inspect_volumes(
     from medcyclegan import doctor
     from medcyclegan.progress import Terminal
 
+    data = {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "datalist": datalist}
+    cohort = None
+    if any(given is not None for given in data.values()):
+        from medcyclegan import build, config
+
+        domains = {name: {"name": kind, "modality": kind} for name, kind in zip("ab", modalities, strict=True)}
+        cohort = build.cohort(
+            config.with_data(config.parse({"domains": domains}, "the command line"), data), Terminal()
+        )
     result = doctor.inspect_cohort(
         {name: folder for name, folder in (("a", a), ("b", b)) if folder is not None},
         paths or (),
@@ -122,6 +136,7 @@ def inspect_volumes(
         fix=fix,
         workers=doctor.cores() if workers is None else workers,
         progress=Terminal(),
+        cohort=cohort,
     )
     if fix is not None and not result.fixes:
         _note("--fix: nothing can be mended safely; no copy was written")

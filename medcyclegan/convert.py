@@ -435,8 +435,11 @@ def _inputs_of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> di
         raise InputError(f"an input is given twice ({', '.join(map(str, inputs))}), and {order}.")
     found = [list_volumes(path) if path.is_dir() else {case_id(path): path} for path in inputs]
     # A file, or a folder that is one DICOM series, is the case itself, whatever it is called.
-    single = [not path.is_dir() or list(volumes.values()) == [path] for path, volumes in zip(inputs, found, strict=True)]
+    single = [
+        not path.is_dir() or list(volumes.values()) == [path] for path, volumes in zip(inputs, found, strict=True)
+    ]
     named = [_short_ids(volumes, contrast) for volumes, contrast in zip(found, contrasts, strict=True)]
+    raise_all(_misnamed(inputs, found, contrasts), f"the inputs are in another order; {order}:")
     if all(single):
         ids = [next(iter(own)) for own in named]
         case = ids[0] if len(set(ids)) == 1 else next(iter(found[0]))
@@ -455,6 +458,15 @@ def _inputs_of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> di
         ]
     raise_all(problems, f"the inputs do not fit each other; {order}, and cases are matched by id:")
     return {case: tuple(own[case] for own in named) for case in sorted(named[0])}
+
+
+def _misnamed(inputs: Sequence[Path], found: Sequence[Mapping[str, Path]], contrasts: Sequence[str]) -> Iterator[str]:
+    """Inputs all of whose names end with the name of another contrast than the one they were given as."""
+    for path, volumes, contrast in zip(inputs, found, contrasts, strict=True):
+        for other in contrasts:
+            ending = re.compile(rf"(?:^|.*[_\-. ]){re.escape(other)}", re.IGNORECASE)
+            if other != contrast and all(ending.fullmatch(case) for case in volumes):
+                yield f"{path} was given as {contrast}, and its name says {other}"
 
 
 def _short_ids(volumes: Mapping[str, Path], contrast: str) -> dict[str, Path]:

@@ -67,7 +67,7 @@ def load_translator(
         raise InputError(
             f"in the direction '{direction}' {path} makes {len(made)} contrasts at once ({', '.join(made)}), and a "
             "translation is one volume.",
-            "Only the direction into a domain of one contrast can be converted; train a model of one contrast for this.",
+            "Only the direction into a domain of one contrast is converted; train a model of one contrast for this.",
         )
     contrasts = source.get("contrasts", ())
     if experiment.patches.size is None:

@@ -205,9 +205,7 @@ def attach_validation(
         for name, (made, body) in shown.items():
             domain = name[-1]
             called = [contrast["name"] for contrast in domains[domain].get("contrasts", ())] or [""]
-            for part, scaler, contrast in zip(
-                made.chunk(len(called), dim=1), scalers[domain], called, strict=True
-            ):
+            for part, scaler, contrast in zip(made.chunk(len(called), dim=1), scalers[domain], called, strict=True):
                 values_inside = part[bodies_for(body, part)].numpy()
                 told = f"{name} {contrast}".rstrip()
                 histograms[f"{told}, {unit[domain]}"] = torch.from_numpy(scaler.undo(values_inside))

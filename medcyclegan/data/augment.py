@@ -21,8 +21,8 @@ class Augmentation:
 
     Movements are drawn uniformly from -limit to limit and made in millimeters, so that a rotation in anisotropic voxels
     is a rotation of the head. All movements are one interpolation (linear), beyond whose border lies background. The
-    intensity part is for MR only: HU mean something. Of several contrasts, movement and receive field are one, since the
-    patient and the coil are, while each contrast has an exponent and noise of its own.
+    intensity part is for MR only: HU mean something. Of several contrasts, movement and receive field are one, since
+    the patient and the coil are, while each contrast has an exponent and noise of its own.
 
     Args:
         spacing: of the patch's spatial axes in mm.

@@ -64,8 +64,8 @@ def join_contrasts(scans: Sequence[Scan], patterns: Sequence[str]) -> Joined:
     for scan in scans:
         fitting = [index for index, pattern in enumerate(patterns) if shows(scan, pattern)]
         if len(fitting) > 1:
-            names = " and ".join(f"'{patterns[index]}'" for index in fitting)
-            problems.append(f"{scan.image} ({scan.kind}) fits {names}; name the contrasts so that each scan fits one")
+            both = " and ".join(f"'{patterns[index]}'" for index in fitting)
+            problems.append(f"{scan.image} ({scan.kind}) fits {both}; name the contrasts so that each scan fits one")
         elif fitting:
             slots[scan] = fitting[0]
     whole: list[list[Scan]] = []
@@ -91,7 +91,7 @@ def join_contrasts(scans: Sequence[Scan], patterns: Sequence[str]) -> Joined:
             ]
         else:
             whole.append([part[0] for part in parts])
-    names = []
+    names: list[str] = []
     for index, pattern in enumerate(patterns):
         kinds = {group[index].kind for group in whole}
         names.append(kinds.pop() if len(kinds) == 1 else pattern)

@@ -208,8 +208,11 @@ def _named_contrasts(content: Mapping[str, Any], path: Path) -> dict[str, tuple[
             if len(_listed(entry["image"])) > 1 and "contrast" in entry:
                 told.setdefault(tuple(_listed(entry["contrast"])), []).append(f"{domain}[{index}]")
         problems += [f"{', '.join(order)}: in {', '.join(where[:5])}" for order, where in told.items() if len(told) > 1]
-        names |= {domain: order for order in told}
-    raise_all(problems, f"the entries of a domain in the datalist {path} name different contrasts, or in another order:")
+        if told:
+            names[domain] = next(iter(told))
+    raise_all(
+        problems, f"the entries of a domain in the datalist {path} name different contrasts, or in another order:"
+    )
     return names
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -299,7 +299,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             source, target = choose_window(body, self.shape.size, random, start)
             patch = np.full((contrasts * self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
             inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
-            patch[target] = image[(..., *source[1:])] if boxes else image[source]
+            cut: tuple[Any, ...] = (..., *source[1:]) if boxes else source
+            patch[target] = image[cut]
             inside[target] = body[source]
             if _shows_something(patch, contrasts):
                 break
@@ -363,7 +364,7 @@ def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> np
     area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
     enough = np.flatnonzero(area >= max(1, minimum_body * area.max()))
     image = case.image
-    slices = ((k, image.take(k, axis=axis - 3)) for k in enough)
+    slices = ((k, np.asarray(image.take(k, axis=axis - 3))) for k in enough)
     chosen = [k for k, shown in slices if _shows_something(shown if image.ndim == 4 else shown[None])]
     if not chosen:
         raise InputError(

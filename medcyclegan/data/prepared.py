@@ -92,7 +92,7 @@ class PreparedCohort:
         failed: "group/case" -> why it could not be prepared.
         warnings: what was suspicious, one line each.
         register_pairs: whether b of each pair was moved onto a.
-        contrasts: "a" and "b" -> the names of its contrasts in the order of the channels; only of a domain with several.
+        contrasts: "a" and "b" -> the names of its contrasts in the order of the channels; of a domain with several.
         further: likewise, how the volumes of each contrast after the first were prepared.
     """
 
@@ -376,14 +376,16 @@ def _examine(job: Case, folder: Path, modality: str) -> _Source:
             return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
-    first, hu, told = None, [], []
+    first: Grid | None = None
+    hu: list[bool] = []
+    suspicions: list[str] = []
     for number, image in enumerate(job.images):
         volume = read_volume(image, job.levels)
         grid, values = grid_of(volume), volume.numpy()[0]
         first = first or grid
         hu.append(looks_like_hu(values))
         one = replace(job, id=f"{job.id} (contrast {number + 1})", image=image) if job.further else job
-        told += _suspicions(one, values, grid, modality)
+        suspicions += _suspicions(one, values, grid, modality)
     if job.further and any(hu) and modality == "MR":
         files = ", ".join(str(image) for image, is_hu in zip(job.images, hu, strict=True) if is_hu)
         raise InputError(
@@ -391,7 +393,7 @@ def _examine(job: Case, folder: Path, modality: str) -> _Source:
             "Take the file out of the list, or put the right one in its place.",
         )
     assert first is not None  # a case has an image
-    return _Source(content, first, hu[0], tuple(told), None)
+    return _Source(content, first, hu[0], tuple(suspicions), None)
 
 
 def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:

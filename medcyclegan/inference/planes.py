@@ -172,7 +172,7 @@ def translate_patches(
             output = runner(whole, [0.0], "volume" if pooled else "window")
     _require_channels(output.shape[1], out_contrasts, 1)
     for contrast in range(out_contrasts):
-        result[(contrast, *frame.region)] = output[0, contrast].cpu().numpy()[frame.inner]
+        result[contrast][frame.region] = output[0, contrast].cpu().numpy()[frame.inner]
     return result if out_contrasts > 1 else result[0]
 
 

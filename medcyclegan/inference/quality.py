@@ -156,8 +156,8 @@ def coverage_flags(further: Sequence[Further], names: Sequence[str], apart_limit
             )
         if contrast.apart_mm > apart_limit:  # not where it could not be told, nan
             told.append(
-                f"{name} and {names[0]} seem to lie {contrast.apart_mm:.1f} mm apart (a rigid registration's estimate): "
-                "did the patient move?"
+                f"{name} and {names[0]} seem to lie {contrast.apart_mm:.1f} mm apart (a rigid registration's "
+                "estimate): did the patient move?"
             )
     return told
 

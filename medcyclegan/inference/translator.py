@@ -103,8 +103,9 @@ class Translator:
 
     Made by `medcyclegan.load_translator`. Calling it takes a path, a MetaTensor, a nibabel image or a SimpleITK image
     and gives a `Translation` on the same grid. A model of several contrasts takes a sequence of them in the order of
-    `contrasts`, or one MetaTensor (C, X, Y, Z), and gives a `Translation` on the grid of the first. The three stages of a call, `read`, `predict` and `finish`, can be
-    called one by one, so that reading and writing go on while the network is busy.
+    `contrasts`, or one MetaTensor (C, X, Y, Z), and gives a `Translation` on the grid of the first. The three stages of
+    a call, `read`, `predict` and `finish`, can be called one by one, so that reading and writing go on while the
+    network is busy.
 
     Args:
         generator: the network, a plain `nn.Module` in evaluation mode on `device`.
@@ -330,7 +331,7 @@ class Translator:
         """Fall back to float32 for good where bfloat16 is not accurate enough for this network."""
         if not self.bf16 or self._bf16_checked or not case.body.any():
             return
-        region = [slice(0, n) for n in case.body.shape]
+        region: list[Any] = [slice(0, n) for n in case.body.shape]
         if self.spatial_dims == 2:
             across = ACROSS[self.plane]
             filled = case.body.sum(axis=tuple(axis for axis in range(3) if axis != across))

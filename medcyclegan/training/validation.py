@@ -30,8 +30,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from medcyclegan.errors import InputError
-from medcyclegan.losses.structure import View
 from medcyclegan.losses.contrasts import OfEveryContrast
+from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
 from medcyclegan.training.guards import Report, TranslationGuards, bodies_for, warn
 from medcyclegan.training.schedules import Schedule
@@ -87,15 +87,11 @@ def unpaired_scores(probe: Probe, images: Mapping[str, Tensor]) -> dict[str, flo
     ]
     if cycles:
         scores["cycle"] = sum(cycles) / len(cycles)
-    scores["structure"] = structure_disagreement(
-        probe.real["a"], images["fake_b"], probe.bodies["a"], probe.contrasts
-    )
+    scores["structure"] = structure_disagreement(probe.real["a"], images["fake_b"], probe.bodies["a"], probe.contrasts)
     count = probe.contrasts.get("b", 1)
     distances = [
         distribution_distance(made[bodies_for(probe.bodies["a"], made)], real[bodies_for(probe.bodies["b"], real)])
-        for made, real in zip(
-            images["fake_b"].chunk(count, dim=1), probe.real["b"].chunk(count, dim=1), strict=True
-        )
+        for made, real in zip(images["fake_b"].chunk(count, dim=1), probe.real["b"].chunk(count, dim=1), strict=True)
     ]
     scores["distribution"] = sum(distances) / len(distances)
     return {**scores, "proxy": sum(scores.values()) / len(scores)}

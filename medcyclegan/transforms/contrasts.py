@@ -58,8 +58,8 @@ def prepare_contrasts(
         names: of the contrasts, for messages.
 
     Returns:
-        A case whose image is (C, X, Y, Z), or (X, Y, Z) of a single contrast, exactly as `prepare` gives it. Voxels that
-        were blanked in any contrast are no body. Where a contrast has no voxels, it is -1.
+        A case whose image is (C, X, Y, Z), or (X, Y, Z) of a single contrast, exactly as `prepare` gives it. Voxels
+        that were blanked in any contrast are no body. Where a contrast has no voxels, it is -1.
 
     Raises:
         InputError: as `prepare`, or a contrast covers less than 90 % of the body of the first.
