@@ -78,7 +78,7 @@ def prepare_contrasts(
         share = covered(inside, first.source_grid, grid)
         if share < LEAST_COVERED:
             raise InputError(
-                f"{_file(volume)} ({name}) covers {100 * share:.0f} % of the body in {_file(volumes[0])} "
+                f"{_file(volume)} ({name}) covers {100 * share:.1f} % of the body in {_file(volumes[0])} "
                 f"({called[0]}); at least {100 * LEAST_COVERED:.0f} % are needed. It lies {_place(grid)}, the other "
                 f"{_place(first.source_grid)} (RAS, mm).",
                 "Is it the same patient in the same visit, and are the headers right? Leave the case out, or train "
