@@ -90,7 +90,7 @@ def picking(
 @pytest.mark.parametrize("ways", ["slices", "stacks", "boxes", "planes and flips"])
 @pytest.mark.parametrize("grid", SECOND.values(), ids=SECOND.keys())
 def test_the_chosen_contrast_comes_back_on_the_first_ones_grid(grid: Grid, ways: str) -> None:
-    """On every kind of first grid and with the second contrast on another: the channels are in the order of the files."""
+    """On every kind of first grid, with the second contrast on another: channels are in the order of the files."""
     other = SECOND["oblique"] if grid is not SECOND["oblique"] else SECOND["finer and anisotropic"]
     x, y, z = world(grid)
     u, v, w = world(other)
