@@ -117,6 +117,8 @@ def flags(
     if not min(sizes) / _TOLERANCE <= found["body_liters"] <= max(sizes) * _TOLERANCE:
         told.append(f"the body has {found['body_liters']:.2g} liters, in training {min(sizes):.2g} to {max(sizes):.2g}")
     given = [found["histogram"], *(contrast["histogram"] for contrast in found.get("further", ()))]
+    if len(given) > 1:
+        names = names or [f"contrast {number + 1}" for number in range(len(given))]
     known = [
         np.array([case["histogram"] if not number else case["further"][number - 1]["histogram"] for case in cohort])
         for number in range(len(given))

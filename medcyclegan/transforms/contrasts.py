@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from monai.data import MetaTensor
@@ -19,7 +20,7 @@ from scipy import ndimage
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of
-from medcyclegan.transforms.geometry import resample
+from medcyclegan.transforms.geometry import resample, working_grid
 from medcyclegan.transforms.intensity import fitted_scaler
 from medcyclegan.transforms.pipeline import (
     SOURCE_BODY,
@@ -37,7 +38,8 @@ from medcyclegan.transforms.registration import align
 LEAST_COVERED = 0.9
 # Beyond this (mm) a patient has probably moved between two contrasts: see `apart_mm`.
 APART_MM = 3.0
-_RIM_MM = 8.0
+_RIM_MM = 8.0  # around the body that is looked at, because its surface says most about where it is
+_ESTIMATE_MM = 4.0
 
 Mask = npt.NDArray[np.bool_]
 
@@ -134,22 +136,32 @@ def apart_mm(first: MetaTensor, other: MetaTensor, body: Mask) -> float:
     Returns:
         nan where nothing can be told.
     """
-    grid, there = grid_of(first), grid_of(other)
-    values = first.as_tensor().detach().cpu().numpy()[0]
-    moved = resample(other.as_tensor().detach().cpu().numpy()[0], there, grid, fill=0.0)
-    near = body
-    for axis, step in enumerate(grid.spacing):
-        structure = np.expand_dims(np.ones(3, dtype=bool), tuple(i for i in range(3) if i != axis))
-        near = np.asarray(
-            ndimage.binary_dilation(near, structure, iterations=max(1, round(_RIM_MM / float(step)))), dtype=bool
-        )
-    windows = (_window(values, body), _window(moved, body))
+    source = grid_of(first)
+    coarse = working_grid(source, np.maximum(source.spacing[_ras_order(source)], _ESTIMATE_MM).tolist())
+    values, moved = (
+        resample(volume.as_tensor().detach().cpu().numpy()[0], grid_of(volume), coarse, fill=0.0)
+        for volume in (first, other)
+    )
+    inside = _moved(body, source, coarse)
+    windows = (_window(values, inside), _window(moved, inside))
     if any(not high > low for low, high in windows):
         return math.nan
-    return align(values, moved, near, grid, windows=windows).displacement
+    near = inside
+    for axis, step in enumerate(coarse.spacing):
+        structure = np.expand_dims(np.ones(3, dtype=bool), tuple(i for i in range(3) if i != axis))
+        times = max(1, round(_RIM_MM / float(step)))
+        near = np.asarray(ndimage.binary_dilation(near, structure, iterations=times), dtype=bool)
+    return align(values, moved, near, coarse, windows=windows).displacement
+
+
+def _ras_order(grid: Grid) -> npt.NDArray[np.intp]:
+    """The voxel axes nearest to right, anterior, superior."""
+    return np.argsort(nib.orientations.io_orientation(grid.affine)[:, 0])
 
 
 def _window(values: np.ndarray, body: Mask) -> tuple[float, float]:
+    if not body.any():
+        return 0.0, 0.0
     low, high = np.percentile(values[body], (0.5, 99.5))
     return min(0.0, float(low)), float(high)
 
