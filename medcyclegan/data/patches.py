@@ -463,7 +463,8 @@ def stack_of_slices(volume: npt.NDArray[Values], axis: int, middle: int, neighbo
     Of several contrasts, (C, X, Y, Z), it is (C (2 neighbors + 1), *slice), all slices of a contrast together.
     """
     chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis - 3] - 1)
-    taken = volume.take(chosen, axis=axis - 3)
+    # Not `take`, which would first copy an array in Fortran order, the whole volume, into C order.
+    taken = volume[(slice(None),) * (axis + volume.ndim - 3) + (chosen,)]
     if volume.ndim == 3:
         return np.moveaxis(taken, axis, 0)
     stacked = np.moveaxis(taken, axis - 3, 1)

@@ -178,6 +178,12 @@ def prepare_cohort(
         InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
     """
     _check_output(output)
+    names = {
+        domain: tuple(cohort.contrasts.get(domain) or contrast_names(count))
+        for domain in ("a", "b")
+        if (count := cohort.files_per_case(domain)) > 1
+    }
+    _refuse_impossible(names, modalities, register_pairs)
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
     known: dict[str, _Source] = {}
@@ -192,12 +198,6 @@ def prepare_cohort(
         warnings = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
         _require_both(known, failed)
         chosen = spacing or _median_spacing([source.grid for source in known.values()])
-        names = {
-            domain: tuple(cohort.contrasts.get(domain) or contrast_names(count))
-            for domain in ("a", "b")
-            if (count := cohort.files_per_case(domain)) > 1
-        }
-        _refuse_impossible(names, modalities, register_pairs)
         preparations = {
             domain: Preparation(
                 modalities[domain],

@@ -51,8 +51,8 @@ class StoredImage:
         return _decode(self._stored[index])
 
     def take(self, indices: Any, axis: int) -> npt.NDArray[np.float32]:
-        """As `numpy.take`."""
-        return _decode(self._stored.take(indices, axis=axis))
+        """As `numpy.take`, which would first copy an array in Fortran order as a whole."""
+        return self[(slice(None),) * (axis % self.ndim) + (indices,)]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
