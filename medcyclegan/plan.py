@@ -149,10 +149,7 @@ def decide(
     plan = Plan(f"{a.volumes} {a.modality} and {b.volumes} {b.modality} volumes on a {machine.name}")
     for key, domain in (("a", a), ("b", b)):
         given = (domains or {}).get(key) or config.Domain(name=domain.modality, modality=domain.modality)
-        content = given.model_dump(mode="json")
-        if not given.contrasts:
-            del content["contrasts"]
-        plan.choose(f"domains.{key}", content, "as given")
+        plan.choose(f"domains.{key}", given.model_dump(mode="json"), "as given")
     _choose_spacing(plan, a, b, machine)
     _choose_patches(plan, a, b, machine)
     _choose_sampling(plan, a, b)
