@@ -28,6 +28,7 @@ from medcyclegan.transforms.pipeline import (
     Preparation,
     PreparedCase,
     landmark_shares,
+    prepare,
     prepared_with_body,
     refuse_other_modality,
     run_steps,
@@ -68,9 +69,9 @@ def prepare_contrasts(
     """
     if len(volumes) != len(preparations) or not volumes:
         raise ValueError(f"{len(volumes)} volumes and {len(preparations)} preparations")
-    first, inside = prepared_with_body(volumes[0], preparations[0], body)
     if len(volumes) == 1:
-        return first
+        return prepare(volumes[0], preparations[0], body)
+    first, inside = prepared_with_body(volumes[0], preparations[0], body)
     called = list(names) or [f"contrast {number + 1}" for number in range(len(volumes))]
     images, further = [first.image], []
     kept, blanked_ml = first.body, first.blanked_ml
@@ -87,7 +88,7 @@ def prepare_contrasts(
                 "without this contrast.",
             )
         there = _moved(inside, first.source_grid, grid)
-        data = run_steps(volume, replace(preparation, crop_margin=None), there, onto=first.grid)
+        data = run_steps(volume, replace(preparation, crop_margin=None), there, onto=first.grid, keep_body=True)
         images.append(data["image"].as_tensor()[0].numpy().astype(np.float32))
         blanked = there & ~data[SOURCE_BODY].as_tensor()[0].numpy().astype(bool)
         if blanked.any():

@@ -184,27 +184,34 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
         InputError: its header names another modality, no body is found, the intensities are flat, the given body is
             empty, or the working grid would be shorter than 4 voxels along an axis.
     """
-    return prepared_with_body(volume, preparation, body)[0]
+    _refuse_unusable(volume, preparation)
+    return _prepared_case(volume, run_steps(volume, preparation, body))
 
 
 def prepared_with_body(
     volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None
 ) -> tuple[PreparedCase, npt.NDArray[np.bool_]]:
     """As `prepare`, and the body (X, Y, Z) on the volume's own grid, without what was blanked."""
-    source = grid_of(volume)
-    _refuse_thin(source, preparation.spacing, _name(volume), picture="picture" in volume.meta)
+    _refuse_unusable(volume, preparation)
+    data = run_steps(volume, preparation, body, keep_body=True)
+    return _prepared_case(volume, data), data[SOURCE_BODY].as_tensor()[0].numpy().astype(bool)
+
+
+def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
+    _refuse_thin(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
     refuse_other_modality(volume, preparation)
-    data = run_steps(volume, preparation, body)
+
+
+def _prepared_case(volume: MetaTensor, data: dict[Any, Any]) -> PreparedCase:
     image, mask_moved = data["image"], data["body"]
-    case = PreparedCase(
+    return PreparedCase(
         image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
         body=mask_moved.as_tensor()[0].numpy().astype(bool),
         grid=grid_of(image),
-        source_grid=source,
+        source_grid=grid_of(volume),
         scaler=fitted_scaler(image),
         blanked_ml=float(data.get("blanked_ml", 0.0)),
     )
-    return case, data[SOURCE_BODY].as_tensor()[0].numpy().astype(bool)
 
 
 def refuse_other_modality(volume: MetaTensor, preparation: Preparation) -> None:
@@ -246,10 +253,11 @@ def run_steps(
     body: np.ndarray | None,
     before: type[MapTransform] | None = None,
     onto: Grid | None = None,
+    keep_body: bool = False,
 ) -> dict[Any, Any]:
     """What the steps of `preparation_transform` give, all of them or those before the first of a class.
 
-    The body before it was resampled is at the key `SOURCE_BODY`.
+    With `keep_body` the body before it was resampled is at the key `SOURCE_BODY`.
     """
     name, source = _name(volume), grid_of(volume)
     data: dict[Any, Any] = {"image": volume}
@@ -265,7 +273,7 @@ def run_steps(
         for step in preparation_transform(preparation, body is not None, onto).transforms:
             if before is not None and isinstance(step, before):
                 break
-            if isinstance(step, ToWorkingGridd):
+            if keep_body and isinstance(step, ToWorkingGridd):
                 data[SOURCE_BODY] = data["body"]
             data = step(data)
     except InputError as error:
