@@ -241,7 +241,15 @@ def experiment_for(path: Path | None, overrides: Iterable[str]) -> Experiment:
         dims = 3 if any(o.replace(" ", "") == "patches.spatial_dims=3" for o in chosen) else 2
         example = example_experiment(dims).model_dump(mode="json", exclude_unset=True)
         chosen = [f"{key}={json.dumps(value)}" for key, value in example.items()] + chosen
-    return load(path, chosen)
+    experiment = load(path, chosen)
+    for name, domain in experiment.domains:
+        if domain.volumes > 1:
+            raise InputError(
+                f"domains.{name}.contrasts names {domain.volumes} ({', '.join(domain.contrasts)}), and benchmark "
+                "measures one volume per case.",
+                "Leave them out.",
+            )
+    return experiment
 
 
 def patch_size(given: str, experiment: Experiment, default: int) -> tuple[int, ...]:

@@ -46,7 +46,13 @@ LayoutName = Annotated[
     str | None,
     typer.Option(help="folders, cyclegan, decathlon, synthrad, bids, dicom or csv; by default the one that fits."),
 ]
-Contrast = Annotated[str | None, typer.Option(metavar="NAME", help="Which kind of scans of ROOT, e.g. T1w or '*t1*'.")]
+Contrast = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME]...",
+        help="Which kind of scans of ROOT, e.g. T1w or '*t1*'; T1w,T2w become channels in this order.",
+    ),
+]
 PatientPattern = Annotated[
     str | None,
     typer.Option("--patient", metavar="REGEX", help="Its first group, in a path under ROOT, names the patient."),
@@ -95,6 +101,11 @@ def inspect_volumes(
     a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR.")] = None,
     b: Annotated[Path | None, typer.Option(help="Folder of volumes of the target domain, CT.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="PAGE.html", help="A page to write.")] = None,
+    root: Root = None,
+    layout: LayoutName = None,
+    contrast_a: Contrast = None,
+    contrast_b: Contrast = None,
+    datalist: Annotated[Path | None, typer.Option(help="JSON with the lists a, b and optionally pairs.")] = None,
     modalities: Annotated[tuple[str, str], typer.Option(help="Of a and b.")] = ("MR", "CT"),
     fix: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New folder for copies of what can be mended safely.")
@@ -107,6 +118,15 @@ def inspect_volumes(
     from medcyclegan import doctor
     from medcyclegan.progress import Terminal
 
+    data = {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "datalist": datalist}
+    cohort = None
+    if any(given is not None for given in data.values()):
+        from medcyclegan import build, config
+
+        domains = {name: {"name": kind, "modality": kind} for name, kind in zip("ab", modalities, strict=True)}
+        cohort = build.cohort(
+            config.with_data(config.parse({"domains": domains}, "the command line"), data), Terminal()
+        )
     result = doctor.inspect_cohort(
         {name: folder for name, folder in (("a", a), ("b", b)) if folder is not None},
         paths or (),
@@ -116,6 +136,7 @@ def inspect_volumes(
         fix=fix,
         workers=doctor.cores() if workers is None else workers,
         progress=Terminal(),
+        cohort=cohort,
     )
     if fix is not None and not result.fixes:
         _note("--fix: nothing can be mended safely; no copy was written")
@@ -397,7 +418,11 @@ def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path,
 def convert(
     checkpoint: Annotated[Path, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Volumes, DICOM series, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Volumes, DICOM series, or folders of them; of a model of several contrasts one for each, in order.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for a single volume.")],
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",

@@ -74,6 +74,24 @@ class Domain(_Section):
 
     name: str = Field(min_length=1, description="shown in pictures and messages")
     modality: Literal["MR", "CT"] = Field(description="picks the intensity rule: CT in HU, MR by percentiles")
+    contrasts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="names of several MR contrasts per patient, in the order of their files, which is that of the "
+        "channels; empty: what the data says, or one",
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Domain:
+        if len(set(self.contrasts)) < len(self.contrasts):
+            raise ValueError(f"contrasts: each has a name of its own, got {', '.join(self.contrasts)}")
+        if len(self.contrasts) > 1 and self.modality != "MR":
+            raise ValueError(f"contrasts: several are for MR, and this domain is {self.modality}")
+        return self
+
+    @property
+    def volumes(self) -> int:
+        """How many contrasts a case has, at least 1."""
+        return max(1, len(self.contrasts))
 
 
 class Domains(_Section):
@@ -150,8 +168,12 @@ class Data(_Section):
     )
     root: Path | None = Field(None, description="folder or CSV in one of the known layouts, recognized by itself")
     layout: str | None = Field(None, description="name of the layout of root; null: the one that fits")
-    contrast_a: str | None = Field(None, description="which kind of scans of root is domain a: a name with * and ?")
-    contrast_b: str | None = Field(None, description="which kind of scans of root is domain b: a name with * and ?")
+    contrast_a: str | None = Field(
+        None,
+        description="which kind of scans of root is domain a: a name with * and ?; several with commas between them "
+        "(T1w,T2w) are joined as channels in this order",
+    )
+    contrast_b: str | None = Field(None, description="which kind of scans of root is domain b, as contrast_a")
     patient: str | None = Field(
         None, description="regular expression whose first group, in the path of a scan under root, is the patient"
     )
@@ -341,6 +363,11 @@ class Experiment(_Section):
     training: Training = Training()
 
     _complete = field_validator("objective", mode="before")(_complete_leaf)
+
+    def channels(self, domain: str) -> int:
+        """Channels of an image of "a" or "b": for every contrast its slice and the neighbors of that."""
+        contrasts: int = getattr(self.domains, domain).volumes
+        return contrasts * (2 * self.patches.neighbors + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML and checkpoints: `Experiment.model_validate` takes it back."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import numpy as np
+from monai.data import MetaTensor
 
 from medcyclegan import __version__
 from medcyclegan.atomic import alone, write_json
@@ -89,7 +91,9 @@ def convert(
 
     Args:
         checkpoint: a run or a checkpoint file.
-        inputs: volumes, or folders of which every volume is taken.
+        inputs: volumes, or folders of which every volume is taken. For a model of several contrasts exactly one input
+            per contrast, in the model's order: a volume each, or a folder each, whose volumes are matched by case id
+            (nnU-Net's suffix `_0000` and a contrast's own name at the end aside).
         output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
         direction: "ab" or "ba".
         overwrite: replace files that exist; without it they are refused before anything is computed.
@@ -123,7 +127,8 @@ def convert(
         statistics=statistics,
         allow=allow,
     )
-    files = _inputs(inputs)
+    contrasts = translator.contrasts
+    files = _inputs_of_contrasts(inputs, contrasts) if contrasts else _inputs(inputs)
     targets = _targets(files, output, file_format, translator.modality)
     chosen = list(files)[rank::processes]
     record = _Record(
@@ -164,7 +169,7 @@ def convert(
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
 
-    done = {
+    done: dict[str, str | list[str]] = {
         case: entry["voxels_sha256"] for case, entry in finished.items() if case in targets and targets[case].exists()
     }
 
@@ -202,7 +207,9 @@ def convert(
                 result.skipped[case] = targets[case]
                 continue
             if case in done:
-                result.failed[case] = f"{files[case]} has changed since {targets[case]} was written. Allow --overwrite."
+                result.failed[case] = (
+                    f"{_named(files[case])} has changed since {targets[case]} was written. Allow --overwrite."
+                )
                 continue
             if number + 1 < len(chosen) and read.source.case.image.size <= LARGE:
                 ahead = start(chosen[number + 1])
@@ -244,26 +251,44 @@ class _Read:
     """A volume that was read and, unless it is done already, prepared."""
 
     source: Source | None
-    digest: str  # of its voxels and affine, whatever the file's format
+    digest: str | list[str]  # of its voxels and affine, whatever the file's format; of several contrasts one each
     wrong_modality: str | None
 
 
-def _read(file: Path, translator: Translator, done: str | None) -> _Read:
-    """Read `file`; leave out the preparation where its voxels are those of the digest `done`."""
-    volume = read_volume(file)
-    voxels = np.ascontiguousarray(volume.numpy()[0])
-    digest = hashlib.sha256(voxels.data)
-    digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
-    if digest.hexdigest() == done:
-        return _Read(None, done, None)
-    hu = looks_like_hu(voxels)
+def _read(files: tuple[Path, ...], translator: Translator, done: str | list[str] | None) -> _Read:
+    """Read the files of a case; leave out the preparation where their voxels are those of the digests `done`."""
+    volumes = [read_volume(file) for file in files]
+    digests = [_digest(volume) for volume in volumes]
+    told: str | list[str] = digests if translator.contrasts else digests[0]
+    if told == done:
+        return _Read(None, told, None)
+    looks = [looks_like_hu(volume.numpy()[0]) for volume in volumes]
+    if translator.contrasts:
+        wrong_files = [str(file) for file, hu in zip(files, looks, strict=True) if hu]
+        if wrong_files:
+            raise InputError(
+                f"{', '.join(wrong_files)}: the values look like a CT in Hounsfield units, and the model takes MR: "
+                f"{', '.join(translator.contrasts)}."
+            )
+        return _Read(translator.read(volumes), told, None)
+    (hu,) = looks
     expected = translator.preparation.modality
     wrong = None
     if hu and expected == "MR":
         wrong = "the values look like a CT in Hounsfield units, and the model takes MR"
     if not hu and expected == "CT":
         wrong = "the values do not look like Hounsfield units, and the model takes CT"
-    return _Read(translator.read(volume), digest.hexdigest(), wrong)
+    return _Read(translator.read(volumes[0]), told, wrong)
+
+
+def _digest(volume: MetaTensor) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(volume.numpy()[0]).data)
+    digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
+    return digest.hexdigest()
+
+
+def _named(files: tuple[Path, ...]) -> str:
+    return " or ".join(map(str, files))
 
 
 @dataclass(frozen=True)
@@ -271,7 +296,7 @@ class _Finish:
     """The last stage of a case: back to its grid, and into files."""
 
     translator: Translator
-    file: Path
+    files: tuple[Path, ...]
     target: Path
     read: _Read
     source: Source
@@ -284,7 +309,7 @@ class _Finish:
             quality["flags"].insert(0, self.read.wrong_modality)
         maps = self._save(translation)
         return {
-            "input": str(self.file),
+            "input": [str(file) for file in self.files] if self.translator.contrasts else str(self.files[0]),
             "voxels_sha256": self.read.digest,
             "output": str(self.target),
             "trust": maps,
@@ -310,7 +335,7 @@ class _Finish:
                 self.target,
                 translation.array,
                 translation.grid,
-                source=self.file,
+                source=self.files[0],
                 description=translation.description,
             )
         return {name: str(path) for name, path in maps.items()}
@@ -398,17 +423,78 @@ def _identity(content: dict[str, Any]) -> Any:
     return [c["sha256"] for c in model["checkpoints"]], model["direction"], content["settings"]
 
 
-def _inputs(inputs: Sequence[Path]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
+def _inputs(inputs: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+    files: dict[str, tuple[Path, ...]] = {}
     for path in inputs:
         for case, file in list_volumes(path).items() if path.is_dir() else [(case_id(path), path)]:
             if case in files:
-                raise InputError(f"the case id '{case}' occurs twice: {files[case]} and {file}.", "Convert them apart.")
-            files[case] = file
+                raise InputError(
+                    f"the case id '{case}' occurs twice: {files[case][0]} and {file}.", "Convert them apart."
+                )
+            files[case] = (file,)
     return files
 
 
-def _targets(files: dict[str, Path], output: Path, file_format: str, modality: str) -> dict[str, Path]:
+def _inputs_of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Case id -> its file of every contrast, in order.
+
+    Raises:
+        InputError: the wrong number of inputs, files beside folders, or a case that lacks a contrast.
+    """
+    order = f"the model takes {len(contrasts)} contrasts, in this order: {', '.join(contrasts)}"
+    if len(inputs) != len(contrasts):
+        raise InputError(
+            f"{len(inputs)} input{'s' * (len(inputs) != 1)} given, and {order}.",
+            "Give one file or one folder for each.",
+        )
+    if len({path.resolve() for path in inputs}) < len(inputs):
+        raise InputError(f"an input is given twice ({', '.join(map(str, inputs))}), and {order}.")
+    found = [list_volumes(path) if path.is_dir() else {case_id(path): path} for path in inputs]
+    # A file, or a folder that is one DICOM series, is the case itself, whatever it is called.
+    single = [
+        not path.is_dir() or list(volumes.values()) == [path] for path, volumes in zip(inputs, found, strict=True)
+    ]
+    named = [_short_ids(volumes, contrast) for volumes, contrast in zip(found, contrasts, strict=True)]
+    raise_all(_misnamed(inputs, found, contrasts), f"the inputs are in another order; {order}:")
+    if all(single):
+        ids = [next(iter(own)) for own in named]
+        case = ids[0] if len(set(ids)) == 1 else next(iter(found[0]))
+        return {case: tuple(next(iter(volumes.values())) for volumes in found)}
+    if any(single):
+        raise InputError(
+            f"some inputs are single volumes and some folders of volumes ({', '.join(map(str, inputs))}), and {order}.",
+            "Give a volume for each, or a folder for each.",
+        )
+    problems = []
+    for case in sorted(set().union(*named)):
+        problems += [
+            f"case '{case}': no {contrast} in {path}"
+            for contrast, path, own in zip(contrasts, inputs, named, strict=True)
+            if case not in own
+        ]
+    raise_all(problems, f"the inputs do not fit each other; {order}, and cases are matched by id:")
+    return {case: tuple(own[case] for own in named) for case in sorted(named[0])}
+
+
+def _misnamed(inputs: Sequence[Path], found: Sequence[Mapping[str, Path]], contrasts: Sequence[str]) -> Iterator[str]:
+    """Inputs all of whose names end with the name of another contrast than the one they were given as."""
+    for path, volumes, contrast in zip(inputs, found, contrasts, strict=True):
+        for other in contrasts:
+            ending = re.compile(rf"(?:^|.*[_\-. ]){re.escape(other)}", re.IGNORECASE)
+            if other != contrast and all(ending.fullmatch(case) for case in volumes):
+                yield f"{path} was given as {contrast}, and its name says {other}"
+
+
+def _short_ids(volumes: Mapping[str, Path], contrast: str) -> dict[str, Path]:
+    """Case ids without what all of a contrast end with: its name, or nnU-Net's number of a channel."""
+    for ending in (re.escape(contrast), r"\d{4}"):
+        found = [re.fullmatch(rf"(.+)[_\-. ]({ending})", case, re.IGNORECASE) for case in volumes]
+        if all(found) and len({match.group(2).lower() for match in found if match}) == 1:
+            return {match.group(1): file for match, file in zip(found, volumes.values(), strict=True) if match}
+    return dict(volumes)
+
+
+def _targets(files: Mapping[str, object], output: Path, file_format: str, modality: str) -> dict[str, Path]:
     if file_format not in ENDINGS:
         raise InputError(f"there is no format '{file_format}'; allowed are {', '.join(ENDINGS)}.")
     if file_format == "dicom" and modality != "CT":

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medcyclegan.data.datalist import Cohort, contrast_names
 from medcyclegan.data.facts import PERCENTILES, Facts, measure, measure_header
 from medcyclegan.data.fixes import mend, target_name
 from medcyclegan.data.gathering import Gathered, gather_folder, gather_paths
@@ -111,6 +112,7 @@ def inspect_cohort(
     fix: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    cohort: Cohort | None = None,
 ) -> Inspection:
     """Look at every volume of the domains and under the paths.
 
@@ -124,15 +126,20 @@ def inspect_cohort(
             is changed in place, and copies are written of what was mended only.
         workers: processes. With more than one, a script needs the usual `if __name__ == "__main__":`.
         progress: watches the files.
+        cohort: what to look at instead of folders of the domains. Contrasts are compared with their own kind: the first
+            is the domain "a" or "b", a further one is shown as "a T2w".
 
     Raises:
         InputError: nothing to look at, a folder without volumes, or an output that cannot be used. What is wrong with
             single volumes is a result and no exception.
     """
     progress = progress or Silent()
-    _check(domains, paths, modalities, headers_only, output, fix)
+    if cohort is not None and domains:
+        raise InputError(f"a cohort and folders of the domains ({', '.join(domains)}) are given.", "Give one of them.")
+    gathered: dict[str, Gathered] = _of_cohort(cohort) if cohort is not None else {}
+    _check(domains, paths, modalities, headers_only, output, fix, gathered)
     of_domain = dict(zip("ab", modalities, strict=True))
-    gathered: dict[str, Gathered] = {}
+    of_domain |= {domain: of_domain[domain[0]] for domain in gathered}
     problems = []
     for domain, folder in domains.items():
         try:
@@ -168,8 +175,20 @@ def inspect_cohort(
     left_out = tuple(path for found in gathered.values() for path in found.left_out)
     result = Inspection(tuple(members), tuple(suspicions), left_out, tuple(fixes), headers_only)
     if output is not None:
-        _write_page(result, output, of_domain, domains)
+        where = domains or {d: Path(f"{len(found.volumes)} volumes") for d, found in gathered.items() if d}
+        _write_page(result, output, of_domain, where)
     return result
+
+
+def _of_cohort(cohort: Cohort) -> dict[str, Gathered]:
+    """The volumes of a cohort, pairs included, by domain and contrast."""
+    found: dict[str, Gathered] = {}
+    for domain in ("a", "b"):
+        cases = [case.images for case in getattr(cohort, domain)] + [pair.images[domain] for pair in cohort.pairs]
+        names = cohort.contrasts.get(domain) or contrast_names(len(cases[0]))
+        for number, name in enumerate(names):
+            found[f"{domain} {name}" if number else domain] = Gathered([images[number] for images in cases])
+    return found
 
 
 def cells(member: Member) -> tuple[str, ...]:
@@ -229,9 +248,10 @@ def _check(
     headers_only: bool,
     output: Path | None,
     fix: Path | None,
+    gathered: Mapping[str, Gathered],
 ) -> None:
-    if not domains and not paths:
-        raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, or files and folders.")
+    if not domains and not paths and not gathered:
+        raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, --data ROOT, or files and folders.")
     if set(modalities) - set(MODALITIES):
         raise InputError(f"the modalities are {' '.join(modalities)}; each is MR or CT.")
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
@@ -242,7 +262,8 @@ def _check(
         raise InputError("--fix needs the voxels, and --headers does not read them.", "Leave one of them out.")
     if fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
         raise InputError(f"{fix} exists and is no empty folder.", "Give a new folder: nothing is overwritten.")
-    for source in (*domains.values(), *paths):
+    files = (file.parent for found in gathered.values() for file in found.volumes)
+    for source in (*domains.values(), *paths, *files):
         if source.resolve() in (fix.resolve(), *fix.resolve().parents):
             raise InputError(f"{fix} lies in {source}, whose volumes are inspected.", "Give a folder elsewhere.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,22 +127,29 @@ def make_plan(
         )
         for key, cases in (("a", cohort.a), ("b", cohort.b))
     )
-    plan = decide(a, b, machine)
-    for key, domain in domains:
-        plan.choose(f"domains.{key}", domain.model_dump(), "as given")
+    named = {key: domain.model_copy(update={"contrasts": cohort.contrasts.get(key, ())}) for key, domain in domains}
+    plan = decide(a, b, machine, named)
     _choose_steps(plan, a, b, machine, hours)
     return plan
 
 
-def decide(a: Fingerprint, b: Fingerprint, machine: Machine) -> Plan:
+def decide(
+    a: Fingerprint, b: Fingerprint, machine: Machine, domains: Mapping[str, config.Domain] | None = None
+) -> Plan:
     """Everything but the number of steps, from what is known of the domains and the machine.
+
+    Args:
+        a, b: of both domains; of several contrasts, of the first.
+        machine: where it would run.
+        domains: "a", "b" -> name, modality and contrasts; by default the modality is the name, with one contrast.
 
     Raises:
         InputError: if not even the smallest experiment fits into the memory.
     """
     plan = Plan(f"{a.volumes} {a.modality} and {b.volumes} {b.modality} volumes on a {machine.name}")
     for key, domain in (("a", a), ("b", b)):
-        plan.choose(f"domains.{key}", {"name": domain.modality, "modality": domain.modality}, "as given")
+        given = (domains or {}).get(key) or config.Domain(name=domain.modality, modality=domain.modality)
+        plan.choose(f"domains.{key}", given.model_dump(mode="json"), "as given")
     _choose_spacing(plan, a, b, machine)
     _choose_patches(plan, a, b, machine)
     _choose_sampling(plan, a, b)

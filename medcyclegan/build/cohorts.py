@@ -11,7 +11,7 @@ import numpy as np
 from medcyclegan import config
 from medcyclegan.config import Experiment
 from medcyclegan.data.assembly import assemble
-from medcyclegan.data.datalist import Cohort, from_folders, from_json
+from medcyclegan.data.datalist import Cohort, contrast_names, from_folders, from_json
 from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all
@@ -47,8 +47,34 @@ def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
             "the experiment names no data.",
             "Set data.prepared, or data.root, or data.a and data.b, or data.datalist (in the config or with --set).",
         )
+    found = replace(found, contrasts=_contrasts(experiment, found))
     windows = {domain: data.picture_window if modality == "CT" else None for domain, modality in modalities.items()}
     return replace(found, levels={d: GrayLevels(window, data.picture_gray) for d, window in windows.items()})
+
+
+def _contrasts(experiment: Experiment, found: Cohort) -> dict[str, tuple[str, ...]]:
+    """Domain -> the names of its contrasts, of domains whose cases have several.
+
+    Raises:
+        InputError: the config and the data do not agree about them.
+    """
+    names, problems = {}, []
+    for key, domain in experiment.domains:
+        count, told = found.files_per_case(key), found.contrasts.get(key, ())
+        if domain.contrasts and domain.volumes != count:
+            problems.append(
+                f"domains.{key}.contrasts names {domain.volumes} ({', '.join(domain.contrasts)}), but a case of {key} "
+                f"has {count} file{'s' * (count > 1)}" + f" ({', '.join(told)})" * bool(told)
+            )
+        elif domain.contrasts and told and domain.contrasts != told:
+            problems.append(
+                f"domains.{key}.contrasts is {', '.join(domain.contrasts)}, but the files are {', '.join(told)}, in "
+                "this order"
+            )
+        if count > 1:
+            names[key] = domain.contrasts or told or contrast_names(count)
+    raise_all(problems, "the config and the data name different contrasts; leave domains.*.contrasts out, or mend one:")
+    return names
 
 
 def prepare(experiment: Experiment, output: Path, progress: Progress | None = None, workers: int = 1) -> PreparedCohort:
@@ -111,6 +137,12 @@ def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
             problems.append(
                 f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
             )
+        named, made = getattr(experiment.domains, domain).contrasts, prepared.contrasts.get(domain, ())
+        if named != made and (len(named) > 1 or (named and made)):
+            problems.append(
+                f"domains.{domain}.contrasts is {', '.join(named)}, but {prepared.folder} was prepared with "
+                f"{', '.join(made) or 'a single one'}"
+            )
     done = prepared.preparations["a"]  # both domains share all but the modality
     made_with = {
         field: getattr(prepared if field == "register_pairs" else done, field)
@@ -134,6 +166,12 @@ def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
     return experiment.model_copy(
         update={
             "data": config.Data(prepared=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
+            "domains": config.Domains(
+                **{
+                    key: domain.model_copy(update={"contrasts": prepared.contrasts.get(key, domain.contrasts)})
+                    for key, domain in experiment.domains
+                }
+            ),
             "preparation": config.Preparation(**made_with),
             "patches": experiment.patches.model_copy(
                 update={"size": experiment.patches.size or _window_for(prepared, experiment.patches)}

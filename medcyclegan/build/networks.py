@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
 from medcyclegan.config import Experiment
+from medcyclegan.errors import raise_all
+from medcyclegan.losses.contrasts import OfEveryContrast
+from medcyclegan.losses.structure.patch_nce import PatchNCE
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.registry import (
@@ -21,6 +25,7 @@ from medcyclegan.registry import (
 )
 from medcyclegan.training.memory import StepMemory, predict_step_memory
 from medcyclegan.training.objectives import Objective
+from medcyclegan.training.objectives.cut import CUT
 from medcyclegan.transforms.intensity import Scaler
 
 NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS, "disc_b": DISCRIMINATORS}
@@ -49,17 +54,51 @@ def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float
     structure = {
         leaf["_target_"].rpartition(".")[2]: STRUCTURE_LOSSES.build(leaf, windows=windows) for leaf in losses.structure
     }
-    example = torch.full((1, 2 * experiment.patches.neighbors + 1, *[32] * experiment.patches.spatial_dims), -1.0)
+    _refuse_unequal_channels(experiment, structure)
+    contrasts = {name: domain.volumes for name, domain in experiment.domains}
+    if max(contrasts.values()) > 1:
+        structure = {
+            name: loss if isinstance(loss, PatchNCE) else OfEveryContrast(loss, contrasts)
+            for name, loss in structure.items()
+        }
+    example = {
+        domain: torch.full((1, experiment.channels(domain), *[32] * experiment.patches.spatial_dims), -1.0)
+        for domain in ("a", "b")
+    }
     objective: Objective = OBJECTIVES.build(
         experiment.objective,
         networks=make_networks(experiment),
         adversarial=ADVERSARIAL_LOSSES.build(losses.adversarial),
         reconstruction=RECONSTRUCTION_LOSSES.build(losses.reconstruction),
         structure=structure,
-        example={"a": example, "b": example},
+        example=example,
         seed=experiment.seed,
     )
     return objective
+
+
+def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, object]) -> None:
+    """Refuse parts that put an image of one domain where one of the other belongs, if these have other channels."""
+    a, b = (experiment.channels(domain) for domain in ("a", "b"))
+    if a == b:
+        return
+    problems = []
+    if experiment.model.generator["_target_"].rpartition(".")[2] in ("mask_guided", "MaskGuidedGenerator"):
+        problems.append("model.generator mask_guided mixes its input into its output")
+    if any(isinstance(loss, PatchNCE) for loss in structure.values()):
+        problems.append("losses.structure patch_nce shows the translation to the generator that made it")
+    if issubclass(OBJECTIVES.class_of(experiment.objective), CUT):
+        problems.append("objective cut has a PatchNCE, which shows the translation to the generator that made it")
+    told = "; ".join(
+        f"{name} has {len(domain.contrasts)} contrasts ({', '.join(domain.contrasts)})"
+        for name, domain in experiment.domains
+        if domain.volumes > 1
+    )
+    raise_all(
+        problems,
+        f"images of a have {a} channels and images of b {b}, because {told}. These need as many on both sides; take "
+        "other parts, or one contrast:",
+    )
 
 
 def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMemory | None:
@@ -73,7 +112,7 @@ def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMe
     patches = experiment.patches
     if patches.size is None:
         raise ValueError("predict_memory takes an experiment whose patches.size is set")
-    channels = 2 * patches.neighbors + 1
+    channels = {domain: experiment.channels(domain) for domain in ("a", "b")}
     try:
         return predict_step_memory(
             lambda: make_objective(experiment, ct_windows(experiment)),
@@ -98,14 +137,15 @@ def ct_windows(experiment: Experiment) -> dict[str, tuple[float, float] | None]:
 
 def make_network(name: str, experiment: Experiment, paired: bool = False) -> nn.Module:
     """One network with fresh weights; the discriminator of a paired objective sees the source too."""
-    channels = 2 * experiment.patches.neighbors + 1
     dims = experiment.patches.spatial_dims
     network: nn.Module
     if name.startswith("gen"):
         leaf = experiment.model.generator
-        network = NETWORKS[name].build(leaf, in_channels=channels, out_channels=channels, spatial_dims=dims)
+        given, wanted = (experiment.channels(domain) for domain in name[-2:])
+        network = NETWORKS[name].build(leaf, in_channels=given, out_channels=wanted, spatial_dims=dims)
         return network
-    judged = channels * (2 if paired else 1)
+    channels = experiment.channels(name[-1])
+    judged = channels + (experiment.channels("a" if name[-1] == "b" else "b") if paired else 0)
     leaf, windows = experiment.model.discriminator, experiment.model.discriminator_windows
     if not windows or getattr(experiment.domains, name[-1]).modality != "CT":
         network = NETWORKS[name].build(leaf, in_channels=judged, spatial_dims=dims)

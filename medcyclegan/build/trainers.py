@@ -116,7 +116,7 @@ def make_trainer(
     attach_guards(trainer, recorder, dataset, run, settings)
     if recorder is not None:
         recorder.attach(trainer)
-    attach_validation(trainer, recorder, checkpoints, prepared, shape, domains, settings)
+    attach_validation(trainer, recorder, checkpoints, prepared, shape, domains, settings, _contrasts(experiment))
     if checkpoints is not None:
         checkpoints.attach(trainer)
     if settings.mlflow is not None and ranks.is_first():
@@ -126,6 +126,10 @@ def make_trainer(
     for handler in handlers:
         handler.attach(trainer)
     return trainer
+
+
+def _contrasts(experiment: Experiment) -> dict[str, int]:
+    return {name: domain.volumes for name, domain in experiment.domains}
 
 
 def measure_step(experiment: Experiment, device: torch.device, steps: int) -> float:
@@ -140,10 +144,10 @@ def measure_step(experiment: Experiment, device: torch.device, steps: int) -> fl
         steps=steps + 1,
         bf16=wants_bf16(settings.precision, device),
     )
-    shape = (settings.batch_size, 2 * patches.neighbors + 1, *patches.size)
+    shapes = {d: (settings.batch_size, experiment.channels(d), *patches.size) for d in ("a", "b")}
     noise = torch.Generator().manual_seed(0)
-    batch = {domain: torch.rand(shape, generator=noise) * 2 - 1 for domain in ("a", "b")}
-    batch |= {f"body_{domain}": torch.ones(shape, dtype=torch.bool) for domain in ("a", "b")}
+    batch = {domain: torch.rand(shape, generator=noise) * 2 - 1 for domain, shape in shapes.items()}
+    batch |= {f"body_{domain}": torch.ones(shape, dtype=torch.bool) for domain, shape in shapes.items()}
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
@@ -241,6 +245,10 @@ def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str,
         if preparation.modality != "MR":
             chosen |= {"bias_field": 0.0, "gamma": 0.0, "noise": 0.0}
         varied[domain] = Augmentation(
-            spacing=tuple(spacing), inverted=preparation.mr_inverted, floor=preparation.mr_floor, **chosen
+            spacing=tuple(spacing),
+            inverted=preparation.mr_inverted,
+            floor=preparation.mr_floor,
+            contrasts=getattr(experiment.domains, domain).volumes,
+            **chosen,
         )
     return varied

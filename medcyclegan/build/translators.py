@@ -63,6 +63,13 @@ def load_translator(
     generator = make_network(name, experiment)
     generator.load_state_dict(content["ema"][name])
     source, target = (content["domains"][domain] for domain in direction)
+    if len(made := [contrast["name"] for contrast in target.get("contrasts", ())]) > 1:
+        raise InputError(
+            f"in the direction '{direction}' {path} makes {len(made)} contrasts at once ({', '.join(made)}), and a "
+            "translation is one volume.",
+            "Only the direction into a domain of one contrast is converted; train a model of one contrast for this.",
+        )
+    contrasts = source.get("contrasts", ())
     if experiment.patches.size is None:
         raise InputError(f"{path}: the checkpoint's config has no patches.size; it is damaged.")
     back = f"gen_{direction[::-1]}"
@@ -77,6 +84,8 @@ def load_translator(
     return Translator(
         generator.eval().requires_grad_(False).to(where),
         preparation=Preparation(**source["preparation"]),
+        contrasts=[contrast["name"] for contrast in contrasts],
+        further=[Preparation(**contrast["preparation"]) for contrast in contrasts[1:]],
         scaler=Scaler.from_dict(target["scaler"]),
         modality=target["preparation"]["modality"],
         window=experiment.patches.size,

@@ -22,7 +22,14 @@ from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
-from medcyclegan.training.guards import FiniteGuard, SaturationGuard, TranslationGuards, silent, undecided_loss
+from medcyclegan.training.guards import (
+    FiniteGuard,
+    SaturationGuard,
+    TranslationGuards,
+    bodies_for,
+    silent,
+    undecided_loss,
+)
 from medcyclegan.training.recorder import RunRecorder
 from medcyclegan.training.trainer import CycleGANTrainer
 from medcyclegan.training.validation import Probe, Validation
@@ -52,6 +59,7 @@ def make_writers(
         picture_batch=_picture_batch(prepared, shape),
         window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
         batch_size=batch,
+        contrasts={name: domain.volumes for name, domain in experiment.domains},
     )
     header = {
         "program": _versions(),
@@ -77,8 +85,26 @@ def describe_domains(experiment: Experiment, prepared: PreparedCohort) -> dict[s
             "preparation": asdict(prepared.preparations[domain]),
             "scaler": prepared.typical_scaler(domain).to_dict(),
             "cohort": _features(prepared.cases[domain]),
+            **_several_contrasts(prepared, domain),
         }
         for domain in ("a", "b")
+    }
+
+
+def _several_contrasts(prepared: PreparedCohort, domain: str) -> dict[str, Any]:
+    """Name, preparation and scaler of every contrast in order, the first included; nothing where there is but one."""
+    names = prepared.contrasts.get(domain, ())
+    if not names:
+        return {}
+    return {
+        "contrasts": [
+            {
+                "name": name,
+                "preparation": asdict(preparation),
+                "scaler": prepared.typical_scaler(domain, number).to_dict(),
+            }
+            for number, (name, preparation) in enumerate(zip(names, prepared.of_contrasts(domain), strict=True))
+        ]
     }
 
 
@@ -106,7 +132,7 @@ def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
         chosen = [int(slices[int(share * (len(slices) - 1))]) for share in (0.4, 0.65)]
         random = np.random.default_rng(0)
         if shape.spatial_dims == 3:
-            patches = [crop_or_pad(image[None], body[None], shape.size, random)]
+            patches = [crop_or_pad(image if image.ndim == 4 else image[None], body[None], shape.size, random)]
         else:
             stacks = [
                 (stack_of_slices(image, axis, k, shape.neighbors), stack_of_slices(body, axis, k, shape.neighbors))
@@ -157,32 +183,39 @@ def attach_validation(
     shape: Shape,
     domains: dict[str, dict[str, Any]],
     settings: config.Training,
+    contrasts: dict[str, int],
 ) -> None:
     """In every process of a training: schedules and early stopping follow the scores. Only one of them writes."""
     report = recorder.report if recorder else silent
     patches = {domain: probe_patches(prepared.cases[domain], shape) for domain in ("a", "b")}
-    probe = Probe({d: image for d, (image, _) in patches.items()}, {d: body for d, (_, body) in patches.items()})
-    scalers = {domain: Scaler.from_dict(domains[domain]["scaler"]) for domain in ("a", "b")}
+    probe = Probe(
+        {d: image for d, (image, _) in patches.items()}, {d: body for d, (_, body) in patches.items()}, contrasts
+    )
+    scalers = {domain: _scalers(domains[domain]) for domain in ("a", "b")}
 
     def record(step: int, values: dict[str, float], images: dict[str, Tensor]) -> None:
         if recorder is None:
             return
-        shown = {f"real_{d}": probe.real[d][probe.bodies[d]] for d in ("a", "b")}
+        shown = {f"real_{d}": (probe.real[d], probe.bodies[d]) for d in ("a", "b")}
         for name in ("fake_a", "fake_b"):
             if name in images:
-                shown[name] = images[name][probe.bodies["a" if name == "fake_b" else "b"]]
+                shown[name] = images[name], probe.bodies["a" if name == "fake_b" else "b"]
         unit = {d: "HU" if domains[d]["preparation"]["modality"] == "CT" else "intensity" for d in ("a", "b")}
-        recorder.validation(
-            step,
-            values,
-            {f"{n}, {unit[n[-1]]}": torch.from_numpy(scalers[n[-1]].undo(s.numpy())) for n, s in shown.items()},
-        )
+        histograms = {}
+        for name, (made, body) in shown.items():
+            domain = name[-1]
+            called = [contrast["name"] for contrast in domains[domain].get("contrasts", ())] or [""]
+            for part, scaler, contrast in zip(made.chunk(len(called), dim=1), scalers[domain], called, strict=True):
+                values_inside = part[bodies_for(body, part)].numpy()
+                told = f"{name} {contrast}".rstrip()
+                histograms[f"{told}, {unit[domain]}"] = torch.from_numpy(scaler.undo(values_inside))
+        recorder.validation(step, values, histograms)
 
     validation = Validation(
         every=settings.validate_every or settings.picture_every,
         probe=probe,
         score_pairs=_score_pairs(prepared, trainer, shape, domains["b"]),
-        guards=TranslationGuards(probe.real, probe.bodies, report),
+        guards=TranslationGuards(probe.real, probe.bodies, report, contrasts),
         schedule=trainer.schedule,
         save_best=checkpoints.save_best if checkpoints else lambda engine: None,
         record=record,
@@ -198,13 +231,15 @@ def _score_pairs(
 ) -> Callable[[], dict[str, float]] | None:
     """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit.
 
+    Of several contrasts of the target it is the mean over them.
+
     It is `evaluate`'s, on the working grid; against `convert` and `evaluate` it lacks the resampling onto the source
     grid and the rounding to whole HU.
     """
     pairs = list(zip(prepared.cases["pairs_a"], prepared.cases["pairs_b"], strict=True))
     if not pairs:
         return None
-    scaler = Scaler.from_dict(target["scaler"])
+    scalers = _scalers(target)
 
     def error(a: StoredCase, b: StoredCase) -> float:
         device = trainer.state.device
@@ -217,12 +252,28 @@ def _score_pairs(
             spatial_dims=shape.spatial_dims,
             plane=shape.plane,
             neighbors=shape.neighbors,
+            out_contrasts=len(scalers),
         )
-        reference = b.scaler.undo(np.asarray(b.image))
-        limits = (float(scaler.low), float(scaler.high))
-        return mae(reference, scaler.undo(values), np.asarray(b.body), limits).value
+        real, body = np.asarray(b.image), np.asarray(b.body)
+        several = len(scalers) > 1
+        return float(
+            np.mean(
+                [
+                    mae(own.undo(wanted), scaler.undo(made), body, (float(scaler.low), float(scaler.high))).value
+                    for own, scaler, wanted, made in zip(
+                        b.scalers, scalers, real if several else [real], values if several else [values], strict=True
+                    )
+                ]
+            )
+        )
 
     return lambda: {"mae": float(np.mean([error(a, b) for a, b in pairs]))}
+
+
+def _scalers(domain: dict[str, Any]) -> list[Scaler]:
+    """Of the contrasts of a domain in order; one, where it has a single one."""
+    told = domain.get("contrasts") or [domain]
+    return [Scaler.from_dict(contrast["scaler"]) for contrast in told]
 
 
 def _versions() -> dict[str, str]:

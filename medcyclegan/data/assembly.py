@@ -9,22 +9,23 @@ one grid. The result becomes a `Cohort` at once, or a datalist on disk:
      "val_a": [...], "val_b": [...],                       everything of the validation patients, paired or not
      "test_a": [...], "test_b": [...], "test_pairs": [...]}
 
+Of several contrasts joined as channels, "image" and "contrast" (and "a" or "b" of a pair) are lists, in one order.
 MONAI's `load_decathlon_datalist(file, is_segmentation=False, data_list_key="a")` reads each list; it makes a path of
 every value that is the name of something beside the file, a patient's folder for example.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medcyclegan.atomic import write_json
+from medcyclegan.data.contrasts import join_contrasts, named_contrasts, shows
 from medcyclegan.data.datalist import Case, Cohort, Pair, check_cohort
 from medcyclegan.data.duplicates import Fingerprint, fingerprints
 from medcyclegan.data.layouts import read_layout
@@ -50,6 +51,7 @@ class Assembly:
         failed: scans that cannot be read, with the reason.
         notes: what the user ought to know, one line each.
         about: how it was made, plain data.
+        contrasts: "a", "b" -> the names of the contrasts, in order, where several were joined.
     """
 
     scans: tuple[Scan, ...]
@@ -58,15 +60,24 @@ class Assembly:
     failed: Mapping[Path, str]
     notes: tuple[str, ...]
     about: Mapping[str, Any]
+    contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def cohort(self) -> Cohort:
         """What is trained and validated on; scans that cannot be read are in it, for preparation to report."""
         a, b = (
-            tuple(Case(s.case, s.image, s.body) for s in self.scans if (s.domain, s.split) == (domain, "train"))
+            tuple(
+                Case(s.case, s.image, s.body, further=s.images[1:])
+                for s in self.scans
+                if (s.domain, s.split) == (domain, "train")
+            )
             for domain in DOMAINS
         )
-        pairs = tuple(Pair(x.case, x.image, y.image, x.body or y.body) for x, y in self.pairs if x.split == "val")
-        return check_cohort(Cohort(a, b, pairs), str(self.about["root"]))
+        pairs = tuple(
+            Pair(x.case, x.image, y.image, x.body or y.body, x.images[1:], y.images[1:])
+            for x, y in self.pairs
+            if x.split == "val"
+        )
+        return check_cohort(Cohort(a, b, pairs, contrasts=self.contrasts), str(self.about["root"]))
 
     def counts(self) -> dict[str, int]:
         """How many entries every list of the datalist has."""
@@ -84,7 +95,7 @@ class Assembly:
 
     def _lists(self, folder: Path) -> dict[str, list[dict[str, Any]]]:
         lists: dict[str, list[dict[str, Any]]] = {"a": [], "b": [], "pairs": []}
-        readable = [scan for scan in self.scans if scan.image not in self.failed]
+        readable = [scan for scan in self.scans if not _unread(scan, self.failed)]
         for split in SPLITS:
             for domain, name in zip(DOMAINS, _ENTRIES[split], strict=True):
                 entries = [self._entry(s, folder) for s in readable if (s.domain, s.split) == (domain, split)]
@@ -94,8 +105,8 @@ class Assembly:
             entry = {
                 "case": a.case,
                 "patient": a.patient,
-                "a": _relative(a.image, folder),
-                "b": _relative(b.image, folder),
+                "a": _relative_images(a, folder),
+                "b": _relative_images(b, folder),
             }
             if body := a.body or b.body:
                 entry["body"] = _relative(body, folder)
@@ -106,8 +117,9 @@ class Assembly:
         return lists
 
     def _entry(self, scan: Scan, folder: Path) -> dict[str, Any]:
-        entry: dict[str, Any] = {"image": _relative(scan.image, folder), "case": scan.case}
-        told = {"patient": scan.patient, "contrast": scan.kind, "site": scan.site}
+        entry: dict[str, Any] = {"image": _relative_images(scan, folder), "case": scan.case}
+        kind = list(self.contrasts[scan.domain]) if scan.further else scan.kind
+        told = {"patient": scan.patient, "contrast": kind, "site": scan.site}
         entry |= {key: value for key, value in told.items() if value}
         if scan.body:
             entry["body"] = _relative(scan.body, folder)
@@ -136,6 +148,8 @@ def assemble(
         layout: its name; by default the one that fits.
         modalities: "a" and "b" -> "MR" or "CT".
         contrasts: "a" and "b" -> which kind of scans to take, a name with * and ?; needed where there are several.
+            Several names with commas between them are joined as channels in their order, per patient; who lacks one
+            is left out and told.
         patient: regular expression whose first group, in the path of a scan under the root without its ending, is the
             patient; by default names tell as far as the layout knows.
         val, test: shares of the patients to split off; 0 keeps the split of the layout.
@@ -145,28 +159,30 @@ def assemble(
 
     Raises:
         InputError: no layout fits; a domain has no scans or scans of several kinds; a patient or a copy of a scan is
-            on two sides; the same scan is in both domains; a split is not possible.
+            on two sides; the same scan is in both domains; contrasts to be joined are ambiguous; a split is not
+            possible.
     """
     found = read_layout(root, layout)
     scans = _named_patients(found.scans, root, patient) if patient is not None else list(found.scans)
-    taken = _in_domains(scans, modalities, contrasts or {}, root)
-    notes = [*found.notes(), *_not_taken(scans, taken)]
+    taken, names, incomplete = _in_domains(scans, modalities, contrasts or {}, root)
+    notes = [*found.notes(), *_not_taken(scans, taken), *incomplete]
     _refuse_twins(taken)
     taken = _inherited(taken)
     _refuse_leaks(taken)
-    prints, failed = fingerprints((scan.image for scan in taken), progress=progress)
+    prints, failed = fingerprints((image for scan in taken for image in scan.images), progress=progress)
+    _refuse_one_as_two(taken, prints)
     taken, merged = _without_copies(taken, prints)
     # What cannot be read validates nothing and tests nothing.
-    unread = [replace(scan, split=scan.split or "train") for scan in taken if scan.image in failed]
+    unread = [replace(scan, split=scan.split or "train") for scan in taken if _unread(scan, failed)]
     taken, where = _split(
-        [scan for scan in taken if scan.image not in failed], val=val, test=test, folds=folds, seed=seed
+        [scan for scan in taken if not _unread(scan, failed)], val=val, test=test, folds=folds, seed=seed
     )
     _require_training(taken, failed)
     taken += unread
     about: dict[str, Any] = {"root": str(root), "layout": found.layout, "reason": found.reason, "seed": seed}
     about |= {"val": val, "test": test, "folds": folds, "modalities": dict(modalities)}
     about |= {"contrasts": {d: c for d, c in (contrasts or {}).items() if c}}
-    return Assembly(tuple(taken), where, _pairs(taken, prints), failed, (*notes, *merged), about)
+    return Assembly(tuple(taken), where, _pairs(taken, prints), failed, (*notes, *merged), about, names)
 
 
 def _named_patients(scans: Iterable[Scan], root: Path, pattern: str) -> list[Scan]:
@@ -192,36 +208,53 @@ def _named_patients(scans: Iterable[Scan], root: Path, pattern: str) -> list[Sca
 
 def _in_domains(
     scans: Sequence[Scan], modalities: Mapping[str, str], contrasts: Mapping[str, str | None], root: Path
-) -> list[Scan]:
-    """The scans that are taken, each with its domain."""
+) -> tuple[list[Scan], dict[str, tuple[str, ...]], list[str]]:
+    """The scans that are taken, each with its domain; the names of contrasts that were joined; who lacks one."""
     taken: list[Scan] = []
-    problems = []
+    joined: dict[str, tuple[str, ...]] = {}
+    problems, incomplete = [], []
     for domain in DOMAINS:
-        wanted = contrasts.get(domain)
+        wanted = named_contrasts(contrasts.get(domain), (s.kind for s in scans))
         # What nobody says anything of is taken only by its name.
         known = [s for s in scans if s.domain in ("", domain) and s.modality in ("", modalities[domain])]
         chosen = [s for s in known if s.domain or s.modality or wanted]
-        if wanted:
-            chosen = [s for s in chosen if fnmatch.fnmatchcase(s.kind.lower(), wanted.lower())]
         name = f"domain {domain} ({modalities[domain]})"
-        if not chosen:
-            asked = f" and contrast '{wanted}'" if wanted else ""
-            problems.append(f"{name}: no scans of this domain{asked}")
+        problems += [
+            f"{name}: no scans of this domain and contrast '{pattern}'"
+            for pattern in wanted
+            if not any(shows(s, pattern) for s in chosen)
+        ]
+        if wanted:
+            chosen = [s for s in chosen if any(shows(s, pattern) for pattern in wanted)]
+        elif not chosen:
+            problems.append(f"{name}: no scans of this domain")
+        if len(wanted) > 1:
+            if modalities[domain] != "MR":
+                problems.append(f"{name}: contrasts are joined as channels of MR only, got {', '.join(wanted)}")
+            found = join_contrasts(chosen, wanted)
+            chosen, joined[domain] = list(found.scans), found.names
+            incomplete += [f"{name}: left out, because a contrast is missing: {line}" for line in found.incomplete]
+            problems += [f"{name}: {line}" for line in found.problems]
+            if not chosen and not problems:
+                problems.append(f"{name}: nobody has all of {', '.join(wanted)}: {'; '.join(found.incomplete)}")
         kinds = Counter(s.kind for s in chosen)
         if len(kinds) > 1 and not wanted:
             told = ", ".join(f"{kind or 'unnamed'} ({count})" for kind, count in sorted(kinds.items()))
             problems.append(
-                f"{name}: scans of several kinds: {told}; name one with --contrast-{domain}, or several with * and ?"
+                f"{name}: scans of several kinds: {told}; name one with --contrast-{domain}, several with * and "
+                "?, or join them as channels with commas between their names"
             )
         taken += [replace(s, domain=domain) for s in chosen]
-    double = {s.image for s in taken if s.domain == "a"} & {s.image for s in taken if s.domain == "b"}
+    double = {i for s in taken if s.domain == "a" for i in s.images} & {
+        i for s in taken if s.domain == "b" for i in s.images
+    }
     if double and not problems:
         problems.append(
             f"{len(double)} scans fit both domains, for example {min(double)}; "
             "part them with --contrast-a and --contrast-b"
         )
     raise_all(problems, f"the cohort of {root} is not clear. It holds {_kinds(scans)}:")
-    return taken
+    return taken, joined, incomplete
 
 
 def _kinds(scans: Iterable[Scan]) -> str:
@@ -231,7 +264,7 @@ def _kinds(scans: Iterable[Scan]) -> str:
 
 
 def _not_taken(scans: Sequence[Scan], taken: Sequence[Scan]) -> list[str]:
-    used = {scan.image for scan in taken}
+    used = {image for scan in taken for image in scan.images}
     left = [scan for scan in scans if scan.image not in used]
     return [f"not taken: {_kinds(left)}"] if left else []
 
@@ -252,13 +285,27 @@ def _refuse_twins(scans: Sequence[Scan]) -> None:
             for g in twins
             if len({scan.kind for scan in g}) == len(g)
         ],
-        "cases have several contrasts, and a case is one volume: contrasts are not joined as channels. Name one with "
-        "--contrast-a or --contrast-b:",
+        "cases have several contrasts, and a case is one volume: under one name, contrasts are not joined as channels. "
+        "Name one with --contrast-a or --contrast-b, or each with commas between them (T1w,T2w) to join them:",
     )
     raise_all(
         [f"domain {g[0].domain}, '{g[0].case}': {', '.join(str(scan.image) for scan in g)}" for g in twins],
         "case ids occur more than once; rename the files, or give the cases ids in a CSV:",
     )
+
+
+def _refuse_one_as_two(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> None:
+    """Two contrasts of a case are not the same voxels."""
+    problems = []
+    for scan in scans:
+        voxels = [prints[image].voxels for image in scan.images if image in prints]
+        if len(set(voxels)) < len(voxels):
+            problems.append(f"domain {scan.domain}, '{scan.case}': {', '.join(map(str, scan.images))}")
+    raise_all(problems, "two contrasts of a case are copies of one scan:")
+
+
+def _unread(scan: Scan, failed: Mapping[Path, str]) -> bool:
+    return any(image in failed for image in scan.images)
 
 
 def _inherited(scans: Sequence[Scan]) -> list[Scan]:
@@ -386,6 +433,12 @@ def _pairs(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> tuple[t
         if len(fitting) == 1:
             found.append((a, fitting[0]))
     return tuple(found)
+
+
+def _relative_images(scan: Scan, folder: Path) -> str | list[str]:
+    """One file, or a list of the files of several contrasts."""
+    names = [_relative(image, folder) for image in scan.images]
+    return names if scan.further else names[0]
 
 
 def _is_datalist(path: Path) -> bool:

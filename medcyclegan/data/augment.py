@@ -21,7 +21,8 @@ class Augmentation:
 
     Movements are drawn uniformly from -limit to limit and made in millimeters, so that a rotation in anisotropic voxels
     is a rotation of the head. All movements are one interpolation (linear), beyond whose border lies background. The
-    intensity part is for MR only: HU mean something.
+    intensity part is for MR only: HU mean something. Of several contrasts, movement and receive field are one, since
+    the patient and the coil are, while each contrast has an exponent and noise of its own.
 
     Args:
         spacing: of the patch's spatial axes in mm.
@@ -34,6 +35,7 @@ class Augmentation:
         noise: standard deviation, as a share of the intensity range.
         inverted: the patch's MR is dark where the scan is bright.
         floor: lowest value inside the body, below which nothing may come: see `Scaler`.
+        contrasts: how many the channels of a patch are, one after the other.
     """
 
     spacing: tuple[float, ...]
@@ -46,6 +48,7 @@ class Augmentation:
     noise: float = 0.0
     inverted: bool = False
     floor: float = -1.0
+    contrasts: int = 1
 
     def __call__(self, patch: Floats, body: Bools, seed: int) -> tuple[Floats, Bools]:
         """Vary a patch.
@@ -101,7 +104,9 @@ class Augmentation:
         )
         for transform in self._intensity_transforms():
             transform.set_random_state(state=random)
-            share = torch.as_tensor(transform(share)).clamp(0, 1)
+            alone = self.contrasts if isinstance(transform, RandAdjustContrast) else 1
+            parts = share.chunk(alone)
+            share = torch.cat([torch.as_tensor(transform(part)).clamp(0, 1) for part in parts])
         varied = 1 - share.numpy() if self.inverted else share.numpy()
         # Outside the body there is background, not noise: preparation put it there.
         return np.where(body, self.floor + varied * (1 - self.floor), patch).astype(np.float32)

@@ -9,6 +9,10 @@ optionally `pairs`:
      "pairs": [{"case": "031", "a": "mr/031.nii.gz", "b": "ct/031.nii.gz"}]}
 
 Paths are relative to the file. MONAI's `load_decathlon_datalist(path, data_list_key="a")` reads the same file.
+Several MR *contrasts* of a patient are a list of files, in one order throughout a domain; they become channels:
+
+    {"a": [{"image": ["t1/001.nii.gz", "t2/001.nii.gz"], "contrast": ["T1w", "T2w"]}, ...], ...}
+
 Datalists that `medcyclegan datalist` writes have lists for validation and testing too, which training leaves alone,
 and with cross-validation a `fold` per entry: one fold is left out of `a` and `b`, and its `pairs` validate.
 """
@@ -33,22 +37,38 @@ _TOLD = {"patient", "site", "contrast", "fold"}
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of one domain; `body` is the file of its body mask, `levels` how 2D images are understood."""
+    """One volume of one domain; `body` is the file of its body mask, `levels` how 2D images are understood.
+
+    Of several contrasts `image` is the first, on whose grid the mask lies, and `further` are the others in order.
+    """
 
     id: str
     image: Path
     body: Path | None = None
     levels: GrayLevels | None = None
+    further: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of all contrasts, in order."""
+        return (self.image, *self.further)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One patient in both domains; both files share one grid."""
+    """One patient in both domains; `a` and `b`, of several contrasts the first ones, share one grid."""
 
     id: str
     a: Path
     b: Path
     body: Path | None = None
+    further_a: tuple[Path, ...] = ()
+    further_b: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> dict[str, tuple[Path, ...]]:
+        """The files of all contrasts of "a" and "b", in order."""
+        return {"a": (self.a, *self.further_a), "b": (self.b, *self.further_b)}
 
 
 @dataclass(frozen=True)
@@ -57,12 +77,23 @@ class Cohort:
 
     Attributes:
         levels: "a", "b" -> of that domain's pictures; of no meaning for volumes.
+        contrasts: "a", "b" -> the names of its contrasts, in order, where its cases have several.
     """
 
     a: tuple[Case, ...]
     b: tuple[Case, ...]
     pairs: tuple[Pair, ...] = ()
     levels: Mapping[str, GrayLevels] = field(default_factory=dict)
+    contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def files_per_case(self, domain: str) -> int:
+        """How many contrasts every case of "a" or "b" has."""
+        return len(getattr(self, domain)[0].images)
+
+
+def contrast_names(count: int) -> tuple[str, ...]:
+    """What contrasts are called that nobody has named."""
+    return tuple(f"contrast {number}" for number in range(1, count + 1))
 
 
 def from_folders(
@@ -143,17 +174,46 @@ def from_json(path: Path, fold: int | None = None) -> Cohort:
     folder = path.parent
 
     def case(entry: Mapping[str, Any]) -> Case:
+        first, *further = _listed(entry["image"])
+        body = _optional(folder, entry.get("body"))
         return Case(
-            entry.get("case", case_id(entry["image"])), folder / entry["image"], _optional(folder, entry.get("body"))
+            entry.get("case", case_id(first)), folder / first, body, further=tuple(folder / name for name in further)
         )
 
     def pair(entry: Mapping[str, Any]) -> Pair:
-        return Pair(entry["case"], folder / entry["a"], folder / entry["b"], _optional(folder, entry.get("body")))
+        a, b = ([folder / name for name in _listed(entry[domain])] for domain in ("a", "b"))
+        body = _optional(folder, entry.get("body"))
+        return Pair(entry["case"], a[0], b[0], body, tuple(a[1:]), tuple(b[1:]))
 
     cohort = Cohort(
-        tuple(map(case, content["a"])), tuple(map(case, content["b"])), tuple(map(pair, content.get("pairs", [])))
+        tuple(map(case, content["a"])),
+        tuple(map(case, content["b"])),
+        tuple(map(pair, content.get("pairs", []))),
+        contrasts=_named_contrasts(content, path),
     )
     return check_cohort(cohort, str(path))
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _named_contrasts(content: Mapping[str, Any], path: Path) -> dict[str, tuple[str, ...]]:
+    """Domain -> what its entries call their contrasts, of domains whose entries have several."""
+    names: dict[str, tuple[str, ...]] = {}
+    problems = []
+    for domain in ("a", "b"):
+        told: dict[tuple[str, ...], list[str]] = {}
+        for index, entry in enumerate(content[domain]):
+            if len(_listed(entry["image"])) > 1 and "contrast" in entry:
+                told.setdefault(tuple(_listed(entry["contrast"])), []).append(f"{domain}[{index}]")
+        problems += [f"{', '.join(order)}: in {', '.join(where[:5])}" for order, where in told.items() if len(told) > 1]
+        if told:
+            names[domain] = next(iter(told))
+    raise_all(
+        problems, f"the entries of a domain in the datalist {path} name different contrasts, or in another order:"
+    )
+    return names
 
 
 def _without_fold(content: dict[str, Any], fold: int | None, path: Path) -> dict[str, Any]:
@@ -197,8 +257,16 @@ def _entry_problem(entry: Any, name: str) -> str | None:
         return f"unknown key {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
     if missing := [key for key in needed if key not in entry]:
         return f"needs the key {', '.join(missing)}"
-    if any(not isinstance(value, str) for key, value in entry.items() if key != "fold"):
-        return "every value must be text"
+    for key, value in entry.items():
+        if key in ("image", "a", "b", "contrast") and isinstance(value, list):
+            if not value or any(not isinstance(part, str) for part in value):
+                return f"{key}: a list must hold text, one per contrast, got {value!r}"
+        elif key != "fold" and not isinstance(value, str):
+            return "every value must be text"
+    files = _listed(entry.get("image", ""))
+    named = _listed(entry.get("contrast", ""))
+    if "contrast" in entry and len(files) > 1 and (len(named) != len(files) or len(set(named)) < len(named)):
+        return f"{len(files)} files need as many different names in contrast, got {', '.join(named)}"
     if type(entry.get("fold", 0)) is not int:
         return f"fold must be a whole number, got {entry['fold']!r}"
     return None
@@ -231,18 +299,36 @@ def check_cohort(cohort: Cohort, source: str) -> Cohort:
             problems += [
                 f"{name}: case {case.id}: there is no file {file}" for file in _files(case) if not volume_files(file)
             ]
+    for domain in ("a", "b"):
+        counts: dict[int, list[str]] = {}
+        for case in getattr(cohort, domain):
+            counts.setdefault(len(case.images), []).append(case.id)
+        for pair in cohort.pairs:
+            counts.setdefault(len(pair.images[domain]), []).append(f"{pair.id} (pair)")
+        if len(counts) > 1:
+            told = "; ".join(f"{count} in {_few(ids)}" for count, ids in sorted(counts.items()))
+            problems.append(f"{domain}: every case needs the same number of contrasts, but there are {told}")
     raise_all(problems, f"the cohort of {source} cannot be used:")
-    trained = {case.image.resolve() for case in (*cohort.a, *cohort.b)}
+    trained = {image.resolve() for case in (*cohort.a, *cohort.b) for image in case.images}
     raise_all(
-        [f"case {pair.id}: {f}" for pair in cohort.pairs for f in (pair.a, pair.b) if f.resolve() in trained],
+        [
+            f"case {pair.id}: {f}"
+            for pair in cohort.pairs
+            for f in (*pair.images["a"], *pair.images["b"])
+            if f.resolve() in trained
+        ],
         f"pairs serve validation and must not be trained on too, but in {source} these files are in both:",
     )
     return cohort
 
 
 def _files(case: Case | Pair) -> list[Path]:
-    files = [case.a, case.b] if isinstance(case, Pair) else [case.image]
+    files = [*case.images["a"], *case.images["b"]] if isinstance(case, Pair) else [*case.images]
     return [*files, case.body] if case.body else files
+
+
+def _few(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _repeated(ids: Iterable[str]) -> Iterable[str]:

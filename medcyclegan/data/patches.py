@@ -1,7 +1,8 @@
 """Patches for training, drawn from prepared volumes: slices, stacks of neighboring slices, or 3D boxes.
 
 A *patch* is (C, *spatial): one channel and two axes for a slice, 2 k + 1 channels for a slice with k neighbors on
-either side (2.5D), one channel and three axes for a box. What step s sees is a function of (seed, s) alone: no state is
+either side (2.5D), one channel and three axes for a box. Of several contrasts there are as many of each: all slices of
+the first contrast, then all of the second. What step s sees is a function of (seed, s) alone: no state is
 kept, so a resumed training goes on as if it had not stopped, and neither the number of reading processes nor that of
 training ones changes anything. Of several training processes, each cuts its own part of every batch.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +51,14 @@ class PatchSource(Protocol):
     def id(self) -> str: ...
 
     @property
-    def image(self) -> Floats | StoredImage: ...
+    def image(self) -> Floats | StoredImage:
+        """(X, Y, Z), of several contrasts (C, X, Y, Z)."""
+        ...
 
     @property
-    def body(self) -> Bools: ...
+    def body(self) -> Bools:
+        """(X, Y, Z)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Shape:
             the order right, anterior, superior for the others), three for boxes.
         plane: orientation of slices.
         neighbors: slices on either side that become further channels.
+
+    `channels` are those of one contrast.
     """
 
     size: tuple[int, ...]
@@ -283,18 +290,21 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         body = _slab(case.body, self.axis, middle, self.shape)
         # Of a box only what is cut is read; a slice is taken out whole.
         image: Floats | StoredImage = case.image
+        contrasts = image.shape[0] if image.ndim == 4 else 1
         if not boxes:
             image = stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
         for attempt in range(TRIES):
             random = np.random.default_rng([seed, attempt])
             start = None if self.shape.spatial_dims == 2 else {3: middle}
             source, target = choose_window(body, self.shape.size, random, start)
-            patch = np.full((self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
-            inside = np.zeros(patch.shape, dtype=bool)
-            patch[target] = image[source[1:]][None] if boxes else image[source]
+            patch = np.full((contrasts * self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
+            inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
+            cut: tuple[Any, ...] = (..., *source[1:]) if boxes else source
+            patch[target] = image[cut]
             inside[target] = body[source]
-            if np.ptp(patch) > CONTRAST:
+            if _shows_something(patch, contrasts):
                 break
+        inside = np.concatenate([inside] * contrasts) if contrasts > 1 else inside
         if self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0):
             patch, inside = patch[:, ::-1].copy(), inside[:, ::-1].copy()
         if domain in self.augmentation:
@@ -330,7 +340,7 @@ def require_fitting(dataset: UnpairedPatches) -> None:
                 f"a step takes {dataset.batch_size} patches of {domain}, but its {len(cases)} volumes have only "
                 f"{count} slices with body; set training.batch_size (times accumulate and processes) to at most {count}"
             )
-        shapes = [case.image.shape for case in cases]
+        shapes = [case.body.shape for case in cases]
         if dataset.shape.spatial_dims == 2:
             shapes = [tuple(n for i, n in enumerate(shape) if i != axis) for shape in shapes]
         filled = [float(np.prod([min(n, m) / m for n, m in zip(shape, size, strict=True)])) for shape in shapes]
@@ -354,13 +364,19 @@ def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> np
     area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
     enough = np.flatnonzero(area >= max(1, minimum_body * area.max()))
     image = case.image
-    chosen = [k for k in enough if np.ptp(image.take(k, axis=axis)) > CONTRAST]
+    slices = ((k, np.asarray(image.take(k, axis=axis - 3))) for k in enough)
+    chosen = [k for k, shown in slices if _shows_something(shown if image.ndim == 4 else shown[None])]
     if not chosen:
         raise InputError(
             f"case {case.id} has no slice with body and contrast to learn from.",
             "Look at the volume, and leave it out or give a body mask.",
         )
     return np.array(chosen)
+
+
+def _shows_something(image: Floats, contrasts: int | None = None) -> bool:
+    """Whether at least one contrast of (C, *spatial) is not flat; by default every channel is a contrast."""
+    return any(np.ptp(part) > CONTRAST for part in np.split(image, contrasts or len(image)))
 
 
 def areas(case: PatchSource, axis: int) -> npt.NDArray[np.intp]:
@@ -442,9 +458,17 @@ def crop_or_pad(image: Floats, body: Bools, size: Sequence[int], random: np.rand
 
 
 def stack_of_slices(volume: npt.NDArray[Values], axis: int, middle: int, neighbors: int) -> npt.NDArray[Values]:
-    """(2 neighbors + 1, *slice): the slices around `middle`; beyond the volume its last slice is repeated."""
-    chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis] - 1)
-    return np.moveaxis(volume.take(chosen, axis=axis), axis, 0)
+    """(2 neighbors + 1, *slice): the slices around `middle`; beyond the volume its last slice is repeated.
+
+    Of several contrasts, (C, X, Y, Z), it is (C (2 neighbors + 1), *slice), all slices of a contrast together.
+    """
+    chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis - 3] - 1)
+    # Not `take`, which would first copy an array in Fortran order, the whole volume, into C order.
+    taken = volume[(slice(None),) * (axis + volume.ndim - 3) + (chosen,)]
+    if volume.ndim == 3:
+        return np.moveaxis(taken, axis, 0)
+    stacked = np.moveaxis(taken, axis - 3, 1)
+    return stacked.reshape(-1, *stacked.shape[2:])
 
 
 def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> npt.NDArray[Values]:
@@ -461,8 +485,8 @@ def _require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource]) -> None:
         problems.append(f"these cases have no partner of the same id: {', '.join(alone)}")
     else:
         problems += [
-            f"{x.id}: a is {x.image.shape} and b {y.image.shape} voxels on the working grid"
+            f"{x.id}: a is {x.body.shape} and b {y.body.shape} voxels on the working grid"
             for x, y in zip(a, b, strict=True)
-            if x.image.shape != y.image.shape
+            if x.body.shape != y.body.shape
         ]
     raise_all(problems, "paired training needs every patient in both domains, on the same grid:")

@@ -4,6 +4,7 @@
     PREPARED/a/<case>/case.json       grids, scaler, and the key that says what the case was made from
     PREPARED/a/<case>/image.npy       int16, [-1, 1] times 32767, (X, Y, Z), axial slices contiguous
     PREPARED/a/<case>/body.npy        bool, the same shape
+                                      of several contrasts image.npy is (C, X, Y, Z), body.npy still (X, Y, Z)
     PREPARED/b/..., pairs_a/..., pairs_b/...    the same for domain b and for the validation pairs
     PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
 
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcyclegan.atomic import atomic_folder, write_json
-from medcyclegan.data.datalist import Case, Cohort
+from medcyclegan.data.datalist import Case, Cohort, contrast_names
 from medcyclegan.data.facts import measure_values
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
 from medcyclegan.data.parallel import Crew
@@ -40,8 +42,9 @@ from medcyclegan.io.headers import Header
 from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
 from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
-from medcyclegan.transforms.pipeline import Preparation, PreparedCase, landmark_shares, prepare
+from medcyclegan.transforms.pipeline import FurtherContrast, Preparation, PreparedCase
 from medcyclegan.transforms.standardization import fit_landmarks
 
 FORMAT = "medcyclegan-prepared"
@@ -60,16 +63,22 @@ class StoredCase:
     scaler: Scaler
     image_file: Path  # where the scan came from
     blanked_ml: float = 0.0  # of an MR that was defaced, mL
+    further: tuple[FurtherContrast, ...] = ()  # contrasts after the first, in order
 
     @property
     def image(self) -> StoredImage:
-        """(X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
+        """(X, Y, Z), of several contrasts (C, X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
         return StoredImage(np.load(self.folder / "image.npy", mmap_mode="r"))
 
     @property
     def body(self) -> npt.NDArray[np.bool_]:
         """(X, Y, Z), memory-mapped."""
         return np.load(self.folder / "body.npy", mmap_mode="r")
+
+    @property
+    def scalers(self) -> tuple[Scaler, ...]:
+        """Of all contrasts, in order."""
+        return (self.scaler, *(contrast.scaler for contrast in self.further))
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,8 @@ class PreparedCohort:
         failed: "group/case" -> why it could not be prepared.
         warnings: what was suspicious, one line each.
         register_pairs: whether b of each pair was moved onto a.
+        contrasts: "a" and "b" -> the names of its contrasts in the order of the channels; of a domain with several.
+        further: likewise, how the volumes of each contrast after the first were prepared.
     """
 
     folder: Path
@@ -91,6 +102,12 @@ class PreparedCohort:
     failed: dict[str, str]
     warnings: tuple[str, ...]
     register_pairs: bool = False
+    contrasts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    further: dict[str, tuple[Preparation, ...]] = field(default_factory=dict)
+
+    def of_contrasts(self, domain: str) -> tuple[Preparation, ...]:
+        """How each contrast of a domain was prepared, in order; one, where it has a single one."""
+        return (self.preparations[domain], *self.further.get(domain, ()))
 
     def fingerprint(self) -> str:
         """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
@@ -101,9 +118,14 @@ class PreparedCohort:
                 digest.update(json.dumps([group, case.id, key], sort_keys=True).encode())
         return digest.hexdigest()
 
-    def typical_scaler(self, domain: str) -> Scaler:
-        """The median of the training volumes' scalers: what a translation into this domain is scaled back with."""
-        scalers = [case.scaler for case in self.cases[domain]]
+    def typical_scaler(self, domain: str, contrast: int = 0) -> Scaler:
+        """The median of the training volumes' scalers: what a translation into this domain is scaled back with.
+
+        Args:
+            domain: "a" or "b".
+            contrast: which of its contrasts, from 0.
+        """
+        scalers = [case.scalers[contrast] for case in self.cases[domain]]
         low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
         # A volume whose deciles coincided has fewer landmarks; those of the others say where they lie.
         most = max(len(s.landmarks) for s in scalers)
@@ -156,6 +178,12 @@ def prepare_cohort(
         InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
     """
     _check_output(output)
+    names = {
+        domain: tuple(cohort.contrasts.get(domain) or contrast_names(count))
+        for domain in ("a", "b")
+        if (count := cohort.files_per_case(domain)) > 1
+    }
+    _refuse_impossible(names, modalities, register_pairs)
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
     known: dict[str, _Source] = {}
@@ -186,30 +214,39 @@ def prepare_cohort(
             )
             for domain in ("a", "b")
         }
+        further = {domain: (preparations[domain],) * (len(called) - 1) for domain, called in names.items()}
         _refuse_misfits(cohort, known, failed, register_pairs)
         if mr_standardization == "nyul":
             shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
             for domain, rows in shares.items():
-                preparations[domain] = replace(preparations[domain], mr_landmarks=fit_landmarks(rows))
+                fitted = [
+                    replace(preparations[domain], mr_landmarks=fit_landmarks(list(of_contrast)))
+                    for of_contrast in zip(*rows, strict=True)
+                ]
+                preparations[domain] = fitted[0]
+                further |= {domain: tuple(fitted[1:])} if domain in names else {}
         tasks = {}
         for name, source in known.items():
             if name in failed:
                 continue
-            preparation = preparations[_domain(name)]
+            every = [preparations[_domain(name)], *further.get(_domain(name), ())]
             fixed = None
             if name.startswith("pairs_"):
-                preparation = replace(preparation, crop_margin=None)
+                every = [replace(preparation, crop_margin=None) for preparation in every]
                 if register_pairs and name.startswith("pairs_b/"):
                     partner = name.replace("pairs_b/", "pairs_a/", 1)
                     if partner not in known:
                         failed[name] = "its partner in a could not be read, so that there is nothing to move it onto."
                         continue
                     fixed = jobs[partner]
-            key = {"version": VERSION, "content": source.content, "preparation": asdict(preparation)}
+            key = {"version": VERSION, "content": source.content, "preparation": asdict(every[0])}
+            if len(every) > 1:
+                key["further"] = [asdict(preparation) for preparation in every[1:]]
             if fixed is not None:
                 key["registered_to"] = known[f"pairs_a/{fixed.id}"].content
             if source.stored is None or source.stored.get("key") != json.loads(json.dumps(key)):
-                tasks[name] = (jobs[name], preparation, key, source, output / name, fixed, modalities["a"])
+                called = names.get(_domain(name), ())
+                tasks[name] = (jobs[name], every, called, key, source, output / name, fixed, modalities["a"])
         for name, error in crew.each(_store, tasks, "preparing volumes"):
             if isinstance(error, InputError):
                 failed[name] = str(error)
@@ -227,8 +264,16 @@ def prepare_cohort(
             "preparations": {domain: asdict(preparation) for domain, preparation in preparations.items()},
             "cases": cases,
             "failed": dict(sorted(failed.items())),
-            "warnings": warnings + _blanked_lines(output, done),
+            "warnings": warnings + _blanked_lines(output, done) + _contrast_lines(output, done, names),
             "register_pairs": register_pairs,
+            **(
+                {
+                    "contrasts": {domain: list(called) for domain, called in names.items()},
+                    "further": {domain: [asdict(p) for p in every] for domain, every in further.items()},
+                }
+                if names
+                else {}
+            ),
         },
     )
     return open_prepared(output)
@@ -262,6 +307,11 @@ def open_prepared(folder: Path) -> PreparedCohort:
         failed=content["failed"],
         warnings=tuple(content["warnings"]),
         register_pairs=content["register_pairs"],
+        contrasts={domain: tuple(names) for domain, names in content.get("contrasts", {}).items()},
+        further={
+            domain: tuple(Preparation(**values) for values in every)
+            for domain, every in content.get("further", {}).items()
+        },
     )
 
 
@@ -269,7 +319,7 @@ def open_prepared(folder: Path) -> PreparedCohort:
 class _Source:
     """What the first look at a case's files told."""
 
-    content: dict[str, str | None]  # hashes of the files
+    content: dict[str, str | list[str] | None]  # hashes of the files
     grid: Grid
     hu: bool
     suspicions: tuple[str, ...]
@@ -284,9 +334,26 @@ def _jobs(cohort: Cohort) -> dict[str, Case]:
         for case in getattr(cohort, domain)
     }
     for pair in cohort.pairs:
-        jobs[f"pairs_a/{pair.id}"] = Case(pair.id, pair.a, pair.body, cohort.levels.get("a"))
-        jobs[f"pairs_b/{pair.id}"] = Case(pair.id, pair.b, pair.body, cohort.levels.get("b"))
+        for domain, (first, *further) in pair.images.items():
+            jobs[f"pairs_{domain}/{pair.id}"] = Case(
+                pair.id, first, pair.body, cohort.levels.get(domain), tuple(further)
+            )
     return jobs
+
+
+def _refuse_impossible(names: Mapping[str, tuple[str, ...]], modalities: Mapping[str, str], register: bool) -> None:
+    problems = [
+        f"domain {domain} is {modalities[domain]} and has {len(called)} contrasts ({', '.join(called)}); several are "
+        "for MR"
+        for domain, called in names.items()
+        if modalities[domain] != "MR"
+    ]
+    if register and "b" in names:
+        problems.append(
+            f"preparation.register_pairs moves one volume of b onto a, and b has {len(names['b'])} contrasts "
+            f"({', '.join(names['b'])}); register them beforehand"
+        )
+    raise_all(problems, "the contrasts cannot be prepared:")
 
 
 def _domain(name: str) -> str:
@@ -294,7 +361,12 @@ def _domain(name: str) -> str:
 
 
 def _examine(job: Case, folder: Path, modality: str) -> _Source:
-    content = {"image": _content_hash(job.image), "body": _content_hash(job.body) if job.body else None}
+    content: dict[str, str | list[str] | None] = {
+        "image": _content_hash(job.image),
+        "body": _content_hash(job.body) if job.body else None,
+    }
+    if job.further:
+        content["further"] = [_content_hash(image) for image in job.further]
     if job.levels is not None and job.image.name.lower().endswith(PICTURE_SUFFIXES):
         content["levels"] = repr(job.levels)
     try:
@@ -304,9 +376,24 @@ def _examine(job: Case, folder: Path, modality: str) -> _Source:
             return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
-    volume = read_volume(job.image, job.levels)
-    grid, values = grid_of(volume), volume.numpy()[0]
-    return _Source(content, grid, looks_like_hu(values), _suspicions(job, values, grid, modality), None)
+    first: Grid | None = None
+    hu: list[bool] = []
+    suspicions: list[str] = []
+    for number, image in enumerate(job.images):
+        volume = read_volume(image, job.levels)
+        grid, values = grid_of(volume), volume.numpy()[0]
+        first = first or grid
+        hu.append(looks_like_hu(values))
+        one = replace(job, id=f"{job.id} (contrast {number + 1})", image=image) if job.further else job
+        suspicions += _suspicions(one, values, grid, modality)
+    if job.further and any(hu) and modality == "MR":
+        files = ", ".join(str(image) for image, is_hu in zip(job.images, hu, strict=True) if is_hu)
+        raise InputError(
+            f"{files}: a contrast is MR, and these values look like a CT in Hounsfield units.",
+            "Take the file out of the list, or put the right one in its place.",
+        )
+    assert first is not None  # a case has an image
+    return _Source(content, first, hu[0], tuple(suspicions), None)
 
 
 def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
@@ -338,8 +425,11 @@ def _landmark_shares(
     failed: dict[str, str],
     preparations: Mapping[str, Preparation],
     output: Path,
-) -> dict[str, list[list[float]]]:
-    """Per MR domain, what every training volume contributes to the landmarks, kept in `output` for the next time."""
+) -> dict[str, list[list[list[float]]]]:
+    """Per MR domain, what every training case contributes to the landmarks of each of its contrasts.
+
+    It is kept in `output` for the next time.
+    """
     names = [n for n in known if n[0] in "ab" and n[1] == "/" and preparations[_domain(n)].modality == "MR"]
     file = output / "landmarks.json"
     keys = {
@@ -350,7 +440,10 @@ def _landmark_shares(
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = {}
-    shares = {n: kept[key] for n, key in keys.items() if key in kept}
+    # Of a single contrast there are nine numbers, of several a list of them for each.
+    shares = {
+        n: found if isinstance((found := kept[key])[0], list) else [found] for n, key in keys.items() if key in kept
+    }
     tasks = {n: (jobs[n], preparations[n[0]]) for n in names if n not in shares}
     for name, found in crew.each(_shares_of, tasks, "fitting landmarks"):
         if isinstance(found, InputError):
@@ -358,14 +451,34 @@ def _landmark_shares(
         else:
             shares[name] = found
     _require_both({n for n in known if n not in failed}, failed)
-    write_json(file, {keys[n]: shares[n] for n in sorted(shares)})
+    write_json(file, {keys[n]: shares[n] if jobs[n].further else shares[n][0] for n in sorted(shares)})
     return {d: rows for d in ("a", "b") if (rows := [shares[n] for n in sorted(shares) if n[0] == d])}
 
 
-def _shares_of(job: Case, preparation: Preparation) -> list[float]:
-    volume = read_volume(job.image, job.levels)
-    body = read_mask(job.body, grid_of(volume)) if job.body else None
-    return [float(share) for share in landmark_shares(volume, preparation, body)]
+def _shares_of(job: Case, preparation: Preparation) -> list[list[float]]:
+    volumes = [read_volume(image, job.levels) for image in job.images]
+    body = read_mask(job.body, grid_of(volumes[0])) if job.body else None
+    shares = landmark_shares_of(volumes, [preparation] * len(volumes), body)
+    return [[float(share) for share in of_contrast] for of_contrast in shares]
+
+
+def _contrast_lines(output: Path, done: set[str], names: Mapping[str, tuple[str, ...]]) -> list[str]:
+    lines = []
+    for name in sorted(name for name in done if _domain(name) in names):
+        content = json.loads((output / name / "case.json").read_text(encoding="utf-8"))
+        first, *others = names[_domain(name)]
+        for called, told in zip(others, content["further"], strict=True):
+            if told["covered"] < 0.995:
+                lines.append(
+                    f"{name}: {called} covers {100 * told['covered']:.0f} % of the body; the rest of it is background "
+                    "to the network"
+                )
+            if told["apart_mm"] is not None and told["apart_mm"] > APART_MM:
+                lines.append(
+                    f"{name}: {called} and {first} seem to lie {told['apart_mm']:.1f} mm apart (a rigid registration's "
+                    "estimate); did the patient move? Register them, or leave the case out"
+                )
+    return lines
 
 
 def _blanked_lines(output: Path, done: set[str]) -> list[str]:
@@ -382,21 +495,23 @@ def _blanked_lines(output: Path, done: set[str]) -> list[str]:
 
 def _store(
     job: Case,
-    preparation: Preparation,
+    preparations: Sequence[Preparation],
+    names: Sequence[str],
     key: dict[str, Any],
     source: _Source,
     folder: Path,
     fixed: Case | None = None,
     fixed_modality: str = "MR",
 ) -> None:
-    volume = read_volume(job.image, job.levels)
+    volume, *others = [read_volume(image, job.levels) for image in job.images]
     record: dict[str, Any] = {}
     covered = picture = None
     if fixed is not None:
-        modalities = (fixed_modality, preparation.modality)
+        modalities = (fixed_modality, preparations[0].modality)
         volume, covered, picture, record = register_onto(read_volume(fixed.image, fixed.levels), volume, modalities)
     body = read_mask(job.body, grid_of(volume)) if job.body else None
-    prepared = prepare(volume, preparation, body if covered is None or body is None else body & covered)
+    body = body if covered is None or body is None else body & covered
+    prepared = prepare_contrasts([volume, *others], preparations, body, names=names)
     with atomic_folder(folder) as temporary:
         _save(prepared, temporary)
         if picture is not None:
@@ -414,12 +529,25 @@ def _store(
                 "scaler": prepared.scaler.to_dict(),
                 "blanked_ml": prepared.blanked_ml,
                 "registration": record,
+                **({"further": _further(job, prepared)} if job.further else {}),
             },
         )
 
 
+def _further(job: Case, prepared: PreparedCase) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_file": str(image),
+            "scaler": contrast.scaler.to_dict(),
+            "covered": round(contrast.covered, 4),
+            "apart_mm": round(contrast.apart_mm, 2) if math.isfinite(contrast.apart_mm) else None,
+        }
+        for image, contrast in zip(job.further, prepared.further, strict=True)
+    ]
+
+
 def _save(prepared: PreparedCase, folder: Path) -> None:
-    # Fortran order makes an axial slice [:, :, k] one contiguous piece of the file.
+    # Fortran order makes an axial slice [..., k], with all its contrasts, one contiguous piece of the file.
     np.save(folder / "image.npy", np.asfortranarray(encode(prepared.image)))
     np.save(folder / "body.npy", np.asfortranarray(prepared.body))
 
@@ -435,8 +563,16 @@ def _open_case(folder: Path) -> StoredCase:
             scaler=Scaler.from_dict(content["scaler"]),
             image_file=Path(content["image_file"]),
             blanked_ml=float(content["blanked_ml"]),
+            further=tuple(
+                FurtherContrast(
+                    Scaler.from_dict(told["scaler"]),
+                    float(told["covered"]),
+                    math.nan if told["apart_mm"] is None else float(told["apart_mm"]),
+                )
+                for told in content.get("further", ())
+            ),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"the prepared case {folder} is damaged ({error}).", "Delete it and run `medcyclegan prepare` again."
         ) from None

@@ -24,7 +24,8 @@ def probe_patches(cases: Sequence[PatchSource], shape: Shape, minimum_body: floa
         minimum_body: see `UnpairedPatches`.
 
     Returns:
-        (N, C, *size) float32 in [-1, 1], and where they show the body, boolean, of the same shape.
+        (N, C, *size) float32 in [-1, 1], and where they show the body, boolean, of the same shape; channels as in
+        `UnpairedPatches`.
     """
     chosen = [cases[k] for k in np.unique(np.linspace(0, len(cases) - 1, min(CASES, len(cases))).round().astype(int))]
     axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
@@ -33,14 +34,17 @@ def probe_patches(cases: Sequence[PatchSource], shape: Shape, minimum_body: floa
         eligible = eligible_slices(case, minimum_body, axis)
         shares = [0.5] if shape.spatial_dims == 3 else [(n + 0.5) / SLICES for n in range(SLICES)]
         for k in sorted({int(eligible[int(share * len(eligible))]) for share in shares}):
-            image, body = np.asarray(case.image)[None], np.asarray(case.body)[None]
+            image, body = np.asarray(case.image), np.asarray(case.body)
+            contrasts = len(image) if image.ndim == 4 else 1
             if shape.spatial_dims == 2:
-                image, body = (stack_of_slices(volume[0], axis, k, shape.neighbors) for volume in (image, body))
+                image, body = (stack_of_slices(volume, axis, k, shape.neighbors) for volume in (image, body))
+            else:
+                image, body = image if image.ndim == 4 else image[None], body[None]
             middle = {3: k} if shape.spatial_dims == 3 else None
             source, target = choose_window(body, shape.size, np.random.default_rng(0), middle)
-            patch = np.full((shape.channels, *shape.size), BACKGROUND, dtype=np.float32)
-            inside = np.zeros(patch.shape, dtype=bool)
+            patch = np.full((contrasts * shape.channels, *shape.size), BACKGROUND, dtype=np.float32)
+            inside = np.zeros((shape.channels, *shape.size), dtype=bool)
             patch[target], inside[target] = image[source], body[source]
             images.append(patch)
-            bodies.append(inside)
+            bodies.append(np.concatenate([inside] * contrasts))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(bodies))

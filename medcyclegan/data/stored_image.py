@@ -29,7 +29,7 @@ class StoredImage:
     """A stored image as an array of float32 in [-1, 1]: what is indexed is decoded, the rest is not read.
 
     Args:
-        stored: (X, Y, Z) int16 from `encode`, memory-mapped as a rule.
+        stored: (X, Y, Z) or (C, X, Y, Z) int16 from `encode`, memory-mapped as a rule.
     """
 
     def __init__(self, stored: npt.NDArray[np.int16]) -> None:
@@ -51,8 +51,8 @@ class StoredImage:
         return _decode(self._stored[index])
 
     def take(self, indices: Any, axis: int) -> npt.NDArray[np.float32]:
-        """As `numpy.take`."""
-        return _decode(self._stored.take(indices, axis=axis))
+        """As `numpy.take`, which would first copy an array in Fortran order as a whole."""
+        return self[(slice(None),) * (axis % self.ndim) + (indices,)]
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:

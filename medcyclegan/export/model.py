@@ -99,6 +99,12 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     """
     translator = load_translator(run, direction=direction, device="cpu", allow=allow)
     translator.bf16 = False
+    if translator.contrasts:
+        raise InputError(
+            f"{run} takes {len(translator.contrasts)} contrasts ({', '.join(translator.contrasts)}), and what is "
+            "exported takes one volume.",
+            "Use it with `medcyclegan convert` or from Python with load_translator, or export a model of one contrast.",
+        )
     content = load_checkpoint(run, allow)
     folder = run if run.is_dir() else run.parent
     experiment = {key: value for key, value in content["experiment"].items() if key != "data"}

@@ -61,7 +61,7 @@ def members(
 
     Args:
         translators: one per checkpoint: its function and the plane that it was trained on.
-        image: (X, Y, Z) in [-1, 1].
+        image: (X, Y, Z) in [-1, 1]; of several contrasts (C, X, Y, Z), and so are then the values of several.
         body: (X, Y, Z).
     """
     for number, (translate, trained) in enumerate(translators, start=1):
@@ -73,7 +73,7 @@ def members(
 
 def mirrored(translate: Translate, image: Values, body: npt.NDArray[np.bool_], plane: Plane) -> Values:
     """The translation of the mirrored volume, mirrored back."""
-    return translate(image[::-1], body[::-1], plane)[::-1]
+    return translate(image[..., ::-1, :, :], body[::-1], plane)[..., ::-1, :, :]
 
 
 def fused(values: Sequence[Values], fuse: Fuse) -> Values:

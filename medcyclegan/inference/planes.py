@@ -44,6 +44,7 @@ def translate_slices(
     neighbors: int = 0,
     statistics: Statistics = "window",
     bf16: bool = False,
+    out_contrasts: int = 1,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run a 2D or 2.5D generator over the slices of a volume.
@@ -52,8 +53,9 @@ def translate_slices(
     as channels; every slice gets the mean of its up to 2 n + 1 predictions, which errs less than the middle one.
 
     Args:
-        generator: (B, 2 n + 1, *spatial) in [-1, 1] to the same shape and range; n = `neighbors`.
-        image: (X, Y, Z), [-1, 1], background -1.
+        generator: (B, C (2 n + 1), *spatial) in [-1, 1] to (B, C' (2 n + 1), *spatial) of the same range; n =
+            `neighbors`, C and C' are the numbers of contrasts, the slices of each contrast together.
+        image: (X, Y, Z), [-1, 1], background -1; of several contrasts (C, X, Y, Z).
         body: (X, Y, Z).
         window: size of the slices in training, along the slice's two axes in RAS order.
         device: where `generator` is.
@@ -61,23 +63,26 @@ def translate_slices(
         neighbors: n, slices on either side that the generator sees too.
         statistics: of instance norms, see `statistics`.
         bf16: compute under bfloat16 autocast.
+        out_contrasts: C'.
         progress: watches the slices.
 
     Returns:
-        (X, Y, Z) in [-1, 1], float32; background where the generator was not applied.
+        (X, Y, Z), for several C' (C', X, Y, Z), in [-1, 1], float32; background where the generator was not applied.
 
     Raises:
         InputError: if there is not enough memory for even a small tile.
     """
     check_statistics(statistics)
     across = ACROSS[plane]
-    stack, mask = np.moveaxis(image, across, 0), np.moveaxis(body, across, 0)
-    result = np.full(image.shape, BACKGROUND, dtype=np.float32)
-    into = np.moveaxis(result, across, 0)
+    stacks = np.moveaxis(image if image.ndim == 4 else image[None], across + 1, 1)
+    mask = np.moveaxis(body, across, 0)
+    result = np.full((out_contrasts, *body.shape), BACKGROUND, dtype=np.float32)
+    into = np.moveaxis(result, across + 1, 1)
     slices = np.flatnonzero(mask.any(axis=(1, 2)))
     if not len(slices):
-        return result
-    channels = 2 * neighbors + 1
+        return result if out_contrasts > 1 else result[0]
+    depth = 2 * neighbors + 1
+    channels = len(stacks) * depth
     runner = WindowRunner(generator, device=device, bf16=bf16)
     frame = _training_frame(mask, window)
     if not runner.fits(frame.shape, channels):
@@ -90,41 +95,43 @@ def translate_slices(
         size = runner.batch_size(int(np.prod(frame.shape)), channels, 2)
         parts = _batches(chosen, size)
         for part in watch.track(parts, len(parts), f"gathering statistics of {plane} slices"):
-            runner.gather(_windows(stack, part, frame, neighbors), part.tolist())
+            runner.gather(_windows(stacks, part, frame, neighbors), part.tolist())
     size = runner.batch_size(int(np.prod(frame.shape)), channels, 2)
     if not pooled and pays(device):
         size = max(1, size // LANES)
     parts = _batches(slices, size)
-    total = np.zeros(stack.shape, np.float32) if neighbors else None
-    counted = np.zeros(len(stack), np.int32)
+    total = np.zeros((out_contrasts, *mask.shape), np.float32) if neighbors else None
+    counted = np.zeros(len(mask), np.int32)
 
     def translated(part: npt.NDArray[np.intp]) -> tuple[_Frame, npt.NDArray[np.float32]]:
         shown = _body_frame(np.asarray(mask[part].any(axis=0)), frame) if pooled else frame
-        windows = _windows(stack, part, shown, neighbors)
+        windows = _windows(stacks, part, shown, neighbors)
         return shown, runner(windows, part.tolist(), statistics if pooled else "window").cpu().numpy()
 
     # Statistics are frozen for one call after the other; without them, calls know nothing of each other.
     watched = watch.track(parts, len(parts), f"translating {plane} slices")
     calls = ((part, translated(part)) for part in watched) if pooled else side_by_side(translated, watched, device)
     for part, (shown, given) in calls:
+        _require_channels(given.shape[1], out_contrasts, depth)
         rows, columns = shown.inner
         output = given[:, :, rows, columns]
+        rows, columns = shown.region
         if total is None:
-            rows, columns = shown.region
-            into[part, rows, columns] = output[:, 0]
+            for contrast in range(out_contrasts):
+                into[contrast, part, rows, columns] = output[:, contrast]
             continue
         for channel, offset in enumerate(range(-neighbors, neighbors + 1)):
             there = part + offset
-            real = (there >= 0) & (there < len(stack))
-            rows, columns = shown.region
-            total[there[real], rows, columns] += output[real, channel]
+            real = (there >= 0) & (there < len(mask))
+            for contrast in range(out_contrasts):
+                total[contrast, there[real], rows, columns] += output[real, contrast * depth + channel]
             counted[there[real]] += 1
     if total is not None:
-        into[slices] = total[slices] / counted[slices, None, None]
-        outside = np.ones(stack.shape[1:], bool)
+        into[:, slices] = total[:, slices] / counted[slices, None, None]
+        outside = np.ones(mask.shape[1:], bool)
         outside[frame.region] = False
-        into[:, outside] = BACKGROUND
-    return result
+        into[:, :, outside] = BACKGROUND
+    return result if out_contrasts > 1 else result[0]
 
 
 @torch.inference_mode()
@@ -137,23 +144,24 @@ def translate_patches(
     device: torch.device,
     statistics: Statistics = "window",
     bf16: bool = False,
+    out_contrasts: int = 1,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run a 3D generator over a volume by patches of its training window, half overlapping, with Gaussian blending.
 
     Args:
-        generator: (B, 1, *spatial) in [-1, 1] to the same shape and range.
+        generator: (B, C, *spatial) in [-1, 1] to (B, C', *spatial) of the same range, one channel per contrast.
         window: size of the patches in training, (X, Y, Z).
 
     The other arguments, the result and the errors are those of `translate_slices`.
     """
     check_statistics(statistics)
-    result = np.full(image.shape, BACKGROUND, dtype=np.float32)
+    result = np.full((out_contrasts, *body.shape), BACKGROUND, dtype=np.float32)
     if not body.any():
-        return result
+        return result if out_contrasts > 1 else result[0]
     frame = _training_frame(body[None], window)
     runner = WindowRunner(generator, device=device, bf16=bf16, tile=window)
-    whole = torch.from_numpy(frame.cut(image[None]))[:, None]
+    whole = torch.from_numpy(frame.cut(image if image.ndim == 4 else image[None]))[None]
     pooled = statistics != "window" and runner.network.gathers
     stages: list[str] = ["gather", "translate"] if pooled else ["translate"]
     output = whole
@@ -162,8 +170,10 @@ def translate_patches(
             runner.gather(whole, [0.0])
         else:
             output = runner(whole, [0.0], "volume" if pooled else "window")
-    result[frame.region] = output[0, 0].cpu().numpy()[frame.inner]
-    return result
+    _require_channels(output.shape[1], out_contrasts, 1)
+    for contrast in range(out_contrasts):
+        result[contrast][frame.region] = output[0, contrast].cpu().numpy()[frame.inner]
+    return result if out_contrasts > 1 else result[0]
 
 
 def translate_volume(
@@ -178,6 +188,7 @@ def translate_volume(
     neighbors: int = 0,
     statistics: Statistics = "window",
     bf16: bool = False,
+    out_contrasts: int = 1,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """`translate_slices` for `spatial_dims` 2, `translate_patches` for 3; a 3D generator has no plane."""
@@ -190,6 +201,7 @@ def translate_volume(
             device=device,
             statistics=statistics,
             bf16=bf16,
+            out_contrasts=out_contrasts,
             progress=progress,
         )
     return translate_slices(
@@ -202,6 +214,7 @@ def translate_volume(
         neighbors=neighbors,
         statistics=statistics,
         bf16=bf16,
+        out_contrasts=out_contrasts,
         progress=progress,
     )
 
@@ -275,15 +288,21 @@ def _body_frame(mask: npt.NDArray[np.bool_], frame: _Frame) -> _Frame:
     return _Frame(tuple(region), tuple(padding))
 
 
-def _windows(stack: np.ndarray, slices: npt.NDArray[np.intp], frame: _Frame, neighbors: int) -> Tensor:
-    """(B, 2 n + 1, *spatial): the slices and their neighbors, background beyond the ends."""
+def _require_channels(given: int, contrasts: int, depth: int) -> None:
+    if given != contrasts * depth:
+        raise ValueError(f"the generator gives {given} channels, and {contrasts} x {depth} are expected")
+
+
+def _windows(stacks: np.ndarray, slices: npt.NDArray[np.intp], frame: _Frame, neighbors: int) -> Tensor:
+    """(B, C (2 n + 1), *spatial): per contrast the slices and their neighbors, background beyond the ends."""
     channels = []
-    for offset in range(-neighbors, neighbors + 1):
-        there = slices + offset
-        real = (there >= 0) & (there < len(stack))
-        cut = frame.cut(stack[np.clip(there, 0, len(stack) - 1)])
-        cut[~real] = BACKGROUND
-        channels.append(cut)
+    for stack in stacks:
+        for offset in range(-neighbors, neighbors + 1):
+            there = slices + offset
+            real = (there >= 0) & (there < len(stack))
+            cut = frame.cut(stack[np.clip(there, 0, len(stack) - 1)])
+            cut[~real] = BACKGROUND
+            channels.append(cut)
     return torch.from_numpy(np.ascontiguousarray(np.stack(channels, axis=1)))
 
 

@@ -25,6 +25,11 @@ _DEPTHS_MM = np.arange(0.0, 33.0, 3.0)
 _TOLERANCE = 1.5
 # Earth mover's distance of histograms over [-1, 1] below which nothing is unusual.
 _SAME_HISTOGRAM = 0.12
+# A contrast is mistaken for another where its histogram is less than half as far from that one's.
+_MISTAKEN = 0.5
+_LIKE_ITSELF = 0.05
+# A further contrast shows all of the body from here on.
+_WHOLE = 0.995
 # Heads have a dip of 0.23 or more, brains of 0.09 or less (six real and three phantom heads, with and without skull;
 # one head of 6.5 mm slices has none, which is why a brain's volume must be small too).
 _SKULL = 0.15
@@ -50,17 +55,26 @@ class Prepared(Protocol):
     def scaler(self) -> Scaler: ...
 
 
+class Further(Protocol):
+    """What is known of a contrast after the first."""
+
+    @property
+    def covered(self) -> float: ...
+    @property
+    def apart_mm(self) -> float: ...
+
+
 def features(case: Prepared) -> dict[str, Any]:
     """Plain numbers that say what a volume is like.
 
     Returns:
         spacing_mm and field_of_view_mm of the source along right, anterior, superior; body_liters; histogram, shares of
         the body in `BINS` equal bins of the scaled intensities; skull, how much darker the layer under the scalp is
-        than what lies above and below it, in [-1, 1] units of the scaled intensities (positive: there is a skull).
+        than what lies above and below it, in [-1, 1] units of the scaled intensities (positive: there is a skull). Of
+        several contrasts these are the first one's, and `further` has the histograms of the others, in order.
     """
-    image, body = np.asarray(case.image), np.asarray(case.body)
-    inside = image[body]
-    histogram = np.histogram(inside, bins=BINS, range=(-1, 1))[0] / max(1, inside.size)
+    images, body = np.asarray(case.image), np.asarray(case.body)
+    image, *others = images if images.ndim == 4 else [images]
     order = np.argsort(nib.orientations.io_orientation(case.source_grid.affine)[:, 0])
     spacing = case.source_grid.spacing[order]
     extent = spacing * np.array(case.source_grid.shape)[order]
@@ -69,18 +83,28 @@ def features(case: Prepared) -> dict[str, Any]:
         "spacing_mm": [round(float(s), 4) for s in spacing],
         "field_of_view_mm": [round(float(e), 2) for e in extent],
         "body_liters": round(volume, 4),
-        "histogram": [round(float(share), 5) for share in histogram],
+        "histogram": _histogram(image, body),
         "skull": round(_skull(-image if case.scaler.inverted else image, body, case.grid.spacing), 4),
+        **({"further": [{"histogram": _histogram(other, body)} for other in others]} if others else {}),
     }
 
 
-def flags(found: Mapping[str, Any], cohort: Sequence[Mapping[str, Any]], modality: str) -> list[str]:
+def _histogram(image: npt.NDArray[np.float32], body: npt.NDArray[np.bool_]) -> list[float]:
+    inside = image[body]
+    shares = np.histogram(inside, bins=BINS, range=(-1, 1))[0] / max(1, inside.size)
+    return [round(float(share), 5) for share in shares]
+
+
+def flags(
+    found: Mapping[str, Any], cohort: Sequence[Mapping[str, Any]], modality: str, names: Sequence[str] = ()
+) -> list[str]:
     """What of a volume is unlike the training cohort, one sentence each; empty where nothing is.
 
     Args:
         found: `features` of the volume.
         cohort: `features` of the training volumes, at least one.
         modality: of the volume, "MR" or "CT".
+        names: of the contrasts, where there are several: which of them were exchanged is told too.
     """
     told = []
     for key, name, unit in (("spacing_mm", "spacing", "mm"), ("field_of_view_mm", "field of view", "mm")):
@@ -92,14 +116,23 @@ def flags(found: Mapping[str, Any], cohort: Sequence[Mapping[str, Any]], modalit
     sizes = [case["body_liters"] for case in cohort]
     if not min(sizes) / _TOLERANCE <= found["body_liters"] <= max(sizes) * _TOLERANCE:
         told.append(f"the body has {found['body_liters']:.2g} liters, in training {min(sizes):.2g} to {max(sizes):.2g}")
-    histograms = np.array([case["histogram"] for case in cohort])
-    usual = max((_distance(h, np.delete(histograms, i, 0)) for i, h in enumerate(histograms)), default=0.0)
-    distance = _distance(np.array(found["histogram"]), histograms)
-    if distance > max(_SAME_HISTOGRAM, 1.5 * usual):
-        told.append(
-            f"the intensities are distributed unlike those in training (distance {distance:.2f}, there up to "
-            f"{usual:.2f}): another sequence or modality?"
-        )
+    given = [found["histogram"], *(contrast["histogram"] for contrast in found.get("further", ()))]
+    if len(given) > 1:
+        names = names or [f"contrast {number + 1}" for number in range(len(given))]
+    known = [
+        np.array([case["histogram"] if not number else case["further"][number - 1]["histogram"] for case in cohort])
+        for number in range(len(given))
+    ]
+    told += _exchanged(given, known, names) if len(given) > 1 else []
+    for number, (histogram, histograms) in enumerate(zip(given, known, strict=True)):
+        usual = max((_distance(h, np.delete(histograms, i, 0)) for i, h in enumerate(histograms)), default=0.0)
+        distance = _distance(np.array(histogram), histograms)
+        if distance > max(_SAME_HISTOGRAM, 1.5 * usual):
+            of = f" of {names[number]}" if names else ""
+            told.append(
+                f"the intensities{of} are distributed unlike those in training (distance {distance:.2f}, there up to "
+                f"{usual:.2f}): another sequence or modality?"
+            )
     if modality == "MR":
         skulls = [case["skull"] for case in cohort]
         if found["skull"] < _SKULL <= min(skulls) and found["body_liters"] < _BRAIN_OF_HEAD * min(sizes):
@@ -107,6 +140,48 @@ def flags(found: Mapping[str, Any], cohort: Sequence[Mapping[str, Any]], modalit
         if found["skull"] >= _SKULL > max(skulls) and _BRAIN_OF_HEAD * found["body_liters"] > max(sizes):
             told.append("a dark skull under a scalp was found, in training there was none: those were skull-stripped?")
     return told
+
+
+def coverage_flags(further: Sequence[Further], names: Sequence[str], apart_limit: float) -> list[str]:
+    """Contrasts after the first that miss part of the body or lie elsewhere, one sentence each.
+
+    Args:
+        further: what preparation found out.
+        names: of all contrasts.
+        apart_limit: mm beyond which two contrasts do not show the body at one place.
+    """
+    told = []
+    for name, contrast in zip(names[1:], further, strict=True):
+        if contrast.covered < _WHOLE:
+            told.append(
+                f"{name} covers {100 * contrast.covered:.0f} % of the body; the rest of it is background to the network"
+            )
+        if contrast.apart_mm > apart_limit:  # not where it could not be told, nan
+            told.append(
+                f"{name} and {names[0]} seem to lie {contrast.apart_mm:.1f} mm apart (a rigid registration's "
+                "estimate): did the patient move?"
+            )
+    return told
+
+
+def _exchanged(
+    given: Sequence[Sequence[float]], known: Sequence[npt.NDArray[np.float64]], names: Sequence[str]
+) -> list[str]:
+    """Whether contrasts look like other ones of the training than those that they were given as."""
+    mistaken = []
+    for number, histogram in enumerate(given):
+        distances = [_distance(np.array(histogram), histograms) for histograms in known]
+        nearest = int(np.argmin(distances))
+        if distances[number] > _LIKE_ITSELF and distances[nearest] < _MISTAKEN * distances[number]:
+            mistaken.append(
+                f"what was given as {names[number]} looks like {names[nearest]} (distance {distances[nearest]:.2f}, to "
+                f"{names[number]} {distances[number]:.2f})"
+            )
+    if not mistaken:
+        return []
+    return [
+        f"{' and '.join(mistaken)}: were the contrasts exchanged? The model takes {', '.join(names)}, in this order"
+    ]
 
 
 def jumping_slices(result: npt.NDArray[Any], grid: Grid, air: float = -300.0) -> list[int]:

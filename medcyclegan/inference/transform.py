@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from monai.config import KeysCollection
@@ -18,6 +18,8 @@ class _Translated(Protocol):
 class TranslateImage(Transform):
     """Translates a MetaTensor: in goes a source volume as read, out comes the result on the same grid.
 
+    For a model of several contrasts, (C, X, Y, Z) goes in, its channels in the model's order.
+
     Args:
         translator: what `medcyclegan.load_translator` gives.
 
@@ -29,10 +31,14 @@ class TranslateImage(Transform):
     def __init__(self, translator: Callable[[Any], _Translated]) -> None:
         self.translator = translator
 
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        """(1, X, Y, Z) or (X, Y, Z) with its affine -> (1, X, Y, Z) with the same affine and metadata; CT in HU."""
+    def __call__(self, data: MetaTensor | Sequence[MetaTensor]) -> MetaTensor:
+        """(1, X, Y, Z) or (X, Y, Z) with its affine -> (1, X, Y, Z) with the same affine and metadata; CT in HU.
+
+        A sequence of such is several contrasts, which need not share a grid; the result is on that of the first.
+        """
         result = self.translator(data).to_metatensor()
-        result.meta = {**data.meta, **result.meta}
+        first = data if isinstance(data, MetaTensor) else data[0]
+        result.meta = {**first.meta, **result.meta}
         return result
 
 
@@ -40,9 +46,11 @@ class TranslateImaged(MapTransform):
     """Translates the volumes at `keys`; the dictionary form of `TranslateImage`.
 
     Args:
-        keys: keys of MetaTensors with their affine.
+        keys: keys of MetaTensors with their affine. With a model of several contrasts either one key of all contrasts
+            as channels, or one key per contrast in the model's order, which together give one result.
         translator: what `medcyclegan.load_translator` gives.
-        output_keys: where the results go, one per key; None replaces the sources.
+        output_keys: where the results go, one per key; None replaces the sources. Of one key per contrast there is one
+            result and one output key, which is needed.
         allow_missing_keys: leave out keys that are missing.
 
     Examples:
@@ -61,12 +69,27 @@ class TranslateImaged(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.output_keys: tuple[Hashable, ...] = self.keys if output_keys is None else ensure_tuple(output_keys)
-        if len(self.output_keys) != len(self.keys):
+        contrasts = tuple(getattr(translator, "contrasts", ()))
+        self.together = len(contrasts) > 1 and len(self.keys) > 1
+        if self.together and len(self.keys) != len(contrasts):
+            raise ValueError(f"{len(self.keys)} keys for {len(contrasts)} contrasts: {', '.join(contrasts)}")
+        if self.together and len(self.output_keys) != 1:
+            raise ValueError(
+                f"{len(contrasts)} contrasts ({', '.join(contrasts)}) give one result, which needs one output key"
+            )
+        if not self.together and len(self.output_keys) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys and {len(self.output_keys)} output keys")
         self.translate = TranslateImage(translator)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
+        if self.together:
+            missing = [key for key in self.keys if key not in result]
+            if missing and not self.allow_missing_keys:
+                raise KeyError(f"contrasts are missing: {', '.join(map(str, missing))}")
+            if not missing:
+                result[self.output_keys[0]] = self.translate([result[key] for key in self.keys])
+            return result
         for key, output in self.key_iterator(result, self.output_keys):
             result[output] = self.translate(result[key])
         return result

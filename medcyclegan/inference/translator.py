@@ -17,16 +17,24 @@ from torch import nn
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble, fused, members, mirrored
 from medcyclegan.inference.planes import ACROSS, Plane, plane_window, translate_volume
-from medcyclegan.inference.quality import SPREAD_THRESHOLD_HU, features, flags, jumping_slices, share_above
+from medcyclegan.inference.quality import (
+    SPREAD_THRESHOLD_HU,
+    coverage_flags,
+    features,
+    flags,
+    jumping_slices,
+    share_above,
+)
 from medcyclegan.inference.statistics import Statistics, check_statistics
 from medcyclegan.inference.uncertainty import combined, cycle_residual, spread, structure_disagreement
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import as_volume
 from medcyclegan.io.writer import to_int16, write_volume
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.transforms.contrasts import APART_MM, prepare_contrasts
 from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.intensity import Scaler
-from medcyclegan.transforms.pipeline import Preparation, PreparedCase, prepare, restore
+from medcyclegan.transforms.pipeline import Preparation, PreparedCase, restore
 
 # bfloat16 is used where it changes the most filled slice by less than this on average, in [-1, 1] units: 2 HU of 4095.
 BF16_LIMIT = 2 * 2 / 4095
@@ -94,8 +102,10 @@ class Translator:
     """A loaded checkpoint in one direction.
 
     Made by `medcyclegan.load_translator`. Calling it takes a path, a MetaTensor, a nibabel image or a SimpleITK image
-    and gives a `Translation` on the same grid. The three stages of a call, `read`, `predict` and `finish`, can be
-    called one by one, so that reading and writing go on while the network is busy.
+    and gives a `Translation` on the same grid. A model of several contrasts takes a sequence of them in the order of
+    `contrasts`, or one MetaTensor (C, X, Y, Z), and gives a `Translation` on the grid of the first. The three stages of
+    a call, `read`, `predict` and `finish`, can be called one by one, so that reading and writing go on while the
+    network is busy.
 
     Args:
         generator: the network, a plain `nn.Module` in evaluation mode on `device`.
@@ -114,6 +124,8 @@ class Translator:
         backward: the generator of the other direction, for the cycle map.
         cohort: features of the training volumes (`inference.quality.features`); None where they are unknown.
         others: further checkpoints of the ensemble, in the same preparation and units.
+        contrasts: names of the contrasts that it takes, in order, where it takes several.
+        further: how each contrast after the first is prepared.
     """
 
     def __init__(
@@ -135,12 +147,18 @@ class Translator:
         backward: nn.Module | None = None,
         cohort: Sequence[dict[str, Any]] | None = None,
         others: Sequence[Translator] = (),
+        contrasts: Sequence[str] = (),
+        further: Sequence[Preparation] = (),
     ) -> None:
         check_statistics(statistics)
         if spatial_dims not in (2, 3) or plane not in ACROSS or len(window) != spatial_dims:
             raise ValueError(f"a window {tuple(window)} does not fit {spatial_dims} dimensions of plane {plane!r}")
+        if len(further) != max(0, len(contrasts) - 1):
+            raise ValueError(f"{len(contrasts)} contrasts need {len(contrasts) - 1} further preparations")
         self.generator = generator
         self.preparation = preparation
+        self.contrasts = tuple(contrasts)
+        self.further = tuple(further)
         self.scaler = scaler
         self.modality = modality
         self.window = tuple(window)
@@ -159,7 +177,8 @@ class Translator:
         if spatial_dims == 3 and self.ensemble.planes:
             raise InputError("this checkpoint works on 3D patches, which have no plane.", "Leave out --planes.")
         for number, other in enumerate(self.others, start=2):
-            if (other.preparation, other.scaler, other.modality) != (preparation, scaler, modality):
+            own = (preparation, scaler, modality, self.contrasts, self.further)
+            if (other.preparation, other.scaler, other.modality, other.contrasts, other.further) != own:
                 raise InputError(
                     f"checkpoint {number} of the ensemble prepares its volumes in another way than the first.",
                     "Fuse checkpoints of trainings on the same prepared folder.",
@@ -176,22 +195,24 @@ class Translator:
         """Translate one volume.
 
         Args:
-            image: a path, MetaTensor, nibabel image or SimpleITK image of the source domain.
-            body: (X, Y, Z) on the image's grid; found from the intensities when not given.
+            image: a path, MetaTensor, nibabel image or SimpleITK image of the source domain; of several contrasts a
+                sequence of these, which need not share a grid, or a MetaTensor (C, X, Y, Z).
+            body: (X, Y, Z) on the (first) image's grid; found from the intensities when not given.
             trust: make the trust maps too.
             progress: watches the slices.
 
         Raises:
-            InputError: if the volume cannot be read or prepared.
+            InputError: if the volume cannot be read or prepared, or the number of contrasts is not that of the model.
         """
         source = self.read(image, body)
         return self.finish(source, self.predict(source, trust=trust, progress=progress))
 
     def read(self, image: Any, body: npt.NDArray[np.bool_] | None = None) -> Source:
         """The first stage: read and prepare. Arguments and errors are those of a call."""
-        volume = as_volume(image)
+        volumes = [as_volume(part) for part in self._parts(image)]
+        volume = volumes[0]
         codes = (volume.meta["sform_code"], volume.meta["qform_code"]) if "sform_code" in volume.meta else None
-        case = prepare(volume, self.preparation, body)
+        case = prepare_contrasts(volumes, [self.preparation, *self.further], body, names=self.contrasts)
         planes = {self.plane, *self.ensemble.planes}
         if "picture" in volume.meta and (self.spatial_dims == 3 or self.neighbors or planes != {"axial"}):
             name = volume.meta["filename_or_obj"]
@@ -200,6 +221,20 @@ class Translator:
                 "Give the volume that it was made of.",
             )
         return Source(case, codes)
+
+    def _parts(self, image: Any) -> Sequence[Any]:
+        """The volumes of the contrasts, in order."""
+        several = isinstance(image, list | tuple)
+        if not several and isinstance(image, MetaTensor) and image.ndim == 4 and image.shape[0] > 1 and self.contrasts:
+            several, image = True, [MetaTensor(part[None], meta=image.meta) for part in image.as_tensor()]
+        parts = image if several else [image]
+        if len(parts) != max(1, len(self.contrasts)):
+            takes = f"{len(self.contrasts)} contrasts, {', '.join(self.contrasts)}" if self.contrasts else "one volume"
+            raise InputError(
+                f"{len(parts)} volume{'s' * (len(parts) != 1)} given, and the model takes {takes}.",
+                "Give all of them, in this order." if self.contrasts else "Translate them one by one.",
+            )
+        return parts
 
     def predict(self, source: Source, *, trust: bool = False, progress: Progress | None = None) -> Prediction:
         """The second stage, and the only one that runs the network."""
@@ -247,9 +282,11 @@ class Translator:
         }
         record: dict[str, Any] = {"members": prediction.members}
         if self.cohort:
-            record |= {"cohort": "known", "flags": flags(features(case), self.cohort, self.preparation.modality)}
+            unlike = flags(features(case), self.cohort, self.preparation.modality, self.contrasts)
+            record |= {"cohort": "known", "flags": unlike}
         else:
             record |= {"cohort": "unknown: the checkpoint does not describe its training volumes", "flags": []}
+        record["flags"] += coverage_flags(case.further, self.contrasts, APART_MM)
         if case.blanked_ml:
             record["flags"].append(
                 f"{case.blanked_ml:.0f} mL at the body were overwritten with one value (a defaced face?); the result "
@@ -271,6 +308,7 @@ class Translator:
         *,
         statistics: Statistics | None = None,
         bf16: bool | None = None,
+        out_contrasts: int = 1,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
         window = self.window if self.spatial_dims == 3 else plane_window(self.window, self.plane, plane)
@@ -285,6 +323,7 @@ class Translator:
             neighbors=self.neighbors,
             statistics=statistics or self.statistics,
             bf16=self.bf16 if bf16 is None else bf16,
+            out_contrasts=out_contrasts,
             progress=progress,
         )
 
@@ -292,7 +331,7 @@ class Translator:
         """Fall back to float32 for good where bfloat16 is not accurate enough for this network."""
         if not self.bf16 or self._bf16_checked or not case.body.any():
             return
-        region = [slice(0, n) for n in case.image.shape]
+        region: list[Any] = [slice(0, n) for n in case.body.shape]
         if self.spatial_dims == 2:
             across = ACROSS[self.plane]
             filled = case.body.sum(axis=tuple(axis for axis in range(3) if axis != across))
@@ -300,9 +339,9 @@ class Translator:
             region[across] = slice(max(0, middle - self.neighbors), middle + self.neighbors + 1)
         else:
             for axis, length in enumerate(self.window):
-                start = max(0, (case.image.shape[axis] - length) // 2)
+                start = max(0, (case.body.shape[axis] - length) // 2)
                 region[axis] = slice(start, start + length)
-        image, body = case.image[tuple(region)], case.body[tuple(region)]
+        image, body = case.image[(..., *region)], case.body[tuple(region)]
         fast, exact = (
             self._translate(self.generator, image, body, self.plane, statistics="window", bf16=bf16)
             for bf16 in (True, False)
@@ -321,6 +360,8 @@ class Translator:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """The maps of `inference.uncertainty` by name, (X, Y, Z), of a result that need not be this translator's own.
 
+        Of several contrasts, `structure` and `cycle` are the means over all of them.
+
         Args:
             case: the source.
             result: (X, Y, Z) in [-1, 1] on the working grid.
@@ -334,7 +375,14 @@ class Translator:
             "structure": structure_disagreement(case.image, inside, case.body),
         }
         if self.backward is not None:
-            returned = self._translate(self.backward, inside, case.body, self.plane, progress=progress)
+            returned = self._translate(
+                self.backward,
+                inside,
+                case.body,
+                self.plane,
+                out_contrasts=max(1, len(self.contrasts)),
+                progress=progress,
+            )
             maps["cycle"] = cycle_residual(case.image, returned, case.body)
         maps["combined"] = combined(maps, case.body)
         return maps

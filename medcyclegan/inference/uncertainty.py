@@ -46,8 +46,11 @@ def spread(result: Map, members: Sequence[Map], width: float) -> Map:
 def cycle_residual(image: Map, returned: Map, body: Mask) -> Map:
     """|source - source translated there and back|, over the width of the source's window: 0 to 1, 0 outside the body.
 
-    Zhu et al. 2017, eq. 2, without the sum over voxels.
+    Zhu et al. 2017, eq. 2, without the sum over voxels. Of several contrasts, (C, X, Y, Z), it is the mean over them.
     """
+    if image.ndim == 4:
+        parts = [cycle_residual(one, other, body) for one, other in zip(image, returned, strict=True)]
+        return np.asarray(np.mean(parts, axis=0), dtype=np.float32)
     return np.where(body, np.abs(image - returned) / np.float32(2), 0).astype(np.float32)
 
 
@@ -63,10 +66,13 @@ def structure_disagreement(image: Map, result: Map, body: Mask) -> Map:
     It sees how a neighborhood looks and not how bright it is, so that MR and CT can be compared.
 
     Args:
-        image: (X, Y, Z) in [-1, 1].
-        result: the same.
+        image: (X, Y, Z) in [-1, 1]; of several contrasts (C, X, Y, Z), the mean over which is given.
+        result: (X, Y, Z).
         body: (X, Y, Z).
     """
+    if image.ndim == 4:
+        maps = [structure_disagreement(contrast, result, body) for contrast in image]
+        return np.asarray(np.mean(maps, axis=0), dtype=np.float32)
     ours, theirs = _mind(image, body), _mind(result, body)
     difference = np.zeros(image.shape, np.float32)
     for a, b in zip(ours, theirs, strict=True):

@@ -62,7 +62,8 @@ def write_cohort(
 
     The files are `train/mr/mr_001.nii.gz`, `train/ct/ct_001.nii.gz`, `test/mr/case_001.nii.gz`,
     `test/ct/case_001.nii.gz` and `test/mask/case_001.nii.gz`, and so on. MR is float32, CT int16 HU, the mask uint8.
-    Every second training CT has a table below the head.
+    Every second training CT has a table below the head. Two calls that differ in `contrast` alone show the same heads
+    on the same grids: several contrasts of one patient.
 
     Args:
         folder: where to write; must not exist yet, or be empty.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -282,18 +282,40 @@ class TranslationGuards:
         real: domain -> real patches (N, C, *spatial) in [-1, 1].
         bodies: domain -> where they show the body, boolean, of the same shape.
         report: is told the step, "collapse" or "inversion", and a message.
+        contrasts: domain -> how many the channels of that domain are, one after the other; 1 where it is left out. The
+            order of tissues is looked at in each, and the worst counts.
     """
 
-    def __init__(self, real: dict[str, Tensor], bodies: dict[str, Tensor], report: Report) -> None:
+    def __init__(
+        self,
+        real: dict[str, Tensor],
+        bodies: dict[str, Tensor],
+        report: Report,
+        contrasts: Mapping[str, int] | None = None,
+    ) -> None:
         self.real = real
         self.bodies = bodies
         self.report = report
-        self.profiles = {domain: depth_profile(real[domain], bodies[domain]) for domain in real}
-        self.ordered = {
-            domain: float(np.nanstd(self.profiles[domain])) > CLEAR_PROFILE * _std_inside(real[domain], bodies[domain])
-            for domain in real
-        }
+        self.contrasts = dict(contrasts or {})
+        # Per domain, the profile of every contrast that shows an order.
+        self.profiles: dict[str, dict[int, npt.NDArray[np.float64]]] = {}
+        for domain in real:
+            self.profiles[domain] = {}
+            for number, images in enumerate(self._each(domain, real[domain])):
+                body = bodies_for(bodies[domain], images)
+                profile = depth_profile(images, body)
+                if float(np.nanstd(profile)) > CLEAR_PROFILE * _std_inside(images, body):
+                    self.profiles[domain][number] = profile
         self.seen: dict[str, int] = {}
+
+    def _each(self, domain: str, images: Tensor) -> tuple[Tensor, ...]:
+        """The contrasts of (N, C, *spatial), in order."""
+        return images.chunk(self.contrasts.get(domain, 1), dim=1)
+
+    @property
+    def ordered(self) -> dict[str, bool]:
+        """Domain -> whether its real images show an order of tissues."""
+        return {domain: bool(profiles) for domain, profiles in self.profiles.items()}
 
     @property
     def raised(self) -> bool:
@@ -320,9 +342,13 @@ class TranslationGuards:
                 "differ by: the generator hardly depends on its input any more",
                 "train again with another seed, a higher objective.cycle_weight, or a lower training.learning_rate",
             )
-            if not self.ordered[target]:
+            if not self.profiles[target]:
                 continue
-            order = profile_correlation(depth_profile(images, self.bodies[source]), self.profiles[target])
+            parts = self._each(target, images)
+            order = min(
+                profile_correlation(depth_profile(parts[number], bodies_for(self.bodies[source], parts[number])), known)
+                for number, known in self.profiles[target].items()
+            )
             measured[f"order_{direction}"] = order
             self._note(
                 f"inversion_{direction}",
@@ -355,6 +381,22 @@ class TranslationGuards:
         self.seen = dict(state["seen"])
 
 
+def bodies_for(bodies: Tensor, images: Tensor) -> Tensor:
+    """Where patches show the body, for images of the same places with another number of contrasts.
+
+    Args:
+        bodies: (N, C, *spatial), boolean; the same for every contrast.
+        images: (N, C', *spatial).
+
+    Returns:
+        (N, C', *spatial), boolean.
+    """
+    wanted = images.shape[1]
+    if bodies.shape[1] < wanted:
+        bodies = torch.cat([bodies] * -(-wanted // bodies.shape[1]), dim=1)
+    return bodies[:, :wanted]
+
+
 def spread_ratio(outputs: Tensor, inputs: Tensor, bodies: Tensor) -> float:
     """How much outputs differ from each other, relative to how much the inputs do. 0 if all outputs are the same.
 
@@ -362,19 +404,19 @@ def spread_ratio(outputs: Tensor, inputs: Tensor, bodies: Tensor) -> float:
     that the outline, which the networks are given, does not count.
 
     Args:
-        outputs, inputs: (N, C, *spatial) with the same N.
+        outputs, inputs: (N, C, *spatial) with the same N; channels may differ by whole contrasts.
         bodies: (N, C, *spatial), boolean.
 
     Returns:
         0 or more; 1 where no voxel is body in two patches.
     """
-    inside = bodies.flatten(1).float()
-    count = inside.sum(dim=0)
-    common = count >= 2
-    if not bool(common.any()):
-        return 1.0  # nothing to compare
     spread = []
     for images in (outputs, inputs):
+        inside = bodies_for(bodies, images).flatten(1).float()
+        count = inside.sum(dim=0)
+        common = count >= 2
+        if not bool(common.any()):
+            return 1.0  # nothing to compare
         values = images.float().flatten(1)
         mean = (values * inside).sum(dim=0) / count.clamp_min(1)
         squares = ((values - mean).square() * inside).sum(dim=0)

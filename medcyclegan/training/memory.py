@@ -7,7 +7,7 @@ and goes is counted: a second or so for any size.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ class StepMemory:
 def predict_step_memory(
     make_objective: Callable[[], Objective],
     batch: int,
-    channels: int,
+    channels: int | Mapping[str, int],
     size: Sequence[int],
     *,
     bf16: bool,
@@ -65,7 +65,7 @@ def predict_step_memory(
     Args:
         make_objective: gives the objective with its networks; called where tensors are fake.
         batch: images of each domain.
-        channels: of each image.
+        channels: of each image, or of the images of "a" and "b".
         size: spatial, voxels.
         bf16: whether convolutions run in bfloat16.
         device: "cpu", where the independent parts of a step are computed side by side (`training.lanes`), or another.
@@ -75,8 +75,9 @@ def predict_step_memory(
         objective = make_objective()
         for pool in getattr(objective, "pools", {}).values():
             pool.size = 0  # which fakes come back is drawn at random, and fake numbers have no values
-        images = {domain: torch.zeros(batch, channels, *size) for domain in ("a", "b")}
-        bodies = {f"body_{domain}": torch.ones(batch, channels, *size, dtype=torch.bool) for domain in ("a", "b")}
+        each = {"a": channels, "b": channels} if isinstance(channels, int) else channels
+        images = {domain: torch.zeros(batch, each[domain], *size) for domain in ("a", "b")}
+        bodies = {f"body_{domain}": torch.ones_like(images[domain], dtype=torch.bool) for domain in ("a", "b")}
         with _LiveStorages() as live:
             made = _carry_out(generator_parts(objective, images | bodies), bf16, together, live)
             real = {f"real_{domain}": image for domain, image in images.items()}

@@ -47,6 +47,7 @@ class RunRecorder:
         window: "a", "b" -> what is shown black and white, in [-1, 1].
         batch_size: images of each domain per step.
         saturation: is told the mean losses.
+        contrasts: "a", "b" -> how many the channels of that domain are; the first is shown.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RunRecorder:
         window: dict[str, tuple[float, float]],
         batch_size: int = 1,
         saturation: SaturationGuard | None = None,
+        contrasts: Mapping[str, int] | None = None,
     ) -> None:
         self.run = run
         self.log_every = log_every
@@ -67,6 +69,7 @@ class RunRecorder:
         self.window = window
         self.batch_size = batch_size
         self.saturation = saturation
+        self.contrasts = contrasts
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.count = 0
@@ -129,7 +132,7 @@ class RunRecorder:
                 images[f"fake_{target}"] = forward(real[source])
             if forward is not None and back is not None:
                 images[f"cycle_{source}"] = back(images[f"fake_{target}"])
-        panel = make_panel(images, self.window)
+        panel = make_panel(images, self.window, self.contrasts)
         imsave(self.run / "pictures" / f"step_{step:07d}.png", panel, cmap="gray", vmin=0, vmax=1)
         self.board.add_image("panel", panel, step, dataformats="HW")
         self.board.flush()
@@ -158,25 +161,32 @@ class RunRecorder:
         raise error
 
 
-def make_panel(images: dict[str, Tensor], window: dict[str, tuple[float, float]]) -> np.ndarray:
+def make_panel(
+    images: dict[str, Tensor],
+    window: dict[str, tuple[float, float]],
+    contrasts: Mapping[str, int] | None = None,
+) -> np.ndarray:
     """Rows of real a, fake b, cycle a and of real b, fake a, cycle b, one pair of rows per image of the batch.
 
     Args:
         images: name -> (B, C, X, Y) or (B, C, X, Y, Z), of which the middle channel and the middle Z are shown; names
             as in `PANEL_ROWS`, those missing stay black.
         window: "a", "b" -> the values shown black and white.
+        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; of several, the first is
+            shown. None: one each.
 
     Returns:
         (rows * Y, 3 * X) in [0, 1]; anterior is up and the patient's right is at the left.
     """
     images = {name: image[..., image.shape[-1] // 2] if image.dim() == 5 else image for name, image in images.items()}
-    count, channels, width, height = images["real_a"].shape
+    count, _, width, height = images["real_a"].shape
     panel = np.zeros((count * 2 * height, 3 * width), dtype=np.float32)
     for sample in range(count):
         for row, names in enumerate(PANEL_ROWS):
             for column, name in enumerate(names):
                 if name in images:
                     low, high = window[name[-1]]
+                    channels = images[name].shape[1] // (contrasts or {}).get(name[-1], 1)
                     tile = images[name][sample, channels // 2].float().cpu().numpy().T[::-1]
                     top = (2 * sample + row) * height
                     panel[top : top + height, column * width : (column + 1) * width] = (tile - low) / (high - low)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,9 +30,10 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from medcyclegan.errors import InputError
+from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
-from medcyclegan.training.guards import Remark, Report, TranslationGuards, warn
+from medcyclegan.training.guards import Remark, Report, TranslationGuards, bodies_for, warn
 from medcyclegan.training.schedules import Schedule
 
 QUANTILES = 1000  # at which two distributions are compared
@@ -46,10 +47,12 @@ class Probe:
     Attributes:
         real: "a", "b" -> (N, C, *spatial) in [-1, 1], of as many cases as possible.
         bodies: "a", "b" -> where they show the body, boolean, of the same shape.
+        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; 1 where it is left out.
     """
 
     real: dict[str, Tensor]
     bodies: dict[str, Tensor]
+    contrasts: Mapping[str, int] = field(default_factory=dict)
 
     @torch.inference_mode()
     def translate(self, generators: Mapping[str, nn.Module], device: torch.device) -> dict[str, Tensor]:
@@ -84,10 +87,13 @@ def unpaired_scores(probe: Probe, images: Mapping[str, Tensor]) -> dict[str, flo
     ]
     if cycles:
         scores["cycle"] = sum(cycles) / len(cycles)
-    scores["structure"] = structure_disagreement(probe.real["a"], images["fake_b"], probe.bodies["a"])
-    scores["distribution"] = distribution_distance(
-        images["fake_b"][probe.bodies["a"]], probe.real["b"][probe.bodies["b"]]
-    )
+    scores["structure"] = structure_disagreement(probe.real["a"], images["fake_b"], probe.bodies["a"], probe.contrasts)
+    count = probe.contrasts.get("b", 1)
+    distances = [
+        distribution_distance(made[bodies_for(probe.bodies["a"], made)], real[bodies_for(probe.bodies["b"], real)])
+        for made, real in zip(images["fake_b"].chunk(count, dim=1), probe.real["b"].chunk(count, dim=1), strict=True)
+    ]
+    scores["distribution"] = sum(distances) / len(distances)
     return {**scores, "proxy": sum(scores.values()) / len(scores)}
 
 
@@ -98,18 +104,21 @@ def relative_error(images: Tensor, wanted: Tensor, bodies: Tensor) -> float:
     return float((images[bodies].float() - inside).abs().mean() / constant)
 
 
-def structure_disagreement(sources: Tensor, translated: Tensor, bodies: Tensor) -> float:
+def structure_disagreement(
+    sources: Tensor, translated: Tensor, bodies: Tensor, contrasts: Mapping[str, int] | None = None
+) -> float:
     """1 - the absolute gradient correlation, mean over patches and axes, whatever the sign of the contrast.
 
     Args:
-        sources, translated: (N, C, *spatial); the mean over the channels is taken.
+        sources, translated: (N, C, *spatial); the mean over the channels of each contrast is taken.
         bodies: (N, C, *spatial), boolean.
+        contrasts: "a" (sources) and "b" -> how many the channels are; the mean over their pairs is given.
 
     Returns:
         Between 0 (the same edges) and 1 (unrelated ones).
     """
     view = View(sources, translated, None, bodies, "b", nn.Identity())
-    return float(GradientCorrelation(absolute=True)(view))
+    return float(OfEveryContrast(GradientCorrelation(absolute=True), contrasts or {})(view))
 
 
 def distribution_distance(values: Tensor, wanted: Tensor) -> float:

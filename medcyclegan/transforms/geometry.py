@@ -119,6 +119,7 @@ class ToWorkingGridd(MapTransform, InvertibleTransform):
         fill: value outside the field of view, both ways; one or one per key.
         mode: as in `resample`, one or one per key; what "bspline" overshoots is clipped to the values that there were,
             and its inverse is linear.
+        onto: another volume's grid to go to, in place of the volume's own working grid.
     """
 
     def __init__(
@@ -128,18 +129,20 @@ class ToWorkingGridd(MapTransform, InvertibleTransform):
         fill: float | Sequence[float],
         mode: Mode | Sequence[Mode] = "linear",
         allow_missing_keys: bool = False,
+        onto: Grid | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.spacing = tuple(float(s) for s in spacing)
         self.fill = ensure_tuple_rep(fill, len(self.keys))
         self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.onto = onto
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key, fill, mode in self.key_iterator(result, self.fill, self.mode):
             volume = result[key]
             source = grid_of(volume)
-            moved = _resample_volume(volume, working_grid(source, self.spacing), fill, mode)
+            moved = _resample_volume(volume, self.onto or working_grid(source, self.spacing), fill, mode)
             if mode == "bspline":
                 moved.clamp_(float(volume.min()), float(volume.max()))
             self.push_transform(moved, orig_size=source.shape, extra_info={"affine": source.affine.tolist()})

@@ -31,6 +31,7 @@ from medcyclegan.transforms.standardization import STANDARDIZATIONS, decile_shar
 Modality = Literal["MR", "CT"]
 Interpolation = Literal["linear", "bspline"]
 
+SOURCE_BODY = "source_body"
 # Networks that halve their input twice need this much.
 _FEWEST_VOXELS = 4
 
@@ -90,15 +91,16 @@ class Preparation:
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """One volume as networks see it, with everything that is needed to go back.
+    """One volume, or several contrasts of a patient, as networks see it, with everything that is needed to go back.
 
     Attributes:
-        image: (X, Y, Z) float32 in [-1, 1] on `grid`; -1 outside the body.
+        image: (X, Y, Z) float32 in [-1, 1] on `grid`; -1 outside the body. Of several contrasts (C, X, Y, Z).
         body: (X, Y, Z) bool on `grid`.
         grid: the working grid.
-        source_grid: the grid of the volume.
-        scaler: the map between the volume's unit and [-1, 1].
+        source_grid: the grid of the volume, of several contrasts that of the first.
+        scaler: the map between the volume's unit and [-1, 1], of several contrasts that of the first.
         blanked_ml: volume that was overwritten at the body, a defaced face for example, mL; MR only.
+        further: the other contrasts, in order.
     """
 
     image: np.ndarray
@@ -107,14 +109,33 @@ class PreparedCase:
     source_grid: Grid
     scaler: Scaler
     blanked_ml: float = 0.0
+    further: tuple[FurtherContrast, ...] = ()
 
 
-def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
+@dataclass(frozen=True)
+class FurtherContrast:
+    """What is known of a contrast after the first; see `contrasts`.
+
+    Attributes:
+        scaler: the map between its unit and [-1, 1].
+        covered: share of the body that it shows.
+        apart_mm: how far a rigid registration would move the body to lay the first contrast on it, mean over the
+            body; nan where that cannot be told.
+    """
+
+    scaler: Scaler
+    covered: float
+    apart_mm: float
+
+
+def preparation_transform(preparation: Preparation, has_body: bool, onto: Grid | None = None) -> Compose:
     """The preparation as MONAI dictionary transforms on the keys "image" and "body".
 
     Args:
         preparation: what decides.
         has_body: True if "body" is given, a MetaTensor (1, X, Y, Z) on the grid of "image"; else it is found.
+        onto: for a contrast after the first, the grid that the first has come to. It is resampled onto that, not
+            cropped, and what lies outside the body there is left to the caller, whose body is the first contrast's.
 
     Returns:
         A Compose from {"image": (1, X, Y, Z) MetaTensor in HU or MR units} to "image" in [-1, 1] and "body" on the
@@ -141,7 +162,9 @@ def preparation_transform(preparation: Preparation, has_body: bool) -> Compose:
         # Before resampling too: the air around an inverted MR is as bright as bone and would leave a rim.
         steps.append(OutsideBodyd("image", "body", -1.0))
     modes: tuple[Mode, Mode] = ("bspline" if preparation.interpolation == "bspline" else "linear", "nearest")
-    steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), modes))
+    steps.append(ToWorkingGridd(["image", "body"], preparation.spacing, (-1.0, 0.0), modes, onto=onto))
+    if onto is not None:
+        return Compose(steps)
     steps.append(OutsideBodyd("image", "body", -1.0))
     if preparation.crop_margin is not None:
         steps.append(CropToBodyd(["image", "body"], (-1.0, 0.0), margin=preparation.crop_margin))
@@ -161,9 +184,43 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
         InputError: its header names another modality, no body is found, the intensities are flat, the given body is
             empty, or the working grid would be shorter than 4 voxels along an axis.
     """
+    _refuse_unusable(volume, preparation)
+    return _prepared_case(volume, run_steps(volume, preparation, body))
+
+
+def prepared_with_body(
+    volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None
+) -> tuple[PreparedCase, npt.NDArray[np.bool_]]:
+    """As `prepare`, and the body (X, Y, Z) on the volume's own grid, without what was blanked."""
+    _refuse_unusable(volume, preparation)
+    data = run_steps(volume, preparation, body, keep_body=True)
+    return _prepared_case(volume, data), data[SOURCE_BODY].as_tensor()[0].numpy().astype(bool)
+
+
+def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
+    _refuse_thin(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
+    refuse_other_modality(volume, preparation)
+
+
+def _prepared_case(volume: MetaTensor, data: dict[Any, Any]) -> PreparedCase:
+    image, mask_moved = data["image"], data["body"]
+    return PreparedCase(
+        image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
+        body=mask_moved.as_tensor()[0].numpy().astype(bool),
+        grid=grid_of(image),
+        source_grid=grid_of(volume),
+        scaler=fitted_scaler(image),
+        blanked_ml=float(data.get("blanked_ml", 0.0)),
+    )
+
+
+def refuse_other_modality(volume: MetaTensor, preparation: Preparation) -> None:
+    """Refuse a volume whose header says that it is of another modality, or a picture as CT.
+
+    Raises:
+        InputError: saying so.
+    """
     name = _name(volume)
-    source = grid_of(volume)
-    _refuse_thin(source, preparation.spacing, name, picture="picture" in volume.meta)
     said = str(volume.meta.get("modality", preparation.modality))
     if said != preparation.modality and said in get_args(Modality):
         raise InputError(
@@ -176,16 +233,6 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
             "Say which HU were black and white (data.picture_window), give both domains the modality MR, or give the "
             "volumes that the pictures were made of.",
         )
-    data = _run(volume, preparation, body)
-    image, mask_moved = data["image"], data["body"]
-    return PreparedCase(
-        image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
-        body=mask_moved.as_tensor()[0].numpy().astype(bool),
-        grid=grid_of(image),
-        source_grid=source,
-        scaler=fitted_scaler(image),
-        blanked_ml=float(data.get("blanked_ml", 0.0)),
-    )
 
 
 def landmark_shares(
@@ -195,15 +242,23 @@ def landmark_shares(
 
     Arguments and errors are those of `prepare`.
     """
-    data = _run(volume, replace(preparation, mr_standardization="percentile"), body, before=ScaleMRd)
+    data = run_steps(volume, replace(preparation, mr_standardization="percentile"), body, before=ScaleMRd)
     values, inside = (data[key].as_tensor().detach().cpu().numpy()[0] for key in ("image", "body"))
     return decile_shares(values, inside, preparation.mr_percentiles)
 
 
-def _run(
-    volume: MetaTensor, preparation: Preparation, body: np.ndarray | None, before: type[MapTransform] | None = None
+def run_steps(
+    volume: MetaTensor,
+    preparation: Preparation,
+    body: np.ndarray | None,
+    before: type[MapTransform] | None = None,
+    onto: Grid | None = None,
+    keep_body: bool = False,
 ) -> dict[Any, Any]:
-    """What the steps of `preparation_transform` give, all of them or those before the first of a class."""
+    """What the steps of `preparation_transform` give, all of them or those before the first of a class.
+
+    With `keep_body` the body before it was resampled is at the key `SOURCE_BODY`.
+    """
     name, source = _name(volume), grid_of(volume)
     data: dict[Any, Any] = {"image": volume}
     if body is not None:
@@ -215,9 +270,11 @@ def _run(
         data["body"] = MetaTensor(torch.from_numpy(mask), affine=torch.from_numpy(source.affine.copy()))
     try:
         # One by one, because a Compose turns every exception into a RuntimeError.
-        for step in preparation_transform(preparation, body is not None).transforms:
+        for step in preparation_transform(preparation, body is not None, onto).transforms:
             if before is not None and isinstance(step, before):
                 break
+            if keep_body and isinstance(step, ToWorkingGridd):
+                data[SOURCE_BODY] = data["body"]
             data = step(data)
     except InputError as error:
         raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error

@@ -40,7 +40,7 @@ def read(tree: Tree) -> list[Scan]:
             # A list of cases knows whether "x_0001" is channel 1 of x, or a case of this name.
             whole = any(f"{folder}/{name}" in listed for name in names)
             split_up = bool(names) and not whole and all(_CHANNEL.match(case_id(name)) for name in names)
-            if not split_up and len(channels) > 1:
+            if names and not split_up and len(channels) > 1:
                 raise InputError(
                     f"{tree.path(place)}: dataset.json names the channels {', '.join(channels.values())}, but the "
                     "files have no channel suffix (_0000): the channels lie in one 4D file each.",

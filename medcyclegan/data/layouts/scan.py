@@ -45,6 +45,7 @@ class Scan:
         split: "train", "val", "test", or "" where the layout does not say.
         site: hospital, scanner or body region that splits are balanced over; "" where unknown.
         body: file of its body mask.
+        further: the other contrasts of the same patient, in the order of the channels, where some were joined.
     """
 
     image: Path
@@ -56,6 +57,12 @@ class Scan:
     split: str = ""
     site: str = ""
     body: Path | None = None
+    further: tuple[Scan, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of all contrasts, in order."""
+        return (self.image, *(scan.image for scan in self.further))
 
 
 def modality_of(name: str) -> str:
