@@ -4,8 +4,8 @@ The *reference* of training is written as the original code of Zhu et al. 2017 i
 forwards of their own, the discriminators on real and fake in turn, float32, torch's default Adam, convolutions with a
 bias before their instance norm, transposed convolutions in the generator, and every operation spread over all cores.
 Losses are read only when they are printed, as there. The reference of conversion is MONAI's `SliceInferer`, one slice
-at a time in float32, on the same network. Both take their turns within one run, and medians are compared, so that
-whatever else the machine does slows both alike.
+at a time in float32, on the same network with the same weights from torch's own modules. Both take their turns within
+one run, and medians are compared, so that whatever else the machine does slows both alike.
 """
 
 from __future__ import annotations
@@ -435,8 +435,8 @@ def benchmark_convert(
     where = _checked(experiment, size, 1, repeats, device)
     if slices < 1:
         raise InputError(f"--slices is at least 1, got {slices}.")
-    plain = build.make_networks(experiment)["gen_ab"].eval().requires_grad_(False).to(where)
-    network = copy.deepcopy(plain)
+    network = build.make_networks(experiment)["gen_ab"].eval().requires_grad_(False).to(where)
+    plain = plain_twin(network, experiment.model.generator).eval().requires_grad_(False)
     lay_out(network, where)
     random = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 1, *(max(2, n // 16) for n in size), max(2, slices // 4), generator=random) * 2 - 1

@@ -69,21 +69,19 @@ def test_two_processes_equal_one_on_the_joint_batch(joined: tuple[dict[str, Any]
     found, folder = joined
     assert found["codes"]["one"] == [0] and found["codes"]["two"] == [0, 0]
     one, two = load_checkpoint(folder / "one"), load_checkpoint(folder / "two")
-    assert apart(one["networks"], two["networks"]) < 1e-5
-    assert apart(one["ema"], two["ema"]) < 1e-5
+    assert apart(one["networks"], two["networks"]) < 1e-10
+    assert apart(one["ema"], two["ema"]) < 1e-10
     assert two["processes"] == 2 and one["batch"] == two["batch"] == 4
     for domain in ("a", "b"):
         pools = [content["objective"]["pools"][domain] for content in (one, two)]
         assert torch.equal(pools[0]["random"], pools[1]["random"])
-        # The same images were kept; instance norm blows the rounding of their nearly flat features up, an exchanged
-        # image would be 1 apart.
-        assert max(apart(x, y) for x, y in zip(*(pool["images"] for pool in pools), strict=True)) < 1e-4
+        assert max(apart(x, y) for x, y in zip(*(pool["images"] for pool in pools), strict=True)) < 1e-10
     # One process wrote, and the losses that it wrote are those of all.
     assert steps(folder / "two") == ["1", "2", "3", "4", "5", "6"]
     rows = [list(csv.DictReader((folder / run / "metrics.csv").open(newline=""))) for run in ("one", "two")]
     for x, y in zip(*rows, strict=True):
         for name in set(x) - {"seconds", "steps_per_s", "images_per_s"}:
-            assert float(x[name]) == pytest.approx(float(y[name]), abs=1e-4), name
+            assert float(x[name]) == pytest.approx(float(y[name]), abs=1e-5), name
 
 
 @pytest.mark.slow
@@ -98,7 +96,7 @@ def test_a_process_that_dies_ends_the_training_which_then_goes_on(joined: tuple[
     two, again, alone = (load_checkpoint(folder / run) for run in ("two", "again", "alone"))
     assert differences(two, again) == []
     assert alone["processes"] == 1 and alone["batch"] == 4
-    assert apart(two["networks"], alone["networks"]) < 1e-5
+    assert apart(two["networks"], alone["networks"]) < 1e-10
 
 
 @pytest.mark.slow
