@@ -36,7 +36,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-SLAB_BYTES = 32 * 2**20  # about what a core has of the last cache
+# Of products that are alive at once. In 2D about what a core has of the last cache; in 3D memory is what runs out.
+SLAB_BYTES = {2: 32 * 2**20, 3: 8 * 2**20}
 
 
 def reflected_convolution(x: Tensor, weight: Tensor) -> Tensor:
@@ -240,8 +241,9 @@ def _slabs(rows: Tensor, weight: Tensor, scheme: type[_Scheme]) -> list[tuple[sl
     """Parts of (products, B, pairs, ..., C) along the pairs, of which the products take `SLAB_BYTES`, or one pair."""
     pairs = rows.shape[2]
     outputs, channels = weight.shape[:2]
-    times = scheme.GROWTH ** (weight.dim() - 3) * max(1, outputs / channels)
-    size = max(1, int(SLAB_BYTES * pairs / (rows.numel() * rows.element_size() * times)))
+    dims = weight.dim() - 2
+    times = scheme.GROWTH ** (dims - 1) * max(1, outputs / channels)
+    size = max(1, int(SLAB_BYTES[dims] * pairs / (rows.numel() * rows.element_size() * times)))
     every = slice(None)
     return [(every, every, slice(start, min(start + size, pairs))) for start in range(0, pairs, size)]
 
