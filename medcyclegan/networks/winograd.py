@@ -36,8 +36,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Of products that are alive at once. In 2D about what a core has of the last cache; in 3D memory is what runs out.
-SLAB_BYTES = {2: 32 * 2**20, 3: 8 * 2**20}
+# Of products that are alive at once: few enough that they stay in the last cache and do not fill the memory in 3D.
+SLAB_BYTES = 8 * 2**20
 
 
 def reflected_convolution(x: Tensor, weight: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _slabs(rows: Tensor, weight: Tensor, scheme: type[_Scheme]) -> list[tuple[sl
     outputs, channels = weight.shape[:2]
     dims = weight.dim() - 2
     times = scheme.GROWTH ** (dims - 1) * max(1, outputs / channels)
-    size = max(1, int(SLAB_BYTES[dims] * pairs / (rows.numel() * rows.element_size() * times)))
+    size = max(1, int(SLAB_BYTES * pairs / (rows.numel() * rows.element_size() * times)))
     every = slice(None)
     return [(every, every, slice(start, min(start + size, pairs))) for start in range(0, pairs, size)]
 
