@@ -755,6 +755,10 @@ def benchmark(
     batch: Annotated[int, typer.Option(help="Patches of each domain per step.")] = 1,
     steps: Annotated[int, typer.Option(help="Of which medians are taken.")] = 10,
     slices: Annotated[int, typer.Option(help="Of the volume that convert translates.")] = 12,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="Convert with this model, and not an untrained one,")
+    ] = None,
+    volume: Annotated[Path | None, typer.Option("--volume", metavar="MR", help="this volume.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a training step goes.")] = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -764,6 +768,14 @@ def benchmark(
 
     if what not in ("train", "convert", "data"):
         raise InputError(f"benchmark measures train, convert or data, not '{what}'.")
+    if run or volume:
+        if what != "convert" or not (run and volume) or config_file or overrides or size:
+            raise InputError(
+                "--run and --volume belong together and to benchmark convert, and they bring config and size along.",
+                "Give both of them and neither --config, --set nor --size.",
+            )
+        _show_benchmark(bench.benchmark_convert_run(run, volume, repeats=steps, device=device), as_json)
+        return
     experiment = bench.experiment_for(config_file, overrides or ())
     voxels = bench.patch_size(size, experiment, 256 if what == "convert" else 128)
     if what == "train":
@@ -774,12 +786,18 @@ def benchmark(
         result = bench.benchmark_convert(experiment, size=voxels, slices=slices, repeats=steps, device=device)
     else:
         result = bench.benchmark_data(experiment, size=voxels, batch=batch, steps=steps, device=device)
+    _show_benchmark(result, as_json)
+
+
+def _show_benchmark(result: dict[str, Any], as_json: bool) -> None:
+    from medcyclegan.benchmark import described
+
     if table := result.pop("profile", None):
         _note(table)
     if as_json:
         _print_json(result)
     else:
-        for line in bench.described(result):
+        for line in described(result):
             _say(line)
 
 

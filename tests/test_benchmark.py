@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
-from medcyclegan import benchmark, build, config
+from medcyclegan import benchmark, build, config, phantom
+from medcyclegan.benchmark import experiments, plain, timing, train
+from medcyclegan.cli import app
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 
@@ -31,11 +35,11 @@ def test_the_plain_twins_compute_what_ours_compute(upsampling: str) -> None:
     generator = {**NARROW["model"]["generator"], "upsampling": upsampling}
     experiment = narrow(model={**NARROW["model"], "generator": generator})
     ours = build.make_networks(experiment)
-    plain = benchmark.plain_networks(ours, experiment)
-    x = benchmark.random_batch(experiment, (32, 24), 2, CPU)["a"]
+    twins = plain.plain_networks(ours, experiment)
+    x = experiments.random_batch(experiment, (32, 24), 2, CPU)["a"]
     for name, network in ours.items():
-        assert type(plain[name]) is torch.nn.Sequential
-        torch.testing.assert_close(network(x), plain[name](x), rtol=1e-4, atol=1e-5)
+        assert type(twins[name]) is torch.nn.Sequential
+        torch.testing.assert_close(network(x), twins[name](x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +55,8 @@ def test_a_step_equals_the_reference(dims: int, dtype: torch.dtype, limit: float
     torch.set_default_dtype(dtype)
     try:
         experiment = benchmark.example_experiment(dims, NARROW)
-        data = benchmark.random_batch(experiment, (24,) * dims, 2, CPU)
-        found = benchmark.agreement(experiment, data, CPU, bf16=False)
+        data = experiments.random_batch(experiment, (24,) * dims, 2, CPU)
+        found = train.agreement(experiment, data, CPU, bf16=False)
     finally:
         torch.set_num_threads(cores)
         torch.set_default_dtype(kind)
@@ -62,18 +66,18 @@ def test_a_step_equals_the_reference(dims: int, dtype: torch.dtype, limit: float
 
 def test_the_agreement_would_notice_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = narrow()
-    data = benchmark.random_batch(experiment, (24, 24), 1, CPU)
-    plain = benchmark._squares
-    monkeypatch.setattr(benchmark, "_squares", lambda logits, target: 1.01 * plain(logits, target))
-    found = benchmark.agreement(experiment, data, CPU, bf16=False)
+    data = experiments.random_batch(experiment, (24, 24), 1, CPU)
+    right = plain._squares
+    monkeypatch.setattr(plain, "_squares", lambda logits, target: 1.01 * right(logits, target))
+    found = train.agreement(experiment, data, CPU, bf16=False)
     assert found["loss"] == pytest.approx(0.01 / 1.01, rel=0.01) and found["discriminators"] > 5e-3
 
 
 def test_the_reference_trains_and_keeps_its_pool() -> None:
     experiment = narrow()
-    step = benchmark.PlainStep(benchmark.plain_networks(build.make_networks(experiment), experiment), pool_size=2)
+    step = plain.PlainStep(plain.plain_networks(build.make_networks(experiment), experiment), pool_size=2)
     before = {name: p.clone() for name, p in step.networks.named_parameters()}
-    batch = benchmark.random_batch(experiment, (24, 24), 1, CPU)
+    batch = experiments.random_batch(experiment, (24, 24), 1, CPU)
     for _ in range(3):
         step(batch)
     moved = {name for name, p in step.networks.named_parameters() if not torch.equal(p, before[name])}
@@ -90,18 +94,18 @@ def test_operations_are_those_of_the_layers() -> None:
         torch.nn.functional.conv2d(x, w).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 2 * 9 * 4 * 64
     experiment = narrow()
-    data = {size: benchmark.random_batch(experiment, (size, size), 1, CPU) for size in (32, 64)}
-    counts = [benchmark._operations(experiment, CPU, False, batch) for batch in data.values()]
+    data = {size: experiments.random_batch(experiment, (size, size), 1, CPU) for size in (32, 64)}
+    counts = [train._operations(experiment, CPU, False, batch) for batch in data.values()]
     assert 3.5 < counts[1] / counts[0] < 4.5  # four times the voxels
 
 
 def test_medians_are_of_interleaved_calls() -> None:
     order: list[str] = []
-    seconds, _ = benchmark._interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, 3, CPU, 1)
+    seconds, _ = timing.interleaved({"x": lambda: order.append("x"), "y": lambda: order.append("y")}, 3, CPU, 1)
     assert order == ["x", "y"] * 4 and set(seconds) == {"x", "y"} and min(seconds.values()) >= 0
 
 
-def run(*arguments: str) -> dict[str, Any]:
+def measured(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "medcyclegan", "benchmark", *arguments, "--json", "-d", "cpu"]
     command += ["--set", "model.generator.filters=4", "--set", "model.generator.blocks=1"]
     command += ["--set", "model.discriminator.filters=4", "--set", "training.precision=float32"]
@@ -111,7 +115,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def test_benchmark_train_from_the_command_line() -> None:
-    result = run("train", "--size", "32", "--steps", "2")
+    result = measured("train", "--size", "32", "--steps", "2")
     ours, reference = result["ours"], result["reference"]
     assert result["speedup"] == pytest.approx(ours["images_per_s"] / reference["images_per_s"], rel=1e-3)
     assert max(result["agreement"]["float32"].values()) < 1e-4
@@ -122,6 +126,23 @@ def test_benchmark_convert_agrees_with_the_slice_inferer() -> None:
     experiment = narrow()
     result = benchmark.benchmark_convert(experiment, size=(32, 32), slices=5, repeats=1, device="cpu")
     assert result["mean_difference_hu"] < 0.1 and result["speedup"] > 0 and result["size"] == [32, 32, 5]
+
+
+def test_benchmark_convert_measures_a_run_on_a_volume(
+    run: Path, cohort: phantom.Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both networks see the same slices: in float32 what they give differs by rounding, and not by what is around."""
+    monkeypatch.setattr("medcyclegan.build.translators.bf16_is_safe", lambda device: False)
+    result = benchmark.benchmark_convert_run(run, cohort.test_mr[0], repeats=1, device="cpu")
+    case = build.load_translator(run, device="cpu").read(cohort.test_mr[0]).case
+    assert result["size"] == [*case.body.shape[:2], int(case.body.any(axis=(0, 1)).sum())]
+    assert 0 <= result["mean_difference_hu"] < 0.1 and result["precision"] == "float32" and result["speedup"] > 0
+    assert any("mean difference" in line and "untrained" not in line for line in benchmark.described(result))
+
+
+def test_a_run_is_benchmarked_with_a_volume_only(run: Path) -> None:
+    done = CliRunner().invoke(app, ["benchmark", "convert", "--run", str(run)])
+    assert isinstance(done.exception, InputError) and "--run and --volume belong together" in str(done.exception)
 
 
 def test_benchmark_data_reads_the_prepared_cohort(prepared: PreparedCohort) -> None:
@@ -144,5 +165,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 def test_the_profile_names_operations() -> None:
     experiment = narrow()
-    data: dict[str, Tensor] = benchmark.random_batch(experiment, (24, 24), 1, CPU)
-    assert "convolution_backward" in benchmark._profile(experiment, CPU, False, data)
+    data: dict[str, Tensor] = experiments.random_batch(experiment, (24, 24), 1, CPU)
+    assert "convolution_backward" in train._profile(experiment, CPU, False, data)

@@ -1,0 +1,64 @@
+"""Patches read from a prepared folder against what training consumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medcyclegan.benchmark.experiments import bare_trainer, checked_device, random_batch, uses_bf16
+from medcyclegan.benchmark.timing import device_name, interleaved
+from medcyclegan.config import Experiment
+from medcyclegan.data.patches import Shape, UnpairedPatches
+from medcyclegan.data.prepared import open_prepared
+from medcyclegan.errors import InputError
+
+
+def benchmark_data(
+    experiment: Experiment, *, size: Sequence[int], batch: int = 1, steps: int = 10, device: str = "auto"
+) -> dict[str, Any]:
+    """Patches per second of the loader from memory-mapped volumes, and what our training step consumes.
+
+    Returns:
+        Plain data; `speedup` is patches read over patches consumed per second, to be at least 5.
+    """
+    where = checked_device(experiment, size, batch, steps, device)
+    if experiment.data.prepared is None:
+        raise InputError("benchmark data reads a prepared folder.", "Give --set data.prepared=FOLDER, or a config.")
+    prepared = open_prepared(Path(experiment.data.prepared))
+    patches = experiment.patches
+    count = max(steps * 20, 100)
+    dataset = UnpairedPatches(
+        prepared.cases["a"],
+        prepared.cases["b"],
+        shape=Shape(tuple(size), patches.plane, patches.neighbors),
+        batch_size=batch,
+        steps=count,
+        seed=experiment.seed,
+        minimum_body=patches.minimum_body,
+        flip=patches.flip,
+        matching=patches.matching,
+    )
+    workers = experiment.training.workers
+    started = time.perf_counter()
+    for _ in dataset.loader(workers=workers, pin_memory=where.type == "cuda"):
+        pass
+    read = 2 * batch * count / (time.perf_counter() - started)
+    data = random_batch(experiment, size, batch, where)
+    trainer = bare_trainer(experiment, where, uses_bf16(experiment, where))
+    seconds = interleaved({"ours": lambda: trainer._iteration(trainer, data)}, steps, where)[0]["ours"]
+    trainer.lanes.close()
+    return {
+        "verb": "data",
+        "device": device_name(where),
+        "cores": torch.get_num_threads(),
+        "size": list(size),
+        "batch": batch,
+        "workers": workers,
+        "read_patches_per_s": read,
+        "consumed_patches_per_s": 2 * batch / seconds,
+        "speedup": round(read * seconds / (2 * batch), 3),
+    }
