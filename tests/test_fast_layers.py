@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medcyclegan.networks import winograd
 from medcyclegan.networks.blocks import MANY, ReflectedConvolution, TanhHead, Upsample
 from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d, use_channels_last
 from medcyclegan.networks.narrow import narrow_convolution
@@ -37,8 +38,15 @@ def test_doubling_and_convolving_is_one_step(shape: tuple[int, ...]) -> None:
     same_with_gradients(doubled_convolution(x, weight), expected, x, weight)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 6, 4), (1, 2, 5, 7), (2, 2, 2, 3), (1, 2, 3, 4, 2)])
-def test_fewer_multiplications_make_the_same_convolution(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("slab", [2**23, 1])  # all at once, and a group at a time
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 3, 6, 4), (1, 2, 5, 7), (2, 2, 2, 3), (1, 2, 3, 4, 2), (2, 3, 8, 12), (1, 2, 9, 11), (1, 2, 8, 9, 10)],
+)
+def test_fewer_multiplications_make_the_same_convolution(
+    shape: tuple[int, ...], slab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "SLAB_BYTES", slab)
     dims = len(shape) - 2
     x, weight = values(*shape), values(4, shape[1], *[3] * dims, seed=1)
     convolve = F.conv2d if dims == 2 else F.conv3d
@@ -63,6 +71,23 @@ def test_gradients_of_weights_lie_in_memory_as_the_weights_do(last: bool) -> Non
         weight = weight.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     (gradient,) = torch.autograd.grad(reflected_convolution(x, weight).sum(), weight)
     assert gradient.stride() == weight.stride()  # fused optimizers go through memory
+
+
+@pytest.mark.parametrize("convolution", [reflected_convolution, doubled_convolution])
+def test_float32_keeps_five_digits(convolution: Callable[..., Tensor]) -> None:
+    x, weight = (tensor.detach() for tensor in (values(1, MANY, 16, 16), values(MANY, MANY, 3, 3, seed=1)))
+    exact = convolution(x, weight)
+    assert float((convolution(x.float(), weight.float()) - exact).norm() / exact.norm()) < 5e-6
+
+
+def test_memory_of_an_inference_serves_a_training_after_it() -> None:
+    x, weight = values(1, 2, 8, 8), values(2, 2, 3, 3, seed=1)
+    with torch.inference_mode():
+        before = reflected_convolution(x, weight)
+    after = reflected_convolution(x, weight)
+    after.sum().backward()
+    reflected_convolution(2 * x, weight)  # into the same memory
+    assert torch.equal(before, after.detach())
 
 
 def test_rounding_to_bfloat16_costs_less_than_a_percent_of_a_convolution() -> None:
