@@ -44,7 +44,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # Of products that are alive at once: few enough that they stay in the last cache and do not fill the memory in 3D.
-SLAB_BYTES = 8 * 2**20
+SLAB_BYTES = 4 * 2**20
 SCRATCH_BYTES = 32 * 2**20
 SMALLEST_FOR_FOURS = 8  # voxels; of fewer too many would be made up to fill the last group
 
