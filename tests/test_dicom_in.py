@@ -135,10 +135,12 @@ class TestCompression:
             ds.save_as(file)
         check(tmp_path / "ct", self.expected)
 
+    @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
     @pytest.mark.parametrize(("compressor", "syntax"), [("JPEG2000", "4.90"), ("JPEG", "4.70")])
-    def test_what_simpleitk_decodes(self, tmp_path: Path, compressor: str, syntax: str) -> None:
+    def test_what_simpleitk_decodes(self, tmp_path: Path, compressor: str, syntax: str, photometric: str) -> None:
         def compress(ds: Dataset, k: int) -> None:
             self.change(ds, k)
+            ds.PhotometricInterpretation = photometric
             image = sitk.GetImageFromArray(self.values[:, :, k].T)
             writer = sitk.ImageFileWriter()
             writer.SetFileName(str(tmp_path / "one.dcm"))
