@@ -306,6 +306,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a lookup table": (alter(put(ModalityLUTSequence=[item(LUTExplanation="x")])), "Modality LUT"),
     "frames without places": (alter(put(NumberOfFrames=2), 1), "2 frames and does not say where"),
     "color": (alter(put(SamplesPerPixel=3), 1), "color"),
+    "colors from a table": (alter(put(PhotometricInterpretation="PALETTE COLOR"), 1), "color"),
     "one slice": (drop(*range(2, 13)), "a single slice"),
     "a multi-frame with several stacks": (
         stacks,

@@ -99,7 +99,7 @@ def _stored(place: Place, name: str) -> npt.NDArray[Any]:
             content = pydicom.dcmread(stream, force=True)
         if not any(keyword in content for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise InputError(f"{name}: {place.name} has no pixel data (cut short?).", remedy)
-        if int(content.get("SamplesPerPixel", 1)) != 1:
+        if int(content.get("SamplesPerPixel", 1)) != 1 or content.get("PhotometricInterpretation") == "PALETTE COLOR":
             raise InputError(f"{name}: {place.name} has color pixels.", "Give images with one value per pixel.")
         syntax = _syntax(content)
         if "PixelData" in content:
