@@ -287,6 +287,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "two sizes": (alter(put(Rows=4), 2), r"several image sizes \(11 of 6 x 5, 1 of 6 x 4\)"),
     "two pixel spacings": (alter(put(PixelSpacing=[1, 1]), 2), "several pixel spacings"),
     "two frames of reference": (alter(put(FrameOfReferenceUID="1.2.3"), 2), "2 frames of reference"),
+    "two patients": (alter(put(PatientID="id-4712"), 2), r"images of 2 patients\. Export"),
+    "two studies": (alter(put(StudyInstanceUID="1.2.3"), 2), r"images of 2 studies\. Export"),
     "no position": (alter(lack("ImagePositionPatient"), 2), r"1 image without a usable ImagePositionPatient \(im002"),
     "no orientation": (alter(put(ImageOrientationPatient=None)), "12 images without a usable ImageOrientationPatient"),
     "a bad orientation": (alter(put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])), "directions or distances"),
