@@ -130,6 +130,7 @@ def convert(
     contrasts = translator.contrasts
     files = _inputs_of_contrasts(inputs, contrasts) if contrasts else _inputs(inputs)
     targets = _targets(files, output, file_format, translator.modality)
+    _refuse_own_inputs(files, targets)
     chosen = list(files)[rank::processes]
     record = _Record(
         _record_path(output),
@@ -508,6 +509,15 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
+
+
+def _refuse_own_inputs(files: Mapping[str, tuple[Path, ...]], targets: Mapping[str, Path]) -> None:
+    """Refuse to write over what is to be read: volumes would be lost, or results translated once more."""
+    inputs = {path.resolve() for paths in files.values() for path in paths}
+    raise_all(
+        [f"{target}, from {_named(files[case])}" for case, target in targets.items() if target.resolve() in inputs],
+        "these files would be written and are inputs themselves; write into another folder:",
+    )
 
 
 def _record_path(output: Path) -> Path:

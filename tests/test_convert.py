@@ -233,6 +233,21 @@ def test_a_single_file_has_its_record_beside_it(run: Path, mr: Path, tmp_path: P
     assert (tmp_path / "x.nrrd").exists() and set(record(tmp_path, "x.run.json")["cases"]) == {"p1"}
 
 
+def test_inputs_are_never_written_over(run: Path, mr: Path, tmp_path: Path) -> None:
+    shutil.copy(mr / "p2.nii.gz", mr / "p1_sct.nii.gz")
+    before = {path.name: path.read_bytes() for path in mr.iterdir()}
+    with pytest.raises(InputError, match=r"are inputs themselves.*\n  - \S*p1_sct\.nii\.gz, from \S*p1\.nii\.gz$"):
+        convert(run, [mr], mr, overwrite=True, device="cpu")
+    with pytest.raises(InputError, match="are inputs themselves"):
+        convert(run, [mr / "p1.nii.gz"], mr / "p1.nii.gz", overwrite=True, device="cpu")
+    assert {path.name: path.read_bytes() for path in mr.iterdir()} == before
+    # Its own results in the folder of its inputs are no new inputs.
+    (mr / "p1_sct.nii.gz").unlink()
+    convert(run, [mr], mr, device="cpu")
+    with pytest.raises(InputError, match="are inputs themselves"):
+        convert(run, [mr], mr, resume=True, device="cpu")
+
+
 def test_words_for_planes_and_statistics() -> None:
     chosen = options(planes="axial, coronal", flips=True, fuse="median", statistics="window")
     assert chosen == {"ensemble": Ensemble(("axial", "coronal"), True, "median"), "statistics": "window"}
