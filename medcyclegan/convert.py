@@ -12,6 +12,7 @@ record from then on, so there is nothing to be put together in the end, by which
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import platform
@@ -48,6 +49,8 @@ FORMAT = "medcyclegan-conversion"
 VERSION = 1
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
 LARGE = 64_000_000
+# What may be wrong with one case and not with the next one.
+CASE_ERRORS = (InputError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def convert(
 
     Raises:
         InputError: nothing can be converted as asked; nothing is written then.
+        OSError: the disk is full; what was finished before stays, and is in the record.
     """
     rank, processes = place()
     ensemble = ensemble or Ensemble()
@@ -187,8 +191,8 @@ def convert(
         case, writing = pending.pop(0)
         try:
             entry = writing.result()
-        except InputError as error:
-            result.failed[case] = str(error)
+        except CASE_ERRORS as error:
+            result.failed[case] = _reason(error)
         else:
             result.written[case] = targets[case]
             result.quality[case] = entry["quality"]
@@ -201,8 +205,8 @@ def convert(
             begun = time.monotonic()
             try:
                 read = reading.result()
-            except InputError as error:
-                result.failed[case] = str(error)
+            except CASE_ERRORS as error:
+                result.failed[case] = _reason(error)
                 continue
             if read.source is None:
                 result.skipped[case] = targets[case]
@@ -217,8 +221,8 @@ def convert(
             name = f"{case} ({number + 1}/{len(chosen)})"
             try:
                 prediction = translator.predict(read.source, trust=trust, progress=_Named(progress or Silent(), name))
-            except InputError as error:
-                result.failed[case] = str(error)
+            except CASE_ERRORS as error:
+                result.failed[case] = _reason(error)
                 continue
             while pending:
                 collect()
@@ -286,6 +290,13 @@ def _digest(volume: MetaTensor) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(volume.numpy()[0]).data)
     digest.update(np.round(volume.affine.numpy().astype(np.float64), 4).tobytes())
     return digest.hexdigest()
+
+
+def _reason(error: InputError | OSError | MemoryError) -> str:
+    """Why a case failed. On a full disk every case would, so that is raised again."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return str(error) or "there is not enough memory."
 
 
 def _named(files: tuple[Path, ...]) -> str:

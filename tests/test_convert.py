@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from medcyclegan import InputError, load_translator, phantom
 from medcyclegan.convert import convert, options
 from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.inference.translator import Source, Translator
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
@@ -231,6 +233,45 @@ def test_processes_that_cannot_lock_their_record_are_refused_before_anything(
 def test_a_single_file_has_its_record_beside_it(run: Path, mr: Path, tmp_path: Path) -> None:
     convert(run, [mr / "p1.nii.gz"], tmp_path / "x.nrrd", device="cpu")
     assert (tmp_path / "x.nrrd").exists() and set(record(tmp_path, "x.run.json")["cases"]) == {"p1"}
+
+
+@pytest.mark.parametrize("file_format", ["nifti", "mha", "dicom"])
+def test_a_case_that_cannot_be_written_does_not_stop_the_others(
+    run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str
+) -> None:
+    move, code = Path.replace, errno.EIO
+
+    def fail(path: Path, to: Path) -> Path:
+        if Path(to).name.startswith("p2_sct"):
+            raise OSError(code, os.strerror(code), str(to))
+        return move(path, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    out = tmp_path / "out"
+    result = convert(run, [mr], out, file_format=file_format, device="cpu")
+    assert set(result.written) == {"p1", "p3"} and "Input/output error" in result.failed["p2"]
+    assert record(out)["failed"] == result.failed and set(record(out)["cases"]) == {"p1", "p3"}
+    assert sorted(path.name.partition("_")[0] for path in out.iterdir()) == ["p1", "p3", "run.json"]
+    # Nothing fits onto a full disk.
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        convert(run, [mr], tmp_path / "full", file_format=file_format, device="cpu")
+    assert set(record(tmp_path / "full")["cases"]) == {"p1"}
+
+
+def test_a_case_that_does_not_fit_into_memory_does_not_stop_the_others(
+    run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Translator.read
+
+    def fail(translator: Translator, image: Any, body: Any = None) -> Source:
+        if "p2" in image.meta["filename_or_obj"]:
+            raise MemoryError
+        return read(translator, image, body)
+
+    monkeypatch.setattr(Translator, "read", fail)
+    result = convert(run, [mr], tmp_path / "out", device="cpu")
+    assert set(result.written) == {"p1", "p3"} and result.failed == {"p2": "there is not enough memory."}
 
 
 def test_inputs_are_never_written_over(run: Path, mr: Path, tmp_path: Path) -> None:
