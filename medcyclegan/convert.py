@@ -3,7 +3,8 @@
 The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
 on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model,
 versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
-interrupted conversion can be resumed.
+interrupted conversion can be resumed. Results of other models or settings in the same folder keep their records there,
+under `earlier`, until they are written over.
 
 Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
 a connection ends with the first process that dies, and a lock on the file does not. What a process finished is in the
@@ -153,6 +154,7 @@ def convert(
                 "fuse": ensemble.fuse,
                 "statistics": statistics,
                 "trust": trust,
+                "format": _format(output, file_format),
             },
         },
     )
@@ -378,8 +380,12 @@ class _Record:
 
     def add(self, case: str, entry: dict[str, Any]) -> None:
         with self._alone():
-            cases, failed = self._kept()
-            self._write(cases | {case: entry}, failed, {})
+            cases, failed, earlier = self._kept()
+            # What was written over is of no earlier case any more, be it of this model or of another.
+            for known in (cases, *(other["cases"] for other in earlier)):
+                for replaced in [c for c, old in known.items() if _name(old["output"]) == _name(entry["output"])]:
+                    del known[replaced]
+            self._write(cases | {case: entry}, failed, earlier, {})
 
     def close(self, result: Conversion, translator: Translator, seconds: float) -> None:
         """Add what is known in the end. Of several processes the last one to end has it there, with its device."""
@@ -392,8 +398,8 @@ class _Record:
             "seconds": round(seconds, 3),
         }
         with self._alone():
-            cases, failed = self._kept()
-            self._write(cases, failed | result.failed, tail)
+            cases, failed, earlier = self._kept()
+            self._write(cases, failed | result.failed, earlier, tail)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -410,22 +416,39 @@ class _Record:
                 ) from error
             yield
 
-    def _kept(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Cases of the record in the same place, and failures of the other processes, if they are of this model."""
+    def _kept(self) -> tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]:
+        """What the record in the same place says.
+
+        Returns:
+            The cases of this model with these settings, failures of the other processes, and the records of other
+            models and settings, whose results may lie in the same folder.
+        """
+        cases: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        earlier: list[dict[str, Any]] = []
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT or _identity(content) != _identity(self.head):
-                return {}, {}
-            cases, failed = dict(content["cases"]), dict(content.get("failed", {}))
+            if content["format"] != FORMAT:
+                return {}, {}, []
+            for known in (content, *content.get("earlier", ())):
+                if _identity(known) == _identity(self.head):
+                    cases |= known["cases"]
+                    failed |= known.get("failed", {})
+                else:
+                    earlier.append({key: known[key] for key in ("program", "model", "settings", "cases")})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return {}, {}  # not a record of ours: it finishes nothing, and existing files are refused
-        return cases, {case: reason for case, reason in failed.items() if case in (self.others or ())}
+            return {}, {}, []  # not a record of ours: it finishes nothing, and existing files are refused
+        return cases, {case: reason for case, reason in failed.items() if case in (self.others or ())}, earlier
 
-    def _write(self, cases: dict[str, Any], failed: dict[str, str], tail: dict[str, Any]) -> None:
+    def _write(
+        self, cases: dict[str, Any], failed: dict[str, str], earlier: list[dict[str, Any]], tail: dict[str, Any]
+    ) -> None:
         program = {"medcyclegan": __version__, "python": platform.python_version()}
         program |= {name: version(name) for name in ("torch", "monai", "nibabel", "SimpleITK", "numpy")}
         content = {"format": FORMAT, "version": VERSION, "program": program, **self.head}
         content |= {"cases": dict(sorted(cases.items())), "failed": dict(sorted(failed.items())), **tail}
+        if earlier := [known for known in earlier if known["cases"]]:
+            content["earlier"] = earlier
         write_json(self.path, content)
 
 
@@ -433,6 +456,11 @@ def _identity(content: dict[str, Any]) -> Any:
     """What two runs share that give the same files: weights and settings, wherever the checkpoint lies."""
     model = content["model"]
     return [c["sha256"] for c in model["checkpoints"]], model["direction"], content["settings"]
+
+
+def _name(path: str) -> str:
+    """Of a result: its folder may have been moved since it was recorded."""
+    return Path(path).name
 
 
 def _inputs(inputs: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
@@ -520,6 +548,11 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
+
+
+def _format(output: Path, file_format: str) -> str:
+    name = output.name.lower()
+    return next((ending for ending in (".nii.gz", *VOLUME_SUFFIXES) if name.endswith(ending)), file_format)
 
 
 def _refuse_own_inputs(files: Mapping[str, tuple[Path, ...]], targets: Mapping[str, Path]) -> None:

@@ -110,6 +110,50 @@ def test_resume_skips_what_is_finished_and_nothing_else(run: Path, mr: Path, tmp
         convert(run, [mr], out, resume=True, overwrite=True, device="cpu")
 
 
+@pytest.fixture
+def other_run(run: Path, tmp_path: Path) -> Path:
+    """A checkpoint with other weights."""
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    for weight in content["ema"]["gen_ab"].values():
+        weight.neg_()
+    torch.save(content, tmp_path / "other.pt")
+    return tmp_path / "other.pt"
+
+
+def test_resume_takes_no_file_of_another_model_or_case_for_its_own(
+    run: Path, other_run: Path, mr: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(run, [mr / "p1.nii.gz"], out, device="cpu")
+    convert(other_run, [mr / "p1.nii.gz"], out, file_format="mha", device="cpu")
+    with pytest.raises(InputError, match="another model or settings"):
+        convert(other_run, [mr / "p1.nii.gz"], out, resume=True, device="cpu")
+    assert convert(run, [mr / "p1.nii.gz"], out, resume=True, device="cpu").skipped
+    assert convert(other_run, [mr / "p1.nii.gz"], out, file_format="mha", resume=True, device="cpu").skipped
+    # One file, written by one case and then by another.
+    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", device="cpu")
+    convert(run, [mr / "p2.nii.gz"], tmp_path / "x.mha", overwrite=True, device="cpu")
+    with pytest.raises(InputError, match="exist already"):
+        convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", resume=True, device="cpu")
+
+
+def test_results_of_another_model_keep_their_record_until_they_are_replaced(
+    run: Path, other_run: Path, mr: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(run, [mr], out, device="cpu")
+    first = record(out)
+    convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
+    content = record(out)
+    assert set(content["cases"]) == {"p1"} and content["model"] != first["model"]
+    (earlier,) = content["earlier"]
+    assert earlier == {key: first[key] for key in ("program", "model", "settings")} | {
+        "cases": {case: first["cases"][case] for case in ("p2", "p3")}
+    }
+    convert(run, [mr], out, overwrite=True, device="cpu")
+    assert set(record(out)["cases"]) == {"p1", "p2", "p3"} and "earlier" not in record(out)
+
+
 def test_trust_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> None:
     plain = convert(run, [mr / "p1.nii.gz"], tmp_path / "plain", device="cpu")
     result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", trust=True, device="cpu")
