@@ -50,6 +50,7 @@ FORMAT = "medcyclegan-conversion"
 VERSION = 1
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
 LARGE = 64_000_000
+TRUST_MAPS = ("spread", "structure", "cycle", "combined")
 # What may be wrong with one case and not with the next one.
 CASE_ERRORS = (InputError, OSError, MemoryError)
 
@@ -163,9 +164,10 @@ def convert(
         remedy = "write somewhere else, or allow --overwrite or --resume"
         raise_all(
             [
-                f"{targets[case]}" + (", written with another model or settings" if resume else "")
+                f"{path}" + (", written with another model or settings" if resume else "")
                 for case in chosen
-                if targets[case].exists() and case not in finished
+                for path in (targets[case], *(_trust_files(targets[case], translator.modality) if trust else ()))
+                if path.exists() and case not in finished
             ],
             f"these files exist already; {remedy}:",
         )
@@ -177,7 +179,11 @@ def convert(
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
 
     done: dict[str, str | list[str]] = {
-        case: entry["voxels_sha256"] for case, entry in finished.items() if case in targets and targets[case].exists()
+        case: entry["voxels_sha256"]
+        for case, entry in finished.items()
+        if case in targets
+        and targets[case].exists()
+        and all(_trust_file(targets[case], _name(path)).exists() for path in entry["trust"].values())
     }
 
     def start(case: str) -> Future[_Read]:
@@ -301,6 +307,17 @@ def _reason(error: InputError | OSError | MemoryError) -> str:
     return str(error) or "there is not enough memory."
 
 
+def _trust_files(target: Path, modality: str) -> list[Path]:
+    """Where the trust maps of a result lie, in the order of `TRUST_MAPS`."""
+    ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if target.name.lower().endswith(e)), "")
+    stem = target.name[: len(target.name) - len(ending)].removesuffix(f"_s{modality.lower()}")
+    return [_trust_file(target, f"{stem}_{name}{ending or '.nii.gz'}") for name in TRUST_MAPS]
+
+
+def _trust_file(target: Path, name: str) -> Path:
+    return target.parent / "trust" / name
+
+
 def _named(files: tuple[Path, ...]) -> str:
     return " or ".join(map(str, files))
 
@@ -332,17 +349,12 @@ class _Finish:
         }
 
     def _save(self, translation: Translation) -> dict[str, str]:
-        ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if self.target.name.lower().endswith(e)), "")
-        stem = self.target.name[: len(self.target.name) - len(ending)]
-        for suffix in ("_sct", "_smr"):
-            stem = stem.removesuffix(suffix)
-        maps = {
-            name: self.target.parent / "trust" / f"{stem}_{name}{ending or '.nii.gz'}" for name in translation.trust
-        }
+        every = dict(zip(TRUST_MAPS, _trust_files(self.target, self.translator.modality), strict=True))
+        maps = {name: every[name] for name in translation.trust}
         for name, path in maps.items():
             translation.save_trust(name, path)
         # Last, so that a result that exists is complete.
-        if ending:
+        if self.target.name.lower().endswith(VOLUME_SUFFIXES):
             translation.save(self.target)
         else:
             write_ct_series(
@@ -382,9 +394,14 @@ class _Record:
         with self._alone():
             cases, failed, earlier = self._kept()
             # What was written over is of no earlier case any more, be it of this model or of another.
-            for known in (cases, *(other["cases"] for other in earlier)):
+            stale: set[str] = set()
+            every = (cases, *(other["cases"] for other in earlier))
+            for known in every:
                 for replaced in [c for c, old in known.items() if _name(old["output"]) == _name(entry["output"])]:
-                    del known[replaced]
+                    stale |= {_name(path) for path in known.pop(replaced)["trust"].values()}
+            used = {_name(path) for known in every for e in (*known.values(), entry) for path in e["trust"].values()}
+            for name in stale - used:
+                _trust_file(self.path, name).unlink(missing_ok=True)
             self._write(cases | {case: entry}, failed, earlier, {})
 
     def close(self, result: Conversion, translator: Translator, seconds: float) -> None:

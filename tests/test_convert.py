@@ -172,6 +172,31 @@ def test_trust_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> N
     assert quality["members"] == 1 and 0 <= quality["share_above_threshold"] <= 1
 
 
+def test_trust_maps_are_those_of_the_sct_beside_them(run: Path, other_run: Path, mr: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(run, [mr / "p1.nii.gz"], out, trust=True, device="cpu")
+    # Without --overwrite none is replaced, though another format has another file for the sCT.
+    maps = {path.name: path.read_bytes() for path in (out / "trust").iterdir()}
+    with pytest.raises(InputError, match=r"exist already.*\n  - \S*p1_spread\.nii\.gz"):
+        convert(other_run, [mr / "p1.nii.gz"], out, trust=True, file_format="dicom", device="cpu")
+    assert {path.name: path.read_bytes() for path in (out / "trust").iterdir()} == maps
+    # A case that has lost one is not finished.
+    (out / "trust" / "p1_cycle.nii.gz").unlink()
+    assert convert(run, [mr / "p1.nii.gz"], out, trust=True, resume=True, device="cpu").written
+    assert {path.name for path in (out / "trust").iterdir()} == set(maps)
+    # Those of a replaced sCT are of no use.
+    convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
+    assert not list((out / "trust").iterdir())
+
+
+def test_case_ids_that_end_like_results_have_trust_maps_of_their_own(run: Path, mr: Path, tmp_path: Path) -> None:
+    shutil.move(mr / "p2.nii.gz", mr / "p1_smr.nii.gz")
+    (mr / "p3.nii.gz").unlink()
+    convert(run, [mr], tmp_path / "out", trust=True, device="cpu")
+    found = {path.name for path in (tmp_path / "out" / "trust").iterdir()}
+    assert {"p1_spread.nii.gz", "p1_smr_spread.nii.gz"} <= found and len(found) == 8
+
+
 def test_an_ensemble_is_the_mean_of_its_members(run: Path, cohort: phantom.Cohort) -> None:
     def values(ensemble: Ensemble | None = None, **more: object) -> np.ndarray:
         translator = load_translator(run, device="cpu", ensemble=ensemble, **more)  # type: ignore[arg-type]
