@@ -118,6 +118,19 @@ def test_outside_the_body_is_air() -> None:
     assert (result[body] == np.rint(-1024 + 4095 / 2)).all()
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_network_that_gives_no_numbers_is_refused(modality: str) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0.2, torch.nan, x)
+
+    hu, body = head()
+    translator = identity()
+    translator.generator, translator.modality = Broken(), modality
+    with pytest.raises(InputError, match=r"network gave \d+ of \d+ voxels values that are not finite"):
+        translator(nib.Nifti1Image(hu + 1500, np.diag([*SPACING, 1])), body=body)
+
+
 def test_loaded_run_translates_both_ways(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
     sct = load_translator(run, device="cpu")(cohort.test_mr[0])
     source = nib.load(cohort.test_mr[0])
