@@ -547,8 +547,11 @@ def _from_metatensor(image: MetaTensor) -> MetaTensor:
     affine = image.affine.detach().cpu().numpy().astype(np.float64)
     if str(image.meta.get("space", "RAS")) == "LPS":
         affine = _LPS_TO_RAS @ affine
-    kept = ("filename_or_obj", "sform_code", "qform_code", "modality", "picture", "unit")
-    return _checked_volume(array, affine, {key: image.meta[key] for key in kept if key in image.meta}, name)
+    kept = {"filename_or_obj", "sform_code", "qform_code", "modality", "picture", "unit"}
+    codes = [int(image.meta.get(key, 1)) for key in ("sform_code", "qform_code")]
+    if max(codes) <= 0 and not np.allclose(affine, np.asarray(image.meta.get("original_affine", affine)), atol=1e-3):
+        kept -= {"sform_code", "qform_code"}  # they are of the file, and it has been moved since
+    return _checked_volume(array, affine, {key: image.meta[key] for key in kept & image.meta.keys()}, name)
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
