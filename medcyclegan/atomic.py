@@ -56,9 +56,16 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
+        former = temporary.with_name(temporary.name.replace(".partial-", ".former-", 1))
         if target.exists():
-            shutil.rmtree(target)
-        temporary.replace(target)
+            target.replace(former)
+        try:
+            temporary.replace(target)
+        except BaseException:
+            if former.exists():
+                former.replace(target)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,7 +3,8 @@
 The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
 on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model,
 versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
-interrupted conversion can be resumed.
+interrupted conversion can be resumed. Results of other models or settings in the same folder keep their records there,
+under `earlier`, until they are written over.
 
 Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
 a connection ends with the first process that dies, and a lock on the file does not. What a process finished is in the
@@ -12,6 +13,7 @@ record from then on, so there is nothing to be put together in the end, by which
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import platform
@@ -48,6 +50,9 @@ FORMAT = "medcyclegan-conversion"
 VERSION = 1
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
 LARGE = 64_000_000
+TRUST_MAPS = ("spread", "structure", "cycle", "combined")
+# What may be wrong with one case and not with the next one.
+CASE_ERRORS = (InputError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ def convert(
 
     Raises:
         InputError: nothing can be converted as asked; nothing is written then.
+        OSError: the disk is full; what was finished before stays, and is in the record.
     """
     rank, processes = place()
     ensemble = ensemble or Ensemble()
@@ -130,6 +136,7 @@ def convert(
     contrasts = translator.contrasts
     files = _inputs_of_contrasts(inputs, contrasts) if contrasts else _inputs(inputs)
     targets = _targets(files, output, file_format, translator.modality)
+    _refuse_own_inputs(files, targets)
     chosen = list(files)[rank::processes]
     record = _Record(
         _record_path(output),
@@ -148,6 +155,7 @@ def convert(
                 "fuse": ensemble.fuse,
                 "statistics": statistics,
                 "trust": trust,
+                "format": _format(output, file_format),
             },
         },
     )
@@ -156,9 +164,10 @@ def convert(
         remedy = "write somewhere else, or allow --overwrite or --resume"
         raise_all(
             [
-                f"{targets[case]}" + (", written with another model or settings" if resume else "")
+                f"{path}" + (", written with another model or settings" if resume else "")
                 for case in chosen
-                if targets[case].exists() and case not in finished
+                for path in (targets[case], *(_trust_files(targets[case], translator.modality) if trust else ()))
+                if path.exists() and case not in finished
             ],
             f"these files exist already; {remedy}:",
         )
@@ -170,7 +179,11 @@ def convert(
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
 
     done: dict[str, str | list[str]] = {
-        case: entry["voxels_sha256"] for case, entry in finished.items() if case in targets and targets[case].exists()
+        case: entry["voxels_sha256"]
+        for case, entry in finished.items()
+        if case in targets
+        and targets[case].exists()
+        and all(_trust_file(targets[case], _name(path)).exists() for path in entry["trust"].values())
     }
 
     def start(case: str) -> Future[_Read]:
@@ -186,8 +199,8 @@ def convert(
         case, writing = pending.pop(0)
         try:
             entry = writing.result()
-        except InputError as error:
-            result.failed[case] = str(error)
+        except CASE_ERRORS as error:
+            result.failed[case] = _reason(error)
         else:
             result.written[case] = targets[case]
             result.quality[case] = entry["quality"]
@@ -200,8 +213,8 @@ def convert(
             begun = time.monotonic()
             try:
                 read = reading.result()
-            except InputError as error:
-                result.failed[case] = str(error)
+            except CASE_ERRORS as error:
+                result.failed[case] = _reason(error)
                 continue
             if read.source is None:
                 result.skipped[case] = targets[case]
@@ -216,8 +229,8 @@ def convert(
             name = f"{case} ({number + 1}/{len(chosen)})"
             try:
                 prediction = translator.predict(read.source, trust=trust, progress=_Named(progress or Silent(), name))
-            except InputError as error:
-                result.failed[case] = str(error)
+            except CASE_ERRORS as error:
+                result.failed[case] = _reason(error)
                 continue
             while pending:
                 collect()
@@ -287,6 +300,24 @@ def _digest(volume: MetaTensor) -> str:
     return digest.hexdigest()
 
 
+def _reason(error: InputError | OSError | MemoryError) -> str:
+    """Why a case failed. On a full disk every case would, so that is raised again."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return str(error) or "there is not enough memory."
+
+
+def _trust_files(target: Path, modality: str) -> list[Path]:
+    """Where the trust maps of a result lie, in the order of `TRUST_MAPS`."""
+    ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if target.name.lower().endswith(e)), "")
+    stem = target.name[: len(target.name) - len(ending)].removesuffix(f"_s{modality.lower()}")
+    return [_trust_file(target, f"{stem}_{name}{ending or '.nii.gz'}") for name in TRUST_MAPS]
+
+
+def _trust_file(target: Path, name: str) -> Path:
+    return target.parent / "trust" / name
+
+
 def _named(files: tuple[Path, ...]) -> str:
     return " or ".join(map(str, files))
 
@@ -318,17 +349,12 @@ class _Finish:
         }
 
     def _save(self, translation: Translation) -> dict[str, str]:
-        ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if self.target.name.lower().endswith(e)), "")
-        stem = self.target.name[: len(self.target.name) - len(ending)]
-        for suffix in ("_sct", "_smr"):
-            stem = stem.removesuffix(suffix)
-        maps = {
-            name: self.target.parent / "trust" / f"{stem}_{name}{ending or '.nii.gz'}" for name in translation.trust
-        }
+        every = dict(zip(TRUST_MAPS, _trust_files(self.target, self.translator.modality), strict=True))
+        maps = {name: every[name] for name in translation.trust}
         for name, path in maps.items():
             translation.save_trust(name, path)
         # Last, so that a result that exists is complete.
-        if ending:
+        if self.target.name.lower().endswith(VOLUME_SUFFIXES):
             translation.save(self.target)
         else:
             write_ct_series(
@@ -366,8 +392,17 @@ class _Record:
 
     def add(self, case: str, entry: dict[str, Any]) -> None:
         with self._alone():
-            cases, failed = self._kept()
-            self._write(cases | {case: entry}, failed, {})
+            cases, failed, earlier = self._kept()
+            # What was written over is of no earlier case any more, be it of this model or of another.
+            stale: set[str] = set()
+            every = (cases, *(other["cases"] for other in earlier))
+            for known in every:
+                for replaced in [c for c, old in known.items() if _name(old["output"]) == _name(entry["output"])]:
+                    stale |= {_name(path) for path in known.pop(replaced)["trust"].values()}
+            used = {_name(path) for known in every for e in (*known.values(), entry) for path in e["trust"].values()}
+            for name in stale - used:
+                _trust_file(self.path, name).unlink(missing_ok=True)
+            self._write(cases | {case: entry}, failed, earlier, {})
 
     def close(self, result: Conversion, translator: Translator, seconds: float) -> None:
         """Add what is known in the end. Of several processes the last one to end has it there, with its device."""
@@ -380,8 +415,8 @@ class _Record:
             "seconds": round(seconds, 3),
         }
         with self._alone():
-            cases, failed = self._kept()
-            self._write(cases, failed | result.failed, tail)
+            cases, failed, earlier = self._kept()
+            self._write(cases, failed | result.failed, earlier, tail)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -398,22 +433,39 @@ class _Record:
                 ) from error
             yield
 
-    def _kept(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Cases of the record in the same place, and failures of the other processes, if they are of this model."""
+    def _kept(self) -> tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]:
+        """What the record in the same place says.
+
+        Returns:
+            The cases of this model with these settings, failures of the other processes, and the records of other
+            models and settings, whose results may lie in the same folder.
+        """
+        cases: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        earlier: list[dict[str, Any]] = []
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT or _identity(content) != _identity(self.head):
-                return {}, {}
-            cases, failed = dict(content["cases"]), dict(content.get("failed", {}))
+            if content["format"] != FORMAT:
+                return {}, {}, []
+            for known in (content, *content.get("earlier", ())):
+                if _identity(known) == _identity(self.head):
+                    cases |= known["cases"]
+                    failed |= known.get("failed", {})
+                else:
+                    earlier.append({key: known[key] for key in ("program", "model", "settings", "cases")})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return {}, {}  # not a record of ours: it finishes nothing, and existing files are refused
-        return cases, {case: reason for case, reason in failed.items() if case in (self.others or ())}
+            return {}, {}, []  # not a record of ours: it finishes nothing, and existing files are refused
+        return cases, {case: reason for case, reason in failed.items() if case in (self.others or ())}, earlier
 
-    def _write(self, cases: dict[str, Any], failed: dict[str, str], tail: dict[str, Any]) -> None:
+    def _write(
+        self, cases: dict[str, Any], failed: dict[str, str], earlier: list[dict[str, Any]], tail: dict[str, Any]
+    ) -> None:
         program = {"medcyclegan": __version__, "python": platform.python_version()}
         program |= {name: version(name) for name in ("torch", "monai", "nibabel", "SimpleITK", "numpy")}
         content = {"format": FORMAT, "version": VERSION, "program": program, **self.head}
         content |= {"cases": dict(sorted(cases.items())), "failed": dict(sorted(failed.items())), **tail}
+        if earlier := [known for known in earlier if known["cases"]]:
+            content["earlier"] = earlier
         write_json(self.path, content)
 
 
@@ -421,6 +473,11 @@ def _identity(content: dict[str, Any]) -> Any:
     """What two runs share that give the same files: weights and settings, wherever the checkpoint lies."""
     model = content["model"]
     return [c["sha256"] for c in model["checkpoints"]], model["direction"], content["settings"]
+
+
+def _name(path: str) -> str:
+    """Of a result: its folder may have been moved since it was recorded."""
+    return Path(path).name
 
 
 def _inputs(inputs: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
@@ -508,6 +565,20 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
+
+
+def _format(output: Path, file_format: str) -> str:
+    name = output.name.lower()
+    return next((ending for ending in (".nii.gz", *VOLUME_SUFFIXES) if name.endswith(ending)), file_format)
+
+
+def _refuse_own_inputs(files: Mapping[str, tuple[Path, ...]], targets: Mapping[str, Path]) -> None:
+    """Refuse to write over what is to be read: volumes would be lost, or results translated once more."""
+    inputs = {path.resolve() for paths in files.values() for path in paths}
+    raise_all(
+        [f"{target}, from {_named(files[case])}" for case, target in targets.items() if target.resolve() in inputs],
+        "these files would be written and are inputs themselves; write into another folder:",
+    )
 
 
 def _record_path(output: Path) -> Path:

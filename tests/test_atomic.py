@@ -50,6 +50,26 @@ def test_folder_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["case"]
 
 
+def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "case"
+    target.mkdir()
+    (target / "x").write_text("old")
+    move = Path.replace
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name.startswith(".partial-"):
+            raise OSError(errno.EIO, "Input/output error")
+        return move(path, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(target) as temporary:
+        (temporary / "x").write_text("new")
+    assert (target / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
 def test_json_is_strict(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 0.1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1}

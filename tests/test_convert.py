@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from medcyclegan import InputError, load_translator, phantom
 from medcyclegan.convert import convert, options
 from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.inference.translator import Source, Translator
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
@@ -108,6 +110,50 @@ def test_resume_skips_what_is_finished_and_nothing_else(run: Path, mr: Path, tmp
         convert(run, [mr], out, resume=True, overwrite=True, device="cpu")
 
 
+@pytest.fixture
+def other_run(run: Path, tmp_path: Path) -> Path:
+    """A checkpoint with other weights."""
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    for weight in content["ema"]["gen_ab"].values():
+        weight.neg_()
+    torch.save(content, tmp_path / "other.pt")
+    return tmp_path / "other.pt"
+
+
+def test_resume_takes_no_file_of_another_model_or_case_for_its_own(
+    run: Path, other_run: Path, mr: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(run, [mr / "p1.nii.gz"], out, device="cpu")
+    convert(other_run, [mr / "p1.nii.gz"], out, file_format="mha", device="cpu")
+    with pytest.raises(InputError, match="another model or settings"):
+        convert(other_run, [mr / "p1.nii.gz"], out, resume=True, device="cpu")
+    assert convert(run, [mr / "p1.nii.gz"], out, resume=True, device="cpu").skipped
+    assert convert(other_run, [mr / "p1.nii.gz"], out, file_format="mha", resume=True, device="cpu").skipped
+    # One file, written by one case and then by another.
+    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", device="cpu")
+    convert(run, [mr / "p2.nii.gz"], tmp_path / "x.mha", overwrite=True, device="cpu")
+    with pytest.raises(InputError, match="exist already"):
+        convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", resume=True, device="cpu")
+
+
+def test_results_of_another_model_keep_their_record_until_they_are_replaced(
+    run: Path, other_run: Path, mr: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(run, [mr], out, device="cpu")
+    first = record(out)
+    convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
+    content = record(out)
+    assert set(content["cases"]) == {"p1"} and content["model"] != first["model"]
+    (earlier,) = content["earlier"]
+    assert earlier == {key: first[key] for key in ("program", "model", "settings")} | {
+        "cases": {case: first["cases"][case] for case in ("p2", "p3")}
+    }
+    convert(run, [mr], out, overwrite=True, device="cpu")
+    assert set(record(out)["cases"]) == {"p1", "p2", "p3"} and "earlier" not in record(out)
+
+
 def test_trust_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> None:
     plain = convert(run, [mr / "p1.nii.gz"], tmp_path / "plain", device="cpu")
     result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", trust=True, device="cpu")
@@ -124,6 +170,31 @@ def test_trust_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> N
     assert np.array_equal(sct.dataobj, nib.load(plain.written["p1"]).dataobj)
     quality = result.quality["p1"]
     assert quality["members"] == 1 and 0 <= quality["share_above_threshold"] <= 1
+
+
+def test_trust_maps_are_those_of_the_sct_beside_them(run: Path, other_run: Path, mr: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(run, [mr / "p1.nii.gz"], out, trust=True, device="cpu")
+    # Without --overwrite none is replaced, though another format has another file for the sCT.
+    maps = {path.name: path.read_bytes() for path in (out / "trust").iterdir()}
+    with pytest.raises(InputError, match=r"exist already.*\n  - \S*p1_spread\.nii\.gz"):
+        convert(other_run, [mr / "p1.nii.gz"], out, trust=True, file_format="dicom", device="cpu")
+    assert {path.name: path.read_bytes() for path in (out / "trust").iterdir()} == maps
+    # A case that has lost one is not finished.
+    (out / "trust" / "p1_cycle.nii.gz").unlink()
+    assert convert(run, [mr / "p1.nii.gz"], out, trust=True, resume=True, device="cpu").written
+    assert {path.name for path in (out / "trust").iterdir()} == set(maps)
+    # Those of a replaced sCT are of no use.
+    convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
+    assert not list((out / "trust").iterdir())
+
+
+def test_case_ids_that_end_like_results_have_trust_maps_of_their_own(run: Path, mr: Path, tmp_path: Path) -> None:
+    shutil.move(mr / "p2.nii.gz", mr / "p1_smr.nii.gz")
+    (mr / "p3.nii.gz").unlink()
+    convert(run, [mr], tmp_path / "out", trust=True, device="cpu")
+    found = {path.name for path in (tmp_path / "out" / "trust").iterdir()}
+    assert {"p1_spread.nii.gz", "p1_smr_spread.nii.gz"} <= found and len(found) == 8
 
 
 def test_an_ensemble_is_the_mean_of_its_members(run: Path, cohort: phantom.Cohort) -> None:
@@ -231,6 +302,60 @@ def test_processes_that_cannot_lock_their_record_are_refused_before_anything(
 def test_a_single_file_has_its_record_beside_it(run: Path, mr: Path, tmp_path: Path) -> None:
     convert(run, [mr / "p1.nii.gz"], tmp_path / "x.nrrd", device="cpu")
     assert (tmp_path / "x.nrrd").exists() and set(record(tmp_path, "x.run.json")["cases"]) == {"p1"}
+
+
+@pytest.mark.parametrize("file_format", ["nifti", "mha", "dicom"])
+def test_a_case_that_cannot_be_written_does_not_stop_the_others(
+    run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str
+) -> None:
+    move, code = Path.replace, errno.EIO
+
+    def fail(path: Path, to: Path) -> Path:
+        if Path(to).name.startswith("p2_sct"):
+            raise OSError(code, os.strerror(code), str(to))
+        return move(path, to)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    out = tmp_path / "out"
+    result = convert(run, [mr], out, file_format=file_format, device="cpu")
+    assert set(result.written) == {"p1", "p3"} and "Input/output error" in result.failed["p2"]
+    assert record(out)["failed"] == result.failed and set(record(out)["cases"]) == {"p1", "p3"}
+    assert sorted(path.name.partition("_")[0] for path in out.iterdir()) == ["p1", "p3", "run.json"]
+    # Nothing fits onto a full disk.
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        convert(run, [mr], tmp_path / "full", file_format=file_format, device="cpu")
+    assert set(record(tmp_path / "full")["cases"]) == {"p1"}
+
+
+def test_a_case_that_does_not_fit_into_memory_does_not_stop_the_others(
+    run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Translator.read
+
+    def fail(translator: Translator, image: Any, body: Any = None) -> Source:
+        if "p2" in image.meta["filename_or_obj"]:
+            raise MemoryError
+        return read(translator, image, body)
+
+    monkeypatch.setattr(Translator, "read", fail)
+    result = convert(run, [mr], tmp_path / "out", device="cpu")
+    assert set(result.written) == {"p1", "p3"} and result.failed == {"p2": "there is not enough memory."}
+
+
+def test_inputs_are_never_written_over(run: Path, mr: Path, tmp_path: Path) -> None:
+    shutil.copy(mr / "p2.nii.gz", mr / "p1_sct.nii.gz")
+    before = {path.name: path.read_bytes() for path in mr.iterdir()}
+    with pytest.raises(InputError, match=r"are inputs themselves.*\n  - \S*p1_sct\.nii\.gz, from \S*p1\.nii\.gz$"):
+        convert(run, [mr], mr, overwrite=True, device="cpu")
+    with pytest.raises(InputError, match="are inputs themselves"):
+        convert(run, [mr / "p1.nii.gz"], mr / "p1.nii.gz", overwrite=True, device="cpu")
+    assert {path.name: path.read_bytes() for path in mr.iterdir()} == before
+    # Its own results in the folder of its inputs are no new inputs.
+    (mr / "p1_sct.nii.gz").unlink()
+    convert(run, [mr], mr, device="cpu")
+    with pytest.raises(InputError, match="are inputs themselves"):
+        convert(run, [mr], mr, resume=True, device="cpu")
 
 
 def test_words_for_planes_and_statistics() -> None:

@@ -135,10 +135,12 @@ class TestCompression:
             ds.save_as(file)
         check(tmp_path / "ct", self.expected)
 
+    @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
     @pytest.mark.parametrize(("compressor", "syntax"), [("JPEG2000", "4.90"), ("JPEG", "4.70")])
-    def test_what_simpleitk_decodes(self, tmp_path: Path, compressor: str, syntax: str) -> None:
+    def test_what_simpleitk_decodes(self, tmp_path: Path, compressor: str, syntax: str, photometric: str) -> None:
         def compress(ds: Dataset, k: int) -> None:
             self.change(ds, k)
+            ds.PhotometricInterpretation = photometric
             image = sitk.GetImageFromArray(self.values[:, :, k].T)
             writer = sitk.ImageFileWriter()
             writer.SetFileName(str(tmp_path / "one.dcm"))
@@ -285,6 +287,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "two sizes": (alter(put(Rows=4), 2), r"several image sizes \(11 of 6 x 5, 1 of 6 x 4\)"),
     "two pixel spacings": (alter(put(PixelSpacing=[1, 1]), 2), "several pixel spacings"),
     "two frames of reference": (alter(put(FrameOfReferenceUID="1.2.3"), 2), "2 frames of reference"),
+    "two patients": (alter(put(PatientID="id-4712"), 2), r"images of 2 patients\. Export"),
+    "two studies": (alter(put(StudyInstanceUID="1.2.3"), 2), r"images of 2 studies\. Export"),
     "no position": (alter(lack("ImagePositionPatient"), 2), r"1 image without a usable ImagePositionPatient \(im002"),
     "no orientation": (alter(put(ImageOrientationPatient=None)), "12 images without a usable ImageOrientationPatient"),
     "a bad orientation": (alter(put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])), "directions or distances"),
@@ -304,6 +308,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a lookup table": (alter(put(ModalityLUTSequence=[item(LUTExplanation="x")])), "Modality LUT"),
     "frames without places": (alter(put(NumberOfFrames=2), 1), "2 frames and does not say where"),
     "color": (alter(put(SamplesPerPixel=3), 1), "color"),
+    "colors from a table": (alter(put(PhotometricInterpretation="PALETTE COLOR"), 1), "color"),
     "one slice": (drop(*range(2, 13)), "a single slice"),
     "a multi-frame with several stacks": (
         stacks,

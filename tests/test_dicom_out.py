@@ -14,7 +14,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from dicom_files import OBLIQUE, RAS, stored, write_enhanced, write_series
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.ct_series import write_ct_series
@@ -172,6 +173,20 @@ class TestFromDicom:
         made = written(tmp_path / "ct")
         assert len({ds.FrameOfReferenceUID for ds in made}) == 1
         assert made[0].PatientPosition == ""
+
+    def test_images_without_uids_are_not_referred_to(self, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            ds.file_meta = FileMetaDataset()
+            ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            del ds.SOPInstanceUID
+
+        source = write_series(tmp_path / "mr", stored(), change=change)
+        grid = grid_of(read_volume(source))
+        with pytest.warns(UserWarning, match="no SOPInstanceUID"):
+            write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
+        made = written(tmp_path / "ct")
+        assert len(made) == grid.shape[2] and not any("SourceImageSequence" in ds for ds in made)
 
     def test_frames_of_a_multiframe_are_referred_to(self, tmp_path: Path) -> None:
         source = write_enhanced(tmp_path / "mr.dcm", stored())

@@ -219,6 +219,11 @@ class TestRefusals:
             given.meta["filename_or_obj"] = "scan.nii"
             prepare(given, Preparation("CT", (5.0, 5.0, 20.0)))
 
+    def test_a_working_grid_that_is_too_large(self) -> None:
+        micrometers = volume(ct(), Grid(SHAPE, np.diag([1000.0, 1000.0, 1000.0, 1.0])))
+        with pytest.raises(InputError, match=r"of 1e\+03 x 1e\+03 x 1e\+03 mm become 24000 x .* voxel size"):
+            prepare(micrometers, Preparation("CT", (1.0, 1.0, 1.0)), np.ones(SHAPE, bool))
+
     def test_the_file_is_named_once(self) -> None:
         given = volume(np.random.default_rng(0).rayleigh(10, SHAPE).astype(np.float32), grid())
         given.meta["filename_or_obj"] = "noise.nii"

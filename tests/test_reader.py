@@ -105,6 +105,16 @@ class TestNames:
         with pytest.raises(InputError, match=r"'a': a\.mha, a\.nii"):
             list_volumes(tmp_path)
 
+    def test_links_to_nothing_are_cases_that_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a.nii").touch()
+        for name in ("b.nii.gz", "c", "notes.txt"):
+            (tmp_path / name).symlink_to(tmp_path / "gone" / name)
+        found = list_volumes(tmp_path)
+        assert list(found) == ["a", "b", "c"]
+        for case in ("b", "c"):
+            with pytest.raises(InputError, match=rf"{case}\S* is a link to \S*gone/{case}\S*, which does not exist"):
+                read_volume(found[case])
+
     def test_a_folder_without_volumes_says_what_it_holds(self, tmp_path: Path) -> None:
         for k in range(3):
             (tmp_path / f"{k}.txt").touch()

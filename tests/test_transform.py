@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import Inferer
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImage, LoadImaged, Orientationd
 from torch import nn
 
 from medcyclegan import load_translator, phantom
@@ -39,6 +39,21 @@ def test_in_a_compose_after_load_image(translator: Translator, cohort: phantom.C
     np.testing.assert_array_equal(result["mr"].numpy(), read_volume(cohort.test_mr[0]).numpy())  # the source is kept
     replaced = Compose([LoadImaged("mr", ensure_channel_first=True), Translated("mr", translator)])
     np.testing.assert_array_equal(replaced({"mr": str(cohort.test_mr[0])})["mr"].numpy()[0], expected.array)
+
+
+def test_what_was_done_before_can_be_undone(translator: Translator, cohort: phantom.Cohort) -> None:
+    steps = [LoadImaged("mr", ensure_channel_first=True), Orientationd("mr", axcodes="PIL", labels=None)]
+    source = steps[0]({"mr": str(cohort.test_mr[0])})["mr"]
+    for output in ("mr", "sct"):
+        pipeline = Compose([*steps, TranslateImaged("mr", translator, output_keys=output)])
+        data = pipeline({"mr": str(cohort.test_mr[0])})
+        turned = Invertd(output, pipeline, orig_keys="mr", nearest_interp=False)(data)[output]
+        assert turned.shape == source.shape
+        np.testing.assert_allclose(turned.affine, source.affine, atol=1e-6)
+        if output == "mr":
+            back = pipeline.inverse(data)["mr"]
+            assert torch.equal(back.as_tensor(), turned.as_tensor())
+            np.testing.assert_allclose(back.affine, source.affine, atol=1e-6)
 
 
 def test_array_transform_and_its_arguments(translator: Translator, cohort: phantom.Cohort) -> None:

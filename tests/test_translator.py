@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.transforms import Compose, LoadImage, Orientation, Spacing
 from torch import Tensor, nn
 
 from medcyclegan import InputError, load_translator, phantom
@@ -116,6 +117,35 @@ def test_outside_the_body_is_air() -> None:
     result = translator(nib.Nifti1Image(hu, np.diag([*SPACING, 1])), body=body).array
     assert (result[~body] == -1024).all()
     assert (result[body] == np.rint(-1024 + 4095 / 2)).all()
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_a_network_that_gives_no_numbers_is_refused(modality: str) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0.2, torch.nan, x)
+
+    hu, body = head()
+    translator = identity()
+    translator.generator, translator.modality = Broken(), modality
+    with pytest.raises(InputError, match=r"network gave \d+ of \d+ voxels values that are not finite"):
+        translator(nib.Nifti1Image(hu + 1500, np.diag([*SPACING, 1])), body=body)
+
+
+def test_a_volume_without_codes_can_be_saved_after_it_was_moved(tmp_path: Path) -> None:
+    hu, _ = head()
+    image = nib.Nifti1Image(hu, None)
+    image.header.set_zooms(SPACING)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "ct.nii")
+    for steps, codes in (([], 0), ([Spacing((5.0, 5.0, 5.0)), Orientation("RAS", labels=None)], 1)):
+        given = Compose([LoadImage(ensure_channel_first=True), *steps])(tmp_path / "ct.nii")
+        result = identity()(given)
+        result.save(tmp_path / "sct.nii")
+        written = nib.load(tmp_path / "sct.nii")
+        np.testing.assert_allclose(written.affine, given.affine, atol=1e-4)
+        assert int(written.header["sform_code"]) == int(written.header["qform_code"]) == codes
 
 
 def test_loaded_run_translates_both_ways(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Protocol
 
 from monai.config import KeysCollection
@@ -34,11 +35,15 @@ class TranslateImage(Transform):
     def __call__(self, data: MetaTensor | Sequence[MetaTensor]) -> MetaTensor:
         """(1, X, Y, Z) or (X, Y, Z) with its affine -> (1, X, Y, Z) with the same affine and metadata; CT in HU.
 
+        What was done to the source before remains recorded, so that a `Compose` can be inverted. MONAI pads with 0
+        where it inverts a crop, which is water in HU.
+
         A sequence of such is several contrasts, which need not share a grid; the result is on that of the first.
         """
         result = self.translator(data).to_metatensor()
         first = data if isinstance(data, MetaTensor) else data[0]
         result.meta = {**first.meta, **result.meta}
+        result.applied_operations = deepcopy(first.applied_operations)
         return result
 
 

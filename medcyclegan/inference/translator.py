@@ -272,8 +272,17 @@ class Translator:
         return [*parts, mirrored(functions[0][0], case.image, case.body, plane)]
 
     def finish(self, source: Source, prediction: Prediction) -> Translation:
-        """The third stage: back to the source's grid and unit, with the quality record."""
+        """The third stage: back to the source's grid and unit, with the quality record.
+
+        Raises:
+            InputError: the network gave values that are not finite.
+        """
         case = source.case
+        if lost := int(np.count_nonzero(~np.isfinite(prediction.values[case.body]))):
+            raise InputError(
+                f"the network gave {lost} of {int(case.body.sum())} voxels values that are not finite.",
+                "Take another checkpoint: this one's training has failed, or its numbers do not fit this device.",
+            )
         restored = restore(prediction.values, case.grid, case.source_grid, self.scaler, case.body)
         array = to_int16(restored) if self.modality == "CT" else restored
         maps = {

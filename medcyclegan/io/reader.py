@@ -72,7 +72,8 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     A sub-folder or zip that holds DICOM is one case. A folder that holds DICOM files itself is one case, that of its
     own name. 2D images (.png, .tif, .tiff) are cases where there is nothing else; beside volumes they are previews.
-    Hidden files (leading dot) and other sub-folders are left out.
+    Hidden files (leading dot) and other sub-folders are left out. A link to nothing is a case that cannot be read, for
+    otherwise nobody would miss it.
 
     Raises:
         InputError: the folder is missing, is a file, holds no volume, holds two volumes of the same case id, or holds
@@ -87,7 +88,7 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
     found: dict[str, list[Path]] = {}
     slices = 0
     for path in files:
-        if path.is_file() and _suffix(path.name):
+        if (path.is_file() and _suffix(path.name)) or _is_lost(path):
             found.setdefault(case_id(path), []).append(path)
         elif path.is_dir() or path.suffix.lower() == ".zip":
             if holds_dicom(path):
@@ -312,6 +313,11 @@ def _suffix(name: str) -> str:
     return ""
 
 
+def _is_lost(path: Path) -> bool:
+    """True for a link to nothing whose name may be that of a volume, or of a folder or zip of DICOM files."""
+    return path.is_symlink() and not path.exists() and bool(_suffix(path.name) or path.suffix.lower() in ("", ".zip"))
+
+
 def _listed(names: Any) -> list[str]:
     return [os.fspath(name) for name in ([names] if isinstance(names, str | os.PathLike) else names)]
 
@@ -331,6 +337,8 @@ def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt
     """Array (X, Y, Z) float32, affine and metadata of one scalar volume; nothing is said of its values yet."""
     found, _ = split_choice(path)
     if not found.exists():
+        if found.is_symlink():
+            raise InputError(f"{found} is a link to {found.readlink()}, which does not exist.", "Fetch or copy it.")
         raise InputError(f"{found} does not exist.")
     suffix = "" if found.is_dir() else _suffix(path.name).lower()
     picture = not found.is_dir() and path.name.lower().endswith(PICTURE_SUFFIXES)
@@ -539,8 +547,11 @@ def _from_metatensor(image: MetaTensor) -> MetaTensor:
     affine = image.affine.detach().cpu().numpy().astype(np.float64)
     if str(image.meta.get("space", "RAS")) == "LPS":
         affine = _LPS_TO_RAS @ affine
-    kept = ("filename_or_obj", "sform_code", "qform_code", "modality", "picture", "unit")
-    return _checked_volume(array, affine, {key: image.meta[key] for key in kept if key in image.meta}, name)
+    kept = {"filename_or_obj", "sform_code", "qform_code", "modality", "picture", "unit"}
+    codes = [int(image.meta.get(key, 1)) for key in ("sform_code", "qform_code")]
+    if max(codes) <= 0 and not np.allclose(affine, np.asarray(image.meta.get("original_affine", affine)), atol=1e-3):
+        kept -= {"sform_code", "qform_code"}  # they are of the file, and it has been moved since
+    return _checked_volume(array, affine, {key: image.meta[key] for key in kept & image.meta.keys()}, name)
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ spread. Training and conversion go through the same `Preparation`, which a check
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -34,6 +35,8 @@ Interpolation = Literal["linear", "bspline"]
 SOURCE_BODY = "source_body"
 # Networks that halve their input twice need this much.
 _FEWEST_VOXELS = 4
+# More are no patient but a wrong voxel size, of micrometers taken as millimeters for example.
+_MOST_VOXELS = 2**31
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
 
     Raises:
         InputError: its header names another modality, no body is found, the intensities are flat, the given body is
-            empty, or the working grid would be shorter than 4 voxels along an axis.
+            empty, or the working grid would be shorter than 4 voxels along an axis or have more than 2^31.
     """
     _refuse_unusable(volume, preparation)
     return _prepared_case(volume, run_steps(volume, preparation, body))
@@ -198,7 +201,7 @@ def prepared_with_body(
 
 
 def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
-    _refuse_thin(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
+    _refuse_size(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
     refuse_other_modality(volume, preparation)
 
 
@@ -308,8 +311,14 @@ def restore(
     return resample(restored, grid, source_grid, fill=scaler.low, antialias=False)
 
 
-def _refuse_thin(source: Grid, spacing: tuple[float, float, float], name: str, picture: bool = False) -> None:
+def _refuse_size(source: Grid, spacing: tuple[float, float, float], name: str, picture: bool = False) -> None:
     shape = working_grid(source, spacing).shape
+    if math.prod(shape) > _MOST_VOXELS:
+        raise InputError(
+            f"{name}: {' x '.join(map(str, source.shape))} voxels of {' x '.join(f'{s:.3g}' for s in source.spacing)} "
+            f"mm become {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm.",
+            "Correct the voxel size in its header.",
+        )
     if picture and shape[2] != 1:
         raise InputError(
             f"{name}: a picture is one slice of 1 mm, and {spacing[2]:g} mm slices would make {shape[2]} of it.",

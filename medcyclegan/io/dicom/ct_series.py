@@ -97,7 +97,7 @@ def write_ct_series(
         description: what made the CT: model and version.
 
     Warns:
-        UserWarning: the source names no frame of reference.
+        UserWarning: the source names no frame of reference, or its images have no UIDs to be referred to by.
 
     Raises:
         InputError: the axes are sheared, `folder` holds something else, or the source cannot be read any more.
@@ -121,6 +121,9 @@ def write_ct_series(
     with quiet_headers():
         template = _template(origin, description, float(grid.spacing[2]))
     references = [_reference(*image) for image in origin.images] if origin else []
+    if any(not item.ReferencedSOPInstanceUID for item in references):
+        warnings.warn("source images have no SOPInstanceUID, so the CT series does not refer to them.", stacklevel=2)
+        references = []
     with atomic_folder(folder) as temporary:
         for k in range(grid.shape[2]):
             instance = _instance(template, array[:, :, k], grid, k)

@@ -99,7 +99,7 @@ def _stored(place: Place, name: str) -> npt.NDArray[Any]:
             content = pydicom.dcmread(stream, force=True)
         if not any(keyword in content for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise InputError(f"{name}: {place.name} has no pixel data (cut short?).", remedy)
-        if int(content.get("SamplesPerPixel", 1)) != 1:
+        if int(content.get("SamplesPerPixel", 1)) != 1 or content.get("PhotometricInterpretation") == "PALETTE COLOR":
             raise InputError(f"{name}: {place.name} has color pixels.", "Give images with one value per pixel.")
         syntax = _syntax(content)
         if "PixelData" in content:
@@ -151,7 +151,8 @@ def _decompressed(content: Dataset) -> npt.NDArray[Any]:
     """Stored values of a compressed image, by SimpleITK.
 
     Only the pixels and their description are handed on, in an object of a class that has no slope, no intercept and no
-    geometry: what SimpleITK gives then are the stored values, frame by frame.
+    geometry, and as MONOCHROME2, since SimpleITK turns the values of MONOCHROME1 around: what it gives then are the
+    stored values, frame by frame.
     """
     frames = int(content.get("NumberOfFrames") or 1)
     bare = Dataset()
@@ -160,6 +161,7 @@ def _decompressed(content: Dataset) -> npt.NDArray[Any]:
     for keyword in _PIXEL_DESCRIPTION:
         if keyword in content:
             setattr(bare, keyword, content[keyword].value)
+    bare.PhotometricInterpretation = "MONOCHROME2"
     bare["PixelData"] = content["PixelData"]
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = content.file_meta.TransferSyntaxUID

@@ -68,7 +68,8 @@ class SourceSeries:
     Attributes:
         header: of the first slice, without pixels. Holds the patient's identity.
         grid: where its voxels lie as `load_series` gives them.
-        images: (SOP class UID, SOP instance UID, frame number from 1 or None) of every slice, in the grid's order.
+        images: (SOP class UID, SOP instance UID, frame number from 1 or None) of every slice, in the grid's order; an
+            empty instance UID where the header has none.
     """
 
     header: Dataset
@@ -126,7 +127,7 @@ def source_series(path: str | os.PathLike[str]) -> SourceSeries:
         name, slices, _ = _chosen(path)
         stack = stacked(slices, name)
     images = tuple(
-        (str(s.header.SOPClassUID), str(s.header.SOPInstanceUID), s.frame + 1 if s.enhanced else None)
+        (str(s.header.SOPClassUID), str(s.header.get("SOPInstanceUID") or ""), s.frame + 1 if s.enhanced else None)
         for s in stack.slices
     )
     return SourceSeries(stack.slices[0].header, stack.grid, images)

@@ -250,6 +250,9 @@ def _unlike(slices: Sequence[Slice]) -> Iterator[str]:
     ):
         if len(set(values)) > 1:
             yield f"several {words} ({_tally(values)})"
+    for words, keyword in (("patients", "PatientID"), ("studies", "StudyInstanceUID")):
+        if (number := len({str(s.header.get(keyword, "")) for s in slices})) > 1:
+            yield f"images of {number} {words}"
     frames = {str(s.header.get("FrameOfReferenceUID", "")) for s in slices}
     if len(frames) > 1:
         yield f"{len(frames)} frames of reference (the patient may have moved between them)"
