@@ -343,6 +343,18 @@ def test_echoes_in_one_series_are_told_apart(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
+def test_an_mr_that_is_shown_inverted_is_read_as_stored_and_said(tmp_path: Path) -> None:
+    values = (np.arange(4 * 5 * 6, dtype=np.int16) ** 2).reshape(4, 5, 6)  # other values if turned around
+
+    def change(ds: Dataset, k: int) -> None:
+        ds.PhotometricInterpretation = "MONOCHROME1"
+
+    write_series(tmp_path / "mr", values, change=change)
+    with pytest.warns(UserWarning, match=r"mr: MONOCHROME1: viewers show its low values bright"):
+        array = read_volume(tmp_path / "mr").numpy()[0]
+    np.testing.assert_array_equal(np.sort(array, axis=None), np.sort(values, axis=None))
+
+
 def test_every_second_slice_missing_is_warned_of(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct", stored((6, 5, 12)), modality="CT")
     drop(2, 4, 6, 8, 10, 12)(folder)

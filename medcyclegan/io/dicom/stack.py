@@ -178,6 +178,10 @@ def stacked(slices: list[Slice], name: str) -> Stack:
             f"the header gives a gantry tilt of {abs(float(said[0])):.1f} degrees and the positions one of "
             f"{angle:.1f}; the positions are used."
         )
+    if first.modality == "MR" and str(first.header.get("PhotometricInterpretation")) == "MONOCHROME1":
+        notes.append(
+            "MONOCHROME1: viewers show its low values bright. They are used as stored; see that bright tissue is high."
+        )
     columns, rows = int(first.header.Columns), int(first.header.Rows)
     origin, shift, axis = places[0], None, (places[-1] - places[0]) / (len(slices) - 1)
     if sheared:
