@@ -117,4 +117,4 @@ def test_batches_fit_into_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= few <= 0.7 * 2.0e7 / (5 * 16 * 4 * 64 * 64)
     assert not runner.fits((512, 512), 1) and runner.fits((64, 64), 1)
     monkeypatch.setattr(tiles, "free_memory", lambda device: 1e12)
-    assert WindowRunner(generator, device=CPU).batch_size(64 * 64, 1, 2) == 64
+    assert WindowRunner(generator, device=CPU).batch_size(64 * 64, 1, 2) == 2 * 256 * 256 / 64**2
