@@ -20,7 +20,19 @@ import typer
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
 
+
+class _Verbs(typer.core.TyperGroup):
+    """Typer would end an interrupted verb without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted.", 130)
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Translate medical volumes between modalities without paired data, above all MRI to CT. "
     "A research tool, not for clinical use.",
     no_args_is_help=True,

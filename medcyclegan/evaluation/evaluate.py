@@ -26,7 +26,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from medcyclegan import __version__
+from medcyclegan import __version__, interruption
 from medcyclegan.atomic import atomic_file, write_json
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation import range_error, segmentation, statistics
@@ -307,7 +307,8 @@ def _graded(
     threads = max(1, cores() // workers)
     pool = ProcessPoolExecutor(workers, context, initializer=_prepare_worker, initargs=(threads,))
     try:
-        jobs = {pool.submit(job, name, files): name for name, files in cases.items()}
+        with interruption.held_back():
+            jobs = {pool.submit(interruption.task, job, name, files): name for name, files in cases.items()}
         for done in as_completed(jobs):
             try:
                 yield jobs[done], done.result()
@@ -318,6 +319,7 @@ def _graded(
 
 
 def _prepare_worker(threads: int) -> None:
+    interruption.heed_in_tasks()
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
