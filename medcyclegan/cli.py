@@ -20,7 +20,19 @@ import typer
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
 
+
+class _Verbs(typer.core.TyperGroup):
+    """Typer would end an interrupted verb without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted.", 130)
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Translate medical volumes between modalities without paired data, above all MRI to CT. "
     "A research tool, not for clinical use.",
     no_args_is_help=True,
@@ -548,11 +560,11 @@ def evaluate(
         ref_labels=ref_labels,
         segment=segment,
         targets=targets,
-        angles=_numbers(angles, "--angles"),
+        angles=_numbers(angles, "--angles", "0,90,180"),
         calibration=calibration,
         range_maps=range_maps,
         tissues=_two_numbers(tissues, "--tissues"),
-        bone=_numbers(bone, "--bone"),
+        bone=_numbers(bone, "--bone", "200,500"),
         resample=resample,
         register=register,
         allow_missing=allow_missing,
@@ -641,17 +653,17 @@ def compare(
         _say(line)
 
 
-def _numbers(text: str | None, option: str) -> list[float] | None:
+def _numbers(text: str | None, option: str, example: str) -> list[float] | None:
     if text is None:
         return None
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{option} {text}: numbers with commas between them are needed, such as 0,90,180.") from None
+        raise InputError(f"{option} {text}: numbers with commas between them are needed, such as {example}.") from None
 
 
 def _two_numbers(text: str | None, option: str) -> tuple[float, float] | None:
-    numbers = _numbers(text, option)
+    numbers = _numbers(text, option, "-200,200")
     if numbers is not None and len(numbers) != 2:
         raise InputError(f"{option} {text}: two numbers are needed, such as -200,200.")
     return None if numbers is None else (numbers[0], numbers[1])

@@ -383,7 +383,7 @@ def parse(content: Mapping[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate(content)
     except ValidationError as error:
-        problems = [_explain(dict(problem)) for problem in error.errors()]
+        problems = dict.fromkeys(_explain(dict(problem)) for problem in error.errors())
         raise_all(problems, f"{source} is not a valid experiment:")
         raise
 
@@ -399,19 +399,24 @@ def load(path: Path | None, overrides: Iterable[str] = (), base: Mapping[str, An
     content: Any = copy.deepcopy(dict(base or {}))
     if path is not None:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
         except FileNotFoundError:
             raise InputError(f"there is no config {path}.", "Check the path.") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except IsADirectoryError:
+            raise InputError(f"the config {path} is a folder.", "Give a YAML file.") from None
+        except UnicodeDecodeError:
+            raise InputError(f"the config {path} is no text.", "Give a YAML file.") from None
+        except OSError as error:
             raise InputError(f"the config {path} cannot be read: {error}.") from None
         except yaml.YAMLError as error:
             raise InputError(f"the config {path} is not YAML: {_one_line(error)}.") from None
         if not isinstance(content, dict):
             raise InputError(f"the config {path} must hold keys and values, but holds a {type(content).__name__}.")
         _resolve_paths(content, path.parent)
-    for override in overrides:
+    given = tuple(overrides)
+    for override in given:
         _apply(content, override)
-    return parse(content, str(path) if path else "the configuration")
+    return parse(content, f"{path}{' with --set' if given else ''}" if path else "the configuration")
 
 
 def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None]) -> Experiment:
@@ -445,9 +450,24 @@ def _apply(content: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override}: '{parent}' holds a value and has no keys below it.")
         here = child
     try:
-        here[last] = yaml.safe_load(value)
+        here[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override}: the value is not YAML: {_one_line(error)}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data, where no key stands twice: the second section of a name would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{key.value}' is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
@@ -469,10 +489,28 @@ def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         allowed = _keys_of(path[:-1])
         return f"{where}: there is no such key; allowed here: {', '.join(allowed)}.{did_you_mean(path[-1], allowed)}"
-    message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
+    if problem["type"] == "missing" and path[-1].isdigit():
+        return f"{'.'.join(path[:-1])}: more values are needed (got {given!r})"
+    if problem["type"] == "too_long":
+        return f"{where}: {problem['ctx']['max_length']} values at most are needed (got {given!r})"
+    if needed := _NEEDED.get(problem["type"]):
+        part = path[-1] in REGISTRIES and isinstance(given, str)
+        hint = f"; write {{_target_: {given}}}" if part else ""
+        return f"{where}: {needed} (got {'nothing' if given is None else repr(given)}){hint}"
+    message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+# Types of validation errors that pydantic tells in the words of its own.
+_NEEDED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "keys with values are needed"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list is needed"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number is needed"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number is needed"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false is needed"),
+}
 
 
 def _keys_of(path: list[str]) -> list[str]:
@@ -484,4 +522,4 @@ def _keys_of(path: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).replace(' in "<unicode string>", line', " in line").split())

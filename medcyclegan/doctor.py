@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medcyclegan import interruption
 from medcyclegan.data.datalist import Cohort, contrast_names
 from medcyclegan.data.facts import PERCENTILES, Facts, measure, measure_header
 from medcyclegan.data.fixes import mend, target_name
@@ -287,7 +288,8 @@ def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[i
     try:
         while True:
             while len(waiting) < 4 * workers and (following := next(rest, None)) is not None:
-                waiting[pool.submit(attempt, following[1])] = following[0]
+                with interruption.held_back():
+                    waiting[pool.submit(interruption.task, attempt, following[1])] = following[0]
             if not waiting:
                 return
             for done in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -304,6 +306,7 @@ def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[i
 
 
 def _start_worker(threads: int) -> None:
+    interruption.heed_in_tasks()
     import SimpleITK as sitk
     import torch
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medcyclegan"
-GROUND = {"atomic", "errors", "machine", "progress", "registry"}
+GROUND = {"atomic", "errors", "interruption", "machine", "progress", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),
     "progress": set(),
     "sources": set(),
     "machine": set(),
+    "interruption": set(),
     "registry": {"errors", "sources"},
     "ranks": {"errors"},
     "changes": {"errors"},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from medcyclegan import __version__, cli, phantom
@@ -88,6 +89,29 @@ def test_interrupt_saves_and_says_how_to_resume(cohort: phantom.Cohort, tmp_path
     assert process.returncode == 130 and "Traceback" not in told
     assert f"medcyclegan train --resume {run}" in told
     assert (run / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("verb", ["prepare", "evaluate"])
+def test_an_interrupt_while_processes_work_is_one_message(verb: str, cohort: phantom.Cohort, tmp_path: Path) -> None:
+    mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
+    given = {"prepare": ["--a", mr, "--b", ct], "evaluate": [ct, ct]}[verb]
+    command = [sys.executable, "-m", "medcyclegan", verb, *given, "--workers", "2", "-o", tmp_path / "out"]
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    workers = ("multiprocessing.spawn", "multiprocessing.forkserver")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children()
+        if any(name in " ".join(child.cmdline()) for child in children for name in workers):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)  # they load their libraries
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in told and told.splitlines()[-1] == "error: interrupted."
+    assert not (tmp_path / "out").exists() or not [*(tmp_path / "out").rglob("*.*")]
 
 
 def test_help_and_config_errors_are_quick(tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_leaf_without_target_configures_the_default_part() -> None:
         ("- a list", ["must hold keys and values"]),
         ("training: [", ["is not YAML"]),
         ("training: !!python/object/apply:os.getcwd []", ["is not YAML"]),
+        ("seed: 1\nseed: 2", ["'seed' is given twice", "line 2"]),
+        ("training: {steps: 3.5}", ["training.steps: a whole number is needed (got 3.5)"]),
+        ("training: {betas: 0.5}", ["training.betas: a list is needed (got 0.5)"]),
+        ("training:", ["training: keys with values are needed (got nothing)"]),
+        ("patches: [64, 64]", ["patches: keys with values are needed (got [64, 64])"]),
+        ("patches: {flip: perhaps}", ["patches.flip: true or false is needed (got 'perhaps')"]),
+        ("preparation: {spacing: [4]}", ["preparation.spacing: more values are needed (got [4])"]),
+        ("preparation: {ct_window: [1, 2, 3]}", ["ct_window: 2 values at most are needed (got [1, 2, 3])"]),
+        ("model: {generator: unet}", ["model.generator: keys with values", "write {_target_: unet}"]),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, messages: list[str]) -> None:
@@ -85,6 +94,20 @@ def test_scientific_notation_is_a_number() -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no config .*nowhere\.yaml"):
         config.load(tmp_path / "nowhere.yaml")
+
+
+def test_what_is_no_yaml_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        config.load(tmp_path)
+    (tmp_path / "mr.nii.gz").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(InputError, match="is no text"):
+        config.load(tmp_path / "mr.nii.gz")
+
+
+def test_a_mistake_in_set_is_not_blamed_on_the_file_alone(tmp_path: Path) -> None:
+    file = write(tmp_path / "experiment.yaml", "seed: 1")
+    with pytest.raises(InputError, match=r"experiment\.yaml with --set is not a valid"):
+        config.load(file, ["training.step=3"])
 
 
 def test_the_experiment_is_frozen() -> None:

@@ -255,6 +255,7 @@ def test_a_table_and_its_mistakes(layout: Path, tmp_path: Path) -> None:
     [
         ({"angles": []}, "angles"),
         ({"bone": [200, 200]}, "bone thresholds"),
+        ({"bone": [-5000]}, "between -1024 and 3071 HU"),
         ({"tissues": (200, -200)}, "the lower first"),
         ({"device": "tpu"}, "cannot be used here"),
         ({"device": "cuda:99"}, "There is no device"),
@@ -279,6 +280,10 @@ def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path
     assert "mae: out_b - out_a = 5" in told and "rank 1: out_a" in told
     assert (tmp_path / "compared/compare.json").exists()
     assert "at least two" in medcyclegan("compare", tmp_path / "out_a", code=2).stderr
+    (tmp_path / "empty").mkdir()
+    told = medcyclegan("compare", tmp_path / "out_a", tmp_path / "empty", code=2).stderr
+    assert "empty: it has no summary.json" in told and "FileNotFound" not in told
     done = medcyclegan("evaluate", tmp_path / "a", tmp_path / "b", "--unpaired", "-o", tmp_path / "set")
     assert "kid: " in done.stdout and "no substitute for paired scores" in done.stderr
+    assert "such as -200,200" in medcyclegan("evaluate", "p", "r", "-o", "o", "--tissues", "x", code=2).stderr
     assert "--angles 0,x" in medcyclegan("evaluate", "p", "r", "-o", "o", "--angles", "0,x", code=2).stderr

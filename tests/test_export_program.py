@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_program_takes_any_batch_and_size(tmp_path: Path) -> None:
     program = export_program(network, channels=3, window=(32, 32))
     assert program.size is None
     assert_program_is(program, network, tmp_path / "model.pt2", [(1, 16, 16), (4, 31, 57), (2, 100, 33)])
+
+
+def test_a_program_is_saved_without_a_word_of_torch(tmp_path: Path) -> None:
+    network = small("unet", channels=1)
+    for weight in network.parameters():  # views, as some of a checkpoint's are
+        weight.data = torch.cat([weight.flatten(), torch.zeros(1)])[:-1].view(weight.shape)
+    program = export_program(network, channels=1, window=(32, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_program(program, tmp_path / "model.pt2")
+    assert_program_is(program, network, tmp_path / "model.pt2", [(1, 16, 16)])
 
 
 def test_onnx_takes_any_batch_and_size(tmp_path: Path) -> None:

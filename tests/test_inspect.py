@@ -268,6 +268,7 @@ def test_a_sound_cohort_passes(folders: tuple[Path, Path], tmp_path: Path) -> No
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/webp") == 4 and "Nothing is suspicious" not in page  # a table is noted
     assert "<script" not in page
+    assert '<td class="short">warning</td>' in page  # its column is not squeezed until words break
 
 
 def test_everything_wrong_is_told_at_once(folders: tuple[Path, Path]) -> None:

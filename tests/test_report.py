@@ -349,7 +349,7 @@ def test_of_several_trust_maps_the_combined_one_is_shown(tmp_path: Path) -> None
     write_report(scores, tmp_path / "r.html", trust=tmp_path / "trust")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<span>0</span><span>as given</span><span>4</span>" in page  # all voxels of the mask hold 3
-    assert "the values of the files given (named *_combined)" in page
+    assert "the values of the files given (named *_combined)" in page and "high is doubtful" in page
 
 
 def test_what_the_evaluation_doubts_comes_first(tmp_path: Path) -> None:
@@ -392,6 +392,12 @@ def test_range_errors_by_angle(tmp_path: Path) -> None:
     words = [a["alt"] or "" for a in reader.all("img")]
     assert "Range error by gantry angle. WEPL difference: largest mean 3.0 mm at 180 degrees." in words
     assert "Calibration: relative stopping power: a table." in reader.text
+    assert "95th percentile (dashed)" in reader.text
+    for row in rows:
+        row["p95_mm"] = row["mean_mm"]
+    write_report(make_results(tmp_path / "one", {"a": 10.0}, range_error=recorded), tmp_path / "r.html")
+    text = Reader((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "the one path of each case" in text and "dashed)" not in text
     damaged = make_results(tmp_path / "bad", {"a": 10.0}, range_error={"angles": {"wepl": [{}]}})
     with pytest.raises(InputError, match=r"summary\.json: 'range_error' cannot be read"):
         write_report(damaged, tmp_path / "r.html")
@@ -485,7 +491,9 @@ def make_run(folder: Path, pictures_at: list[int]) -> Path:
     (folder / "metrics.csv").write_text(text + "550,55.0,0.0")  # a line that is still being written
     (folder / "validation.csv").write_text("step,mae\n100,90.5\n200,70.25\n300,80\n")
     (folder / "config.yaml").write_text(
-        "seed: 7\ndomains:\n  a: {name: T1}\n  b: {name: CT}\ntraining: {steps: 1000, learning_rate: 0.0002}\n"
+        "seed: 7\ndomains:\n  a: {name: T1, modality: MR}\n  b: {name: CT, modality: CT}\n"
+        "preparation: {ct_window: [-1024, 1000], mr_inverted: true, crop_margin: null}\n"
+        "training: {steps: 1000, learning_rate: 0.0002}\n"
     )
     for step in pictures_at:
         Image.fromarray(np.full((12, 18), step % 256, np.uint8)).save(folder / f"pictures/step_{step:07d}.png")
@@ -501,6 +509,9 @@ def test_a_training_has_its_own_report(tmp_path: Path) -> None:
     assert ["cycle a", "0.06000", "0.006000", "0.006000", "500"] in reader.rows
     for words in ("Training from T1 to CT", "500 of 1000", "50 s", "Upper row: real T1, CT made of it", "Seed"):
         assert words in reader.text, words
+    for words in ("CT at level 375 HU, width 1250 HU", "MR as the networks see it, dark and bright exchanged"):
+        assert words in reader.text, words
+    assert "crop margin no" in reader.text and "None" not in reader.text
     panels = [a for a in reader.all("img") if "data-label" in a]
     assert [a["data-label"] for a in panels] == ["step 100", "step 200", "step 300"]
     assert ["hidden" in a for a in panels] == [True, True, False]

@@ -33,10 +33,9 @@ from medcyclegan.training.guards import (
 from medcyclegan.training.recorder import RunRecorder
 from medcyclegan.training.trainer import CycleGANTrainer
 from medcyclegan.training.validation import Probe, Validation
-from medcyclegan.transforms.intensity import Scaler
+from medcyclegan.transforms.intensity import DISPLAY_HU, Scaler
 
 DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
-DISPLAY_HU = (-250.0, 1250.0)  # shown black and white in picture panels: soft tissue and bone both visible
 
 
 def make_writers(

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import Any
 
+from medcyclegan import interruption
 from medcyclegan.errors import InputError
 from medcyclegan.machine import cores
 from medcyclegan.progress import Progress
@@ -75,7 +76,11 @@ class Crew:
         if self._pool is None:
             self._pool = _pool(self.workers or cores())
         try:
-            futures = {self._pool.submit(_listened, function, arguments): name for name, arguments in tasks.items()}
+            with interruption.held_back():
+                futures = {
+                    self._pool.submit(interruption.task, _listened, function, arguments): name
+                    for name, arguments in tasks.items()
+                }
             for future in as_completed(futures):
                 outcome = future.result()
                 del left[futures[future]]
@@ -98,7 +103,9 @@ def _here(function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]]) ->
 def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
     try:
         with _pool(1) as pool:
-            return pool.submit(_listened, function, arguments).result()
+            with interruption.held_back():
+                future = pool.submit(interruption.task, _listened, function, arguments)
+            return future.result()
     except BrokenProcessPool:
         reason = "the process that worked on it was killed; most often that means that memory ran out."
         return InputError(reason, "Give more memory, use fewer --workers, or leave it out."), []
@@ -106,11 +113,12 @@ def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Forked processes would inherit the locks of libraries' threads and could wait for ever.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     """Processes that share the cores must not each start a thread per core."""
+    interruption.heed_in_tasks()
     import SimpleITK as sitk
     import torch
 

@@ -199,6 +199,8 @@ def _read(folder: Path, name: str) -> Result:
         }
         voxels = {case: int(row["voxels"]) for case, row in graded.items()}
         summary["protocol"]
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: it has no {Path(error.filename).name}") from error
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"{folder}: {error!r}") from error
     if not scores:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 
-from medcyclegan import __version__
+from medcyclegan import __version__, interruption
 from medcyclegan.atomic import atomic_file, write_json
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation import range_error, segmentation, statistics
@@ -39,6 +39,7 @@ from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
 from medcyclegan.machine import cores
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.transforms.intensity import CT_WINDOW
 
 __all__ = [
     "CASES_FILE",
@@ -200,6 +201,8 @@ def _settings(
     for name, values in (("angles", angles), ("bone thresholds", bone)):
         if values is not None and (not len(values) or not np.isfinite(values).all() or len(set(values)) < len(values)):
             raise InputError(f"{name} {list(values)}: different, finite numbers are needed, at least one.")
+    if bone is not None and not all(CT_WINDOW[0] < threshold < CT_WINDOW[1] for threshold in bone):
+        raise InputError(f"bone thresholds {list(bone)}: each lies between {CT_WINDOW[0]:g} and {CT_WINDOW[1]:g} HU.")
     curves = range_error.load_calibration(calibration)
     if range_maps and "relative_stopping_power" not in curves:
         raise InputError("A map of range errors needs the relative_stopping_power of the calibration.")
@@ -307,7 +310,8 @@ def _graded(
     threads = max(1, cores() // workers)
     pool = ProcessPoolExecutor(workers, context, initializer=_prepare_worker, initargs=(threads,))
     try:
-        jobs = {pool.submit(job, name, files): name for name, files in cases.items()}
+        with interruption.held_back():
+            jobs = {pool.submit(interruption.task, job, name, files): name for name, files in cases.items()}
         for done in as_completed(jobs):
             try:
                 yield jobs[done], done.result()
@@ -318,6 +322,7 @@ def _graded(
 
 
 def _prepare_worker(threads: int) -> None:
+    interruption.heed_in_tasks()
     torch.set_num_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 

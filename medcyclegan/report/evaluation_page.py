@@ -259,9 +259,12 @@ def _range_errors(results: Results) -> tuple[plots.Plot, str] | None:
     if not angles:
         return None
     calibration = "; ".join(f"{name.replace('_', ' ')}: {source.rstrip('.')}" for name, source in sources.items())
+    # A target of one point, such as the body's center, has one path per angle: the two lines would be one.
+    tails = any(p95 != mean for rows in angles.values() for _, mean, p95 in rows)
+    over = "each case's mean (line) and 95th percentile (dashed)" if tails else "the one path of each case"
     caption = (
         "Absolute difference of the path length from the skin to the target, synthetic CT against CT, at every gantry "
-        "angle; means over the cases of each case's mean (line) and 95th percentile (dashed)."
+        f"angle; means over the cases of {over}."
     )
     return plots.by_angle(angles), caption + (f" Calibration: {calibration}." if calibration else "")
 

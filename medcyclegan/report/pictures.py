@@ -195,7 +195,8 @@ def _caption(sections: Sequence[CaseSection], window: tuple[float, float], trust
     if trust is not None and "Trust map" in columns:
         named = f" (named *{trust.suffix})" if trust.suffix else ""
         words.append(
-            f"Trust map: the values of the files given{named}, up to the 99.5th percentile in the mask of each case."
+            f"Trust map: the values of the files given{named}, up to the 99.5th percentile in the mask of each case; "
+            "in the maps of convert, high is doubtful."
         )
     words += [
         "Radiological display: the patient's right (R) is at the left of axial and coronal slices, anterior (A) at the "

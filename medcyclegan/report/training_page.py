@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medcyclegan.report import plots
+from medcyclegan.report.display import window_words
 from medcyclegan.report.page import Cell, Page, Slide, Stack, Table
 from medcyclegan.report.training_run import TrainingRun
+from medcyclegan.transforms.intensity import DISPLAY_HU
 
 
 def training_page(run: TrainingRun, title: str | None, facts: Mapping[str, str]) -> Page:
@@ -52,6 +54,8 @@ def _direction(run: TrainingRun) -> list[str]:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "no"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -140,5 +144,20 @@ def _panels_caption(run: TrainingRun) -> str:
     return (
         f"The same slices at every step, in pairs of rows. Upper row: real {a}, {b} made of it, and {a} made back of "
         f"that. Lower row: real {b}, {a} made of it, and {b} made back of that. The patient's right is at the "
-        f"left.{more}"
+        f"left.{_look(run)}{more}"
     )
+
+
+def _look(run: TrainingRun) -> str:
+    """What is black and what white, as far as the config says it."""
+    modalities = [_part(_part(run.config, "domains"), name).get("modality") for name in ("a", "b")]
+    preparation = _part(run.config, "preparation")
+    words = ""
+    if "CT" in modalities:
+        low, high = preparation.get("ct_window") or DISPLAY_HU
+        words += f" CT at {window_words((max(low, DISPLAY_HU[0]), min(high, DISPLAY_HU[1])))}."
+    if "MR" in modalities:
+        inverted = preparation.get("mr_inverted")
+        inverted = "CT" in modalities if inverted is None else inverted
+        words += f" MR as the networks see it{', dark and bright exchanged' if inverted else ''}."
+    return words

@@ -22,6 +22,7 @@ from medcyclegan.io.reader import grid_of
 # The range of 12-bit CT: HU = stored value - 1024, stored values 0 to 4095.
 CT_WINDOW = (-1024.0, 3071.0)
 MR_PERCENTILES = (0.5, 99.5)
+DISPLAY_HU = (-250.0, 1250.0)  # black and white in pictures of a training: soft tissue and bone both visible
 
 Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
