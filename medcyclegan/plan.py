@@ -150,6 +150,12 @@ def decide(
     for key, domain in (("a", a), ("b", b)):
         given = (domains or {}).get(key) or config.Domain(name=domain.modality, modality=domain.modality)
         plan.choose(f"domains.{key}", given.model_dump(mode="json"), "as given")
+    for domain in (a, b):
+        if domain.problems:
+            plan.warnings.append(
+                f"{len(domain.problems)} of {domain.opened} {domain.modality} volumes that were opened cannot be used, "
+                f"the first because: {domain.problems[0].splitlines()[0].rstrip('.')}"
+            )
     _choose_spacing(plan, a, b, machine)
     _choose_patches(plan, a, b, machine)
     _choose_sampling(plan, a, b)

@@ -163,7 +163,7 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
         ),
         ("train --a mr --b ct -o full", ["full", "not empty"]),
         ("train wrong_key.yaml -o run", ["training.step", "Did you mean 'steps'?"]),
-        ("train wrong_type.yaml -o run", ["training.steps", "integer", "many"]),
+        ("train wrong_type.yaml -o run", ["training.steps", "whole number", "many"]),
         ("train nowhere.yaml -o run", ["nowhere.yaml"]),
         ("train -o run", ["names no data"]),
         ("train --a mr --b ct", ["--output"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_the_fingerprint_of_phantoms(cohort: phantom.Cohort) -> None:
     found = fingerprint(cases.a, "MR")
     assert found.volumes == len(cases.a) and found.head and found.top_inside == 1
     assert 130 < found.extent[0] < 200 and 160 < found.extent[1] < 250  # a head, in mm
+
+
+def test_volumes_that_cannot_be_used_are_told(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    mr = tmp_path / "mr"
+    shutil.copytree(cohort.train_mr[0].parent, mr)
+    (mr / "broken.nii.gz").write_bytes(b"no volume")
+    found = fingerprint(from_folders(mr, cohort.train_ct[0].parent).a, "MR")
+    assert found.opened == len(cohort.train_mr) + 1 and len(found.problems) == 1
+    (told,) = (line for line in plan.decide(found, CT, CPU).warnings if "cannot be used" in line)
+    assert "1 of 3 MR volumes" in told and "broken.nii.gz" in told and "\n" not in told
 
 
 def test_a_training_without_a_config_is_planned(cohort: phantom.Cohort, tmp_path: Path) -> None:

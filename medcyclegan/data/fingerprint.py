@@ -36,6 +36,8 @@ class Fingerprint:
         slices: axial slices with body in the median volume.
         top_inside: share of the volumes with air above the body, so that its top is seen.
         head: whether the median body has a head's width and depth.
+        opened: how many were opened.
+        problems: why some of these could not be used.
     """
 
     modality: str
@@ -48,6 +50,8 @@ class Fingerprint:
     slices: int
     top_inside: float
     head: bool
+    opened: int = 0
+    problems: tuple[str, ...] = ()
 
 
 def fingerprint(cases: Sequence[Case], modality: str, progress: Progress | None = None) -> Fingerprint:
@@ -81,6 +85,8 @@ def fingerprint(cases: Sequence[Case], modality: str, progress: Progress | None 
         slices=int(np.median(extents[:, 2] / spacings[:, 2])),
         top_inside=float(tops.mean()),
         head=bool(HEAD_WIDTH_MM[0] <= width <= HEAD_WIDTH_MM[1] and HEAD_DEPTH_MM[0] <= depth <= HEAD_DEPTH_MM[1]),
+        opened=len(chosen),
+        problems=tuple(problems),
     )
 
 
