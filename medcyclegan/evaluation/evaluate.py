@@ -302,11 +302,8 @@ def _graded(
         for name, files in cases.items():
             yield name, job(name, files)
         return
-    # A fork of a process that has used threads may hang; a fork server imports once and then forks without any.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["medcyclegan.evaluation.evaluate"])
+    # Forked processes would inherit the locks of threads and may hang; a fork server cannot be interrupted in silence.
+    context = multiprocessing.get_context("spawn")
     threads = max(1, cores() // workers)
     pool = ProcessPoolExecutor(workers, context, initializer=_prepare_worker, initargs=(threads,))
     try:
