@@ -123,3 +123,12 @@ def test_heights_from_the_vertex_need_axial_slices() -> None:
     with pytest.raises(InputError, match="needs axial slices"):
         config.parse({"patches": {"plane": "coronal", "matching": "vertex"}}, "the test")
     assert config.parse({"patches": {"plane": "coronal", "matching": "extent"}}, "the test").patches.plane == "coronal"
+
+
+def test_a_value_given_with_set_is_data_and_never_code(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    with pytest.raises(InputError, match="the value is not YAML"):
+        config.load(
+            None, [f"seed=!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{ran}']]"]
+        )
+    assert not ran.exists()

@@ -45,7 +45,7 @@ from torch.nn import functional as F
 
 # Of products that are alive at once: few enough that they stay in the last cache and do not fill the memory in 3D.
 SLAB_BYTES = 4 * 2**20
-SCRATCH_BYTES = 32 * 2**20
+SCRATCH_BYTES = 32 * 2**20  # of the largest piece of memory that a thread keeps for the next call
 SMALLEST_FOR_FOURS = 8  # voxels; of fewer too many would be made up to fill the last group
 
 
