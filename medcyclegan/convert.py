@@ -408,12 +408,7 @@ class _Record:
         """Add what is known in the end. Of several processes the last one to end has it there, with its device."""
         if not result.written and not result.failed:
             return
-        every = [translator, *translator.others]
-        tail = {
-            "device": str(translator.device),
-            "precision": ["bf16" if t.bf16 else "float32" for t in every],
-            "seconds": round(seconds, 3),
-        }
+        tail = {"device": str(translator.device), "seconds": round(seconds, 3)}
         with self._alone():
             cases, failed, earlier = self._kept()
             self._write(cases, failed | result.failed, earlier, tail)

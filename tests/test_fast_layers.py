@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medcyclegan.networks import winograd
-from medcyclegan.networks.blocks import MANY, ReflectedConvolution, TanhHead, Upsample
+from medcyclegan.networks.blocks import MANY, ReflectedConvolution, ResidualBlock, TanhHead, Upsample
 from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d, use_channels_last
 from medcyclegan.networks.narrow import narrow_convolution
 from medcyclegan.networks.winograd import doubled_convolution, reflected_convolution
@@ -165,3 +165,50 @@ def test_an_image_of_one_channel_is_answered_with_channels_last(dims: int) -> No
     use_channels_last(first)
     form = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert first(torch.zeros(1, 1, *[24] * dims)).is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize(("dims", "mode"), [(2, "resize"), (2, "transposed"), (3, "resize")])
+def test_upsampling_is_not_rounded_where_only_the_result_is_wanted(dims: int, mode: str) -> None:
+    x, layer = values(1, 4, *[6] * dims).float(), Upsample(dims, 4, 2, mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16  # in a training
+        with torch.inference_mode():
+            found = layer(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_residual_blocks_add_to_is_not_rounded_where_only_the_result_is_wanted() -> None:
+    x, block = values(1, 4, 6, 6).float(), ResidualBlock(2, 4)
+    for convolution in (block.body[0][0], block.body[1][0]):
+        nn.init.zeros_(convolution.weight)  # so that nothing is added
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert torch.equal(block(x), x)
+        assert block(x.bfloat16()).dtype == torch.float32
+
+
+def test_kernels_are_kept_and_made_anew_when_weights_change() -> None:
+    network, x = Upsample(2, 4, 3, "resize"), values(1, 4, 5, 6).float()
+    fresh, weight = Upsample(2, 4, 3, "resize"), network.get_parameter("1.0.weight")
+
+    def expected() -> Tensor:
+        fresh.load_state_dict(network.state_dict())
+        return fresh(x)
+
+    winograd.keep_kernels(network)
+    with torch.inference_mode():
+        assert torch.equal(network(x), expected())
+        made = winograd._kernels(weight, winograd._Doubling, torch.float32)
+        assert winograd._kernels(weight, winograd._Doubling, torch.float32) is made
+    network.double()
+    fresh.double()
+    x = x.double()
+    assert torch.equal(network(x), expected())
+    network.load_state_dict(Upsample(2, 4, 3, "resize").state_dict())
+    assert torch.equal(network(x), expected())  # with gradients, of what was made without
+    with torch.no_grad():
+        weight.mul_(2)
+    assert torch.equal(network(x), expected())
+    weight.data = weight.data / 2
+    network(x).sum().backward()
+    assert weight.grad is not None and torch.equal(network(x), expected())

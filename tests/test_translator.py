@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImage, Orientation, Spacing
 from torch import Tensor, nn
 
@@ -174,3 +175,60 @@ def test_the_generator_is_a_plain_module_of_the_direction(run: Path) -> None:
         assert all(torch.equal(value, saved[key]) for key, value in generator.state_dict().items())
     with pytest.raises(InputError, match="'ab' or 'ba'"):
         load_translator(run, direction="mr2ct")
+
+
+class Rough(nn.Module):
+    """The identity; under autocast 4 HU too high where slices are bright on average."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean(dim=(1, 2, 3), keepdim=True) > -0.5
+        return x + bright * (4 / 2047.5 * torch.is_autocast_enabled("cpu"))
+
+
+def rough() -> Translator:
+    translator = identity((1.0, 1.0, 1.0))
+    translator.generator, translator.bf16 = Rough(), True
+    return translator
+
+
+def filled(hu: list[int]) -> MetaTensor:
+    """A box of one slice per HU value in air."""
+    array = np.full((32, 32, len(hu)), -1024, np.float32)
+    array[2:-2, 2:-2] = hu
+    return MetaTensor(torch.from_numpy(array)[None], affine=torch.eye(4, dtype=torch.float64))
+
+
+def test_every_volume_is_computed_in_bf16_only_if_that_hardly_changes_it() -> None:
+    translator = rough()
+    fine, changed = filled([-300] * 12), filled([500] * 12)
+    for volume, precision, change in ((fine, "bf16", 0.0), (changed, "float32", 4.0), (fine, "bf16", 0.0)):
+        result = translator(volume, body=volume[0].numpy() > -900)
+        assert result.quality["precision"] == [precision]
+        assert result.quality["bf16_changes_hu"] == [pytest.approx(change, abs=0.01)]
+        np.testing.assert_array_equal(result.array, volume[0].numpy().astype(np.int16))
+
+
+def test_what_bf16_changes_is_the_mean_over_slices_through_the_body() -> None:
+    """A third of them is changed by 4 HU, which is less than 2 on average though not in the middle."""
+    volume = filled([-300] * 5 + [500] * 5 + [-300] * 5)
+    result = rough()(volume, body=volume[0].numpy() > -900)
+    assert result.quality["precision"] == ["bf16"]
+    assert result.quality["bf16_changes_hu"] == [pytest.approx(4 / 3, abs=0.01)]
+    assert result.array[16, 16].tolist() == [-300] * 5 + [504] * 5 + [-300] * 5
+
+
+def test_a_network_that_fails_in_bf16_computes_in_float32() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float("nan") if torch.is_autocast_enabled("cpu") else x
+
+    translator, volume = rough(), filled([40] * 4)
+    translator.generator = Failing()
+    result = translator(volume, body=volume[0].numpy() > -900)
+    assert result.quality["precision"] == ["float32"] and result.quality["bf16_changes_hu"] == [None]
+    np.testing.assert_array_equal(result.array, volume[0].numpy().astype(np.int16))
+
+
+def test_without_bf16_nothing_is_compared() -> None:
+    quality = identity()(filled([40] * 20)).quality
+    assert quality["precision"] == ["float32"] and quality["bf16_changes_hu"] == [None]

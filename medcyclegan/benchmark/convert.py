@@ -24,6 +24,7 @@ from medcyclegan.build.networks import lay_out
 from medcyclegan.config import Experiment, parse
 from medcyclegan.errors import InputError
 from medcyclegan.inference.planes import translate_volume
+from medcyclegan.inference.translator import Prediction
 from medcyclegan.training.checkpoint import load_checkpoint
 
 HU_PER_UNIT = 4095 / 2  # of [-1, 1] over the whole CT window
@@ -92,12 +93,13 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     source = replace(source, case=replace(source.case, image=image, body=body))
     translator.window = image.shape[:2]
 
-    def ours() -> np.ndarray:
-        return translator.predict(source).values
+    def predicted() -> Prediction:
+        # A copy, because what bfloat16 changes is remembered for a case, and to measure it is part of the work.
+        return translator.predict(replace(source, case=replace(source.case)))
 
     hu = (translator.scaler.high - translator.scaler.low) / 2
-    found = _against_slice_inferer(ours, plain, image, body, repeats, translator.device, hu)
-    return found | {"precision": "bf16" if translator.bf16 else "float32", "weights": str(run)}
+    found = _against_slice_inferer(lambda: predicted().values, plain, image, body, repeats, translator.device, hu)
+    return found | {"precision": predicted().precisions[0], "weights": str(run)}
 
 
 def _require_single_slices(experiment: Experiment) -> None:

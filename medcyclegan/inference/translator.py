@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +37,9 @@ from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation, PreparedCase, restore
 
-# bfloat16 is used where it changes the most filled slice by less than this on average, in [-1, 1] units: 2 HU of 4095.
+# bfloat16 is used for a volume whose body it changes by less than this on average, in [-1, 1] units: 2 HU of 4095 ...
 BF16_LIMIT = 2 * 2 / 4095
+BF16_SLICES = 3  # ... in so many slices: one differs from the next by a half
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,21 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its trust maps: the second stage."""
+    """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its trust maps: the second stage.
+
+    `bf16_changes` has, for every checkpoint, by how much bfloat16 changes this volume, in [-1, 1] units, and None where
+    it may not be taken.
+    """
 
     values: npt.NDArray[np.float32]
     trust: dict[str, npt.NDArray[np.float32]]
     members: int
+    bf16_changes: tuple[float | None, ...] = ()
+
+    @property
+    def precisions(self) -> list[str]:
+        """What every checkpoint computed in, "bf16" or "float32"."""
+        return ["bf16" if _small(change) else "float32" for change in self.bf16_changes]
 
 
 class Translator:
@@ -119,7 +131,7 @@ class Translator:
         plane: of the slices in training; of no meaning in 3D.
         neighbors: slices on either side that the generator takes and gives as channels; 0 in 3D.
         statistics: of instance norms, see `inference.statistics`.
-        bf16: compute in bfloat16 where that is measured to change the result by less than 2 HU.
+        bf16: compute a volume in bfloat16 where that is measured to change it by less than 2 HU.
         ensemble: planes and flips.
         backward: the generator of the other direction, for the cycle map.
         cohort: features of the training volumes (`inference.quality.features`); None where they are unknown.
@@ -173,7 +185,7 @@ class Translator:
         self.backward = backward
         self.cohort = cohort
         self.others = tuple(others)
-        self._bf16_checked = False
+        self._bf16_change: tuple[ReferenceType[PreparedCase], float] | None = None  # of the last case
         if spatial_dims == 3 and self.ensemble.planes:
             raise InputError("this checkpoint works on 3D patches, which have no plane.", "Leave out --planes.")
         for number, other in enumerate(self.others, start=2):
@@ -240,23 +252,21 @@ class Translator:
         """The second stage, and the only one that runs the network."""
         case, watch = source.case, progress or Silent()
         every = [self, *self.others]
-        for translator in every:
-            translator._check_bf16(case)
-        functions = [(_function(translator, watch), translator.plane) for translator in every]
+        changes = tuple(translator._changed_by_bf16(case) if translator.bf16 else None for translator in every)
+        functions = [(_function(translator, case, watch), translator.plane) for translator in every]
         if self.ensemble.fuse == "mean" and not trust:
             values, count = _streamed_mean(functions, case, self.ensemble)
-            return Prediction(values, {}, count)
+            return Prediction(values, {}, count, changes)
         parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
         result, count = fused(parts, self.ensemble.fuse), len(parts)
-        if not trust:
-            return Prediction(result, {}, count)
-        return Prediction(result, self.trust_maps(case, result, self._opinions(parts, functions, case), watch), count)
+        maps = self.trust_maps(case, result, self._opinions(parts, functions, case), watch) if trust else {}
+        return Prediction(result, maps, count, changes)
 
     def opinions(self, source: Source) -> list[npt.NDArray[np.float32]]:
         """What every member says, each (X, Y, Z) in [-1, 1]; where there is one member only, also its view of the
         mirrored volume, because a spread needs a second opinion."""
-        functions = [(_function(translator, Silent()), translator.plane) for translator in [self, *self.others]]
         case = source.case
+        functions = [(_function(translator, case, Silent()), translator.plane) for translator in [self, *self.others]]
         parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
         return self._opinions(parts, functions, case)
 
@@ -289,7 +299,11 @@ class Translator:
             name: resample(values, case.grid, case.source_grid, fill=0.0, antialias=False)
             for name, values in prediction.trust.items()
         }
-        record: dict[str, Any] = {"members": prediction.members}
+        record: dict[str, Any] = {"members": prediction.members, "precision": prediction.precisions}
+        if self.modality == "CT":
+            hu = (self.scaler.high - self.scaler.low) / 2
+            changes = [None if change is None else change * hu for change in prediction.bf16_changes]
+            record["bf16_changes_hu"] = [round(c, 3) if c is not None and np.isfinite(c) else None for c in changes]
         if self.cohort:
             unlike = flags(features(case), self.cohort, self.preparation.modality, self.contrasts)
             record |= {"cohort": "known", "flags": unlike}
@@ -315,8 +329,8 @@ class Translator:
         body: npt.NDArray[np.bool_],
         plane: Plane,
         *,
+        bf16: bool,
         statistics: Statistics | None = None,
-        bf16: bool | None = None,
         out_contrasts: int = 1,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
@@ -331,34 +345,46 @@ class Translator:
             plane=plane,
             neighbors=self.neighbors,
             statistics=statistics or self.statistics,
-            bf16=self.bf16 if bf16 is None else bf16,
+            bf16=bf16,
             out_contrasts=out_contrasts,
             progress=progress,
         )
 
-    def _check_bf16(self, case: PreparedCase) -> None:
-        """Fall back to float32 for good where bfloat16 is not accurate enough for this network."""
-        if not self.bf16 or self._bf16_checked or not case.body.any():
-            return
-        region: list[Any] = [slice(0, n) for n in case.body.shape]
-        if self.spatial_dims == 2:
-            across = ACROSS[self.plane]
-            filled = case.body.sum(axis=tuple(axis for axis in range(3) if axis != across))
-            middle = int(filled.argmax())
-            region[across] = slice(max(0, middle - self.neighbors), middle + self.neighbors + 1)
-        else:
-            for axis, length in enumerate(self.window):
-                start = max(0, (case.body.shape[axis] - length) // 2)
-                region[axis] = slice(start, start + length)
-        image, body = case.image[(..., *region)], case.body[tuple(region)]
-        fast, exact = (
-            self._translate(self.generator, image, body, self.plane, statistics="window", bf16=bf16)
-            for bf16 in (True, False)
-        )
-        difference = float(np.abs(fast - exact)[body].mean()) if body.any() else 0.0
-        # Not <=, so that NaN is refused too.
-        self.bf16 = difference < BF16_LIMIT
-        self._bf16_checked = True
+    def _takes_bf16(self, case: PreparedCase) -> bool:
+        return self.bf16 and _small(self._changed_by_bf16(case))
+
+    def _changed_by_bf16(self, case: PreparedCase) -> float:
+        """By how much bfloat16 changes a few windows of this volume, mean over their body, in [-1, 1] units.
+
+        Measured for every volume and not once for the network: what a volume becomes must not hang on which ones came
+        before it, or on which of several processes it went to.
+        """
+        if self._bf16_change is None or self._bf16_change[0]() is not case:
+            image, body = self._sample(case)
+            fast, exact = (
+                self._translate(self.generator, image, body, self.plane, bf16=bf16, statistics="window")
+                for bf16 in (True, False)
+            )
+            change = float(np.abs(fast - exact)[body].mean(dtype=np.float64)) if body.any() else 0.0
+            self._bf16_change = ref(case), change
+        return self._bf16_change[1]
+
+    def _sample(self, case: PreparedCase) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Image and body of slices evenly through the body, each between its neighbors; in 3D of the middle window."""
+        shape = case.body.shape
+        if self.spatial_dims == 3:
+            starts = [max(0, (n - length) // 2) for n, length in zip(shape, self.window, strict=True)]
+            region: Any = tuple(slice(start, start + n) for start, n in zip(starts, self.window, strict=True))
+            return case.image[(..., *region)], case.body[region]
+        across = ACROSS[self.plane]
+        filled = np.flatnonzero(case.body.any(axis=tuple(axis for axis in range(3) if axis != across)))
+        steps = ((np.arange(BF16_SLICES) + 0.5) / BF16_SLICES * len(filled)).astype(int)
+        chosen = filled[np.unique(steps)] if len(filled) else np.arange(0)
+        # Where the neighbors of one meet those of the next, stacks are of two places, which rounding does not mind.
+        around = [
+            n for m in chosen for n in range(max(0, m - self.neighbors), min(shape[across], m + self.neighbors + 1))
+        ]
+        return case.image.take(around, across - 3), case.body.take(around, across - 3)
 
     def trust_maps(
         self,
@@ -389,6 +415,7 @@ class Translator:
                 inside,
                 case.body,
                 self.plane,
+                bf16=self._takes_bf16(case),
                 out_contrasts=max(1, len(self.contrasts)),
                 progress=progress,
             )
@@ -397,8 +424,17 @@ class Translator:
         return maps
 
 
-def _function(translator: Translator, watch: Progress) -> Any:
-    return lambda image, body, plane: translator._translate(translator.generator, image, body, plane, progress=watch)
+def _small(bf16_change: float | None) -> bool:
+    # Not "not >=", because what is not a number is not small.
+    return bf16_change is not None and bf16_change < BF16_LIMIT
+
+
+def _function(translator: Translator, case: PreparedCase, watch: Progress) -> Any:
+    """The translator's network as a function of images in any orientation of `case`."""
+    bf16 = translator._takes_bf16(case)
+    return lambda image, body, plane: translator._translate(
+        translator.generator, image, body, plane, bf16=bf16, progress=watch
+    )
 
 
 def _streamed_mean(

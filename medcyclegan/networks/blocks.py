@@ -44,6 +44,14 @@ def _own_ways(x: Tensor) -> bool:
     return x.device.type == "cpu" and not watched and not _plain.get()
 
 
+def _rounds_for_nothing(x: Tensor) -> bool:
+    """Whether layers after which rounding shows most leave autocast: where only the result is wanted.
+
+    In a training, where they do not, gradients are noisier than that and memory is short.
+    """
+    return torch.is_autocast_enabled(x.device.type) and not torch.is_grad_enabled()
+
+
 class ReflectedConvolution(nn.Conv2d):
     """Width 3, one reflected voxel around, no bias; in a faster way where channels are many. (B, C, H, W)."""
 
@@ -94,7 +102,11 @@ def conv_norm_act(
 
 
 class ResidualBlock(nn.Module):
-    """x + norm(conv(dropout(relu(norm(conv(x)))))), shape kept. (B, C, *spatial)."""
+    """x + norm(conv(dropout(relu(norm(conv(x)))))), shape kept. (B, C, *spatial).
+
+    Where only the result is wanted, x passes in float32 even under autocast: through many blocks it would be rounded
+    again and again, and it is larger than what each of them adds.
+    """
 
     def __init__(self, spatial_dims: int, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -112,6 +124,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if _rounds_for_nothing(x):
+            x = x.float()
         return x + self.body(x)
 
 
@@ -121,6 +135,9 @@ class Upsample(nn.Sequential):
     `resize` repeats each voxel and convolves, so every output voxel is made by the same number of kernel taps: no
     checkerboard (Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016). `transposed` is the original
     paper's fractionally strided convolution.
+
+    Where only the result is wanted, in float32 even under autocast: errors this close to the output are not averaged
+    out any more. In a ResNet-9 they were half of what bfloat16 changed in the result, for a tenth of its time.
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, mode: str) -> None:
@@ -148,6 +165,9 @@ class Upsample(nn.Sequential):
             raise ValueError(f"upsampling is 'resize' or 'transposed', got {mode!r}")
 
     def forward(self, x: Tensor) -> Tensor:
+        if _rounds_for_nothing(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.float())
         if not isinstance(self[0], nn.Upsample) or not _own_ways(x):
             result: Tensor = super().forward(x)
             return result
