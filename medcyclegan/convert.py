@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import platform
 import re
 import time
@@ -39,12 +40,28 @@ from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Prediction, Source, Translation, Translator
 from medcyclegan.io.dicom.ct_series import write_ct_series
+from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes, read_volume
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.ranks import own_device, place
 from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")
+OTHER_ENDINGS = (
+    ".bmp",
+    ".csv",
+    ".dcm",
+    ".html",
+    ".jpeg",
+    ".jpg",
+    ".json",
+    ".pdf",
+    ".png",
+    ".pt",
+    ".tif",
+    ".tiff",
+    ".zip",
+)
 ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd", "dicom": ""}
 FORMAT = "medcyclegan-conversion"
 VERSION = 1
@@ -134,6 +151,7 @@ def convert(
         allow=allow,
     )
     contrasts = translator.contrasts
+    raise_all([f"{path}" for path in inputs if not split_choice(path)[0].exists()], "these inputs do not exist:")
     files = _inputs_of_contrasts(inputs, contrasts) if contrasts else _inputs(inputs)
     targets = _targets(files, output, file_format, translator.modality)
     _refuse_own_inputs(files, targets)
@@ -172,6 +190,7 @@ def convert(
             f"these files exist already; {remedy}:",
         )
     record.check()
+    _require_writable(record.path.parent)
     started = time.monotonic()
     file = checkpoint / FILE_NAME if checkpoint.is_dir() else checkpoint
     result = Conversion({}, {}, model=f"{file} ({translator.description.rpartition(', ')[2]})")
@@ -557,7 +576,8 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
         if len(files) != 1:
             raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
         return dict.fromkeys(files, output)
-    if output.exists() and not output.is_dir():
+    of_another_kind = output.exists() or output.suffix.lower() in OTHER_ENDINGS
+    if of_another_kind and not output.is_dir():
         raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
 
@@ -574,6 +594,13 @@ def _refuse_own_inputs(files: Mapping[str, tuple[Path, ...]], targets: Mapping[s
         [f"{target}, from {_named(files[case])}" for case, target in targets.items() if target.resolve() in inputs],
         "these files would be written and are inputs themselves; write into another folder:",
     )
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse before hours of work and not after."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written to {folder}: {existing} is closed to you.", "Give another output.")
 
 
 def _record_path(output: Path) -> Path:

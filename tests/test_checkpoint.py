@@ -56,6 +56,11 @@ def test_what_is_not_ours_is_refused(kind: str, tmp_path: Path, run: Path, monke
     assert not (tmp_path / "trap-was-sprung").exists()
 
 
+def test_another_file_of_a_run_is_not_called_damaged(run: Path) -> None:
+    with pytest.raises(InputError, match="Give the output folder of `medcyclegan train`"):
+        load_checkpoint(run / "config.yaml")
+
+
 def test_missing_and_newer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run or checkpoint"):
         load_checkpoint(tmp_path / "nowhere")

@@ -366,3 +366,16 @@ def test_words_for_planes_and_statistics() -> None:
         options(planes="axial,front", flips=False, fuse="mean", statistics="window")
     with pytest.raises(InputError, match="neighbors"):
         options(planes=None, flips=False, fuse="mean", statistics="batch")
+
+
+def test_what_cannot_be_read_or_written_is_refused_before_anything(
+    run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"(?s)do not exist.*gone\.nii\.gz.*nowhere"):
+        convert(run, [mr, tmp_path / "gone.nii.gz", tmp_path / "nowhere"], tmp_path / "out", device="cpu")
+    with pytest.raises(InputError, match=r"sct\.png is a file of another kind"):
+        convert(run, [mr / "p1.nii.gz"], tmp_path / "sct.png", device="cpu")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # to an administrator nothing is closed
+    with pytest.raises(InputError, match=r"nothing can be written to .*out"):
+        convert(run, [mr], tmp_path / "out", device="cpu")
+    assert {path.name for path in tmp_path.iterdir()} == {"mr"}

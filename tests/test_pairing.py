@@ -128,3 +128,14 @@ def test_a_table_names_the_files(tmp_path: Path) -> None:
         cases_from_csv(table)
     with pytest.raises(InputError, match="cannot be read"):
         cases_from_csv(tmp_path / "absent.csv")
+
+
+def test_exchanged_folders_are_told_by_the_names_in_them(tmp_path: Path) -> None:
+    synthetic, true = touch(tmp_path / "a", "p1_sct.nii.gz", "p2_sct.nii.gz"), touch(tmp_path / "b", "p1.mha", "p2.mha")
+    assert list(find_cases({"pred": synthetic, "ref": true}).cases) == ["p1", "p2"]
+    with pytest.raises(InputError, match=r"(?s)given as references, are synthetic.*Exchange the two"):
+        find_cases({"pred": true, "ref": synthetic})
+    with pytest.raises(InputError, match="Exchange"):
+        find_cases({"pred": true / "p1.mha", "ref": synthetic / "p1_sct.nii.gz"})
+    other = touch(tmp_path / "c", "sct_p1.mha", "sct_p2.mha")  # one model against another
+    assert list(find_cases({"pred": other, "ref": synthetic}).cases) == ["p1_sct", "p2_sct"]

@@ -93,13 +93,16 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     source = replace(source, case=replace(source.case, image=image, body=body))
     translator.window = image.shape[:2]
 
-    def predicted() -> Prediction:
+    predictions: list[Prediction] = []
+
+    def ours() -> np.ndarray:
         # A copy, because what bfloat16 changes is remembered for a case, and to measure it is part of the work.
-        return translator.predict(replace(source, case=replace(source.case)))
+        predictions[:] = [translator.predict(replace(source, case=replace(source.case)))]
+        return predictions[0].values
 
     hu = (translator.scaler.high - translator.scaler.low) / 2
-    found = _against_slice_inferer(lambda: predicted().values, plain, image, body, repeats, translator.device, hu)
-    return found | {"precision": predicted().precisions[0], "weights": str(run)}
+    found = _against_slice_inferer(ours, plain, image, body, repeats, translator.device, hu)
+    return found | {"precision": predictions[0].precisions[0], "weights": str(run)}
 
 
 def _require_single_slices(experiment: Experiment) -> None:

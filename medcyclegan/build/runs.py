@@ -139,6 +139,9 @@ def resume(
                 f"{run} has done {step} steps already, and training.steps is {experiment.training.steps}.",
                 "Give more steps, or go back with --resume to one of the run's older checkpoints.",
             )
+        if experiment.training.steps == step:
+            more = f"--set training.steps={2 * step} --allow-changes"
+            warnings.warn(f"{run} has done all its {step} steps already; go on with, for example, {more}", stacklevel=2)
         prepared = open_prepared(Path(str(experiment.data.prepared)))
         resolve(experiment, prepared)
         if checkpoint and checkpoint.get("cohort", prepared.fingerprint()) != prepared.fingerprint():

@@ -129,6 +129,12 @@ def find_cases(folders: Mapping[str, Path], templates: Sequence[str] = (), *, al
     patterns = _templates(templates, folders)
     references, layout = _files(folders["ref"], "ct", patterns.get("ref"))
     predictions, _ = _files(folders["pred"], "sct", patterns.get("pred"))
+    if references and all(map(_is_synthetic, references)) and not any(map(_is_synthetic, predictions)):
+        raise InputError(
+            f"By their names the files of {folders['ref']}, given as references, are synthetic, and those of "
+            f"{folders['pred']}, given as predictions, are not.",
+            "Exchange the two.",
+        )
     one_reference = _is_one(folders["ref"], references)
     if one_reference and _is_one(folders["pred"], predictions):
         match = _Match(dict(zip(references, predictions, strict=True)))
@@ -226,6 +232,10 @@ def _match(references: list[str], others: list[str], kind: str) -> _Match:
 
 def _spare_lines(match: _Match, kind: str) -> list[str]:
     return [f"{kind} '{name}' belongs to no reference" for name in match.spare]
+
+
+def _is_synthetic(name: str) -> bool:
+    return name.lower().startswith(PREFIX) or name.lower().endswith(("_sct", "_smr"))
 
 
 def _missing_lines(match: _Match, kind: str) -> list[str]:

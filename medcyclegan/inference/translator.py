@@ -39,7 +39,7 @@ from medcyclegan.transforms.pipeline import Preparation, PreparedCase, restore
 
 # bfloat16 is used for a volume whose body it changes by less than this on average, in [-1, 1] units: 2 HU of 4095 ...
 BF16_LIMIT = 2 * 2 / 4095
-BF16_SLICES = 3  # ... in so many slices: one differs from the next by a half
+BF16_SLICES = 2  # ... in so many slices: one can differ from another by a half; a processor's two lanes take one each
 
 
 @dataclass(frozen=True)

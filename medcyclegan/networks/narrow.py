@@ -35,9 +35,10 @@ class _Narrow(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         height, width, border = *x.shape[2:], weight.shape[-1] - 1
         products = torch.bmm(_taps(weight).expand(len(x), -1, -1), _voxels(x).transpose(1, 2))
-        # Every voxel writes to the outputs that see it; those with an incomplete kernel lie at the border.
-        spread = F.fold(products, (height + border, width + border), border + 1)
-        return spread[:, :, border:height, border:width].contiguous()
+        # Moved along one axis and then along the other: torch's own `fold` moves every tap by itself.
+        products = products.view(len(x), len(weight), border + 1, border + 1, height, width)
+        along_rows = _moved_sum(products, 3, 5)
+        return _moved_sum(along_rows, 2, 3)
 
     @staticmethod
     @once_differentiable
@@ -53,6 +54,20 @@ class _Narrow(torch.autograd.Function):
             to_taps = torch.bmm(seen, _voxels(x)).sum(0).view(len(weight), *weight.shape[2:], -1)
             to_weight = to_taps.movedim(-1, 1).flip(2, 3)
         return to_x, to_weight
+
+
+def _moved_sum(products: Tensor, taps: int, axis: int) -> Tensor:
+    """The sum over an axis of taps, the last tap first, each where an output finds it along a spatial axis.
+
+    Outputs are as many as have all their taps. The taps' axis is gone.
+    """
+    count = products.shape[taps]
+    outputs = products.shape[axis] - count + 1
+    last_first = [products.select(taps, count - 1 - tap).narrow(axis - 1, tap, outputs) for tap in range(count)]
+    total = last_first[0].clone()
+    for moved in last_first[1:]:
+        total.add_(moved)
+    return total
 
 
 def _taps(weight: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ def _damage(file: Path) -> str | None:
 
 def _instead(file: Path) -> str | None:
     """What to do about a damaged checkpoint of a run that has an older one."""
+    if file.suffix != ".pt":  # a config or a picture of the run: nothing is damaged
+        return None
     whole = next((path for path in older_checkpoints(file.parent) if path != file and _damage(path) is None), None)
     if whole is None:
         return None
