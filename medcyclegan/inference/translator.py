@@ -379,7 +379,7 @@ class Translator:
         across = ACROSS[self.plane]
         filled = np.flatnonzero(case.body.any(axis=tuple(axis for axis in range(3) if axis != across)))
         steps = ((np.arange(BF16_SLICES) + 0.5) / BF16_SLICES * len(filled)).astype(int)
-        chosen = filled[np.unique(steps)] if len(filled) else np.arange(0)
+        chosen = filled[np.unique(steps)]
         # Where the neighbors of one meet those of the next, stacks are of two places, which rounding does not mind.
         around = [
             n for m in chosen for n in range(max(0, m - self.neighbors), min(shape[across], m + self.neighbors + 1))
