@@ -48,18 +48,18 @@ from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")
 OTHER_ENDINGS = (
-    ".bmp",
     ".csv",
     ".dcm",
     ".html",
-    ".jpeg",
     ".jpg",
     ".json",
+    ".npy",
+    ".npz",
     ".pdf",
     ".png",
     ".pt",
     ".tif",
-    ".tiff",
+    ".txt",
     ".zip",
 )
 ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd", "dicom": ""}
@@ -190,7 +190,6 @@ def convert(
             f"these files exist already; {remedy}:",
         )
     record.check()
-    _require_writable(record.path.parent)
     started = time.monotonic()
     file = checkpoint / FILE_NAME if checkpoint.is_dir() else checkpoint
     result = Conversion({}, {}, model=f"{file} ({translator.description.rpartition(', ')[2]})")
@@ -204,6 +203,9 @@ def convert(
         and targets[case].exists()
         and all(_trust_file(targets[case], _name(path)).exists() for path in entry["trust"].values())
     }
+
+    if not set(chosen) <= set(done):
+        _require_writable(record.path.parent)
 
     def start(case: str) -> Future[_Read]:
         return reader.submit(_read, files[case], translator, done.get(case))
@@ -576,9 +578,11 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
         if len(files) != 1:
             raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
         return dict.fromkeys(files, output)
-    of_another_kind = output.exists() or output.suffix.lower() in OTHER_ENDINGS
-    if of_another_kind and not output.is_dir():
-        raise InputError(f"{output} is a file of another kind.", "Give a folder, or a name that ends in .nii.gz.")
+    if not output.is_dir() and (output.exists() or output.suffix.lower() in OTHER_ENDINGS):
+        raise InputError(
+            f"{output} is a file of another kind, or ends like one.",
+            "Give a folder, or a name that ends in .nii.gz; DICOM is --format dicom and a folder.",
+        )
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
 
 
@@ -598,9 +602,12 @@ def _refuse_own_inputs(files: Mapping[str, tuple[Path, ...]], targets: Mapping[s
 
 def _require_writable(folder: Path) -> None:
     """Refuse before hours of work and not after."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"nothing can be written to {folder}: {existing} is closed to you.", "Give another output.")
+    existing = next((path for path in (folder, *folder.absolute().parents) if os.access(path, os.F_OK)), None)
+    if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"{folder} cannot be written: '{existing.absolute()}' is no folder that you may write into.",
+            "Give another output.",
+        )
 
 
 def _record_path(output: Path) -> Path:

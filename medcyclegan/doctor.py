@@ -277,11 +277,8 @@ def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[i
         for index, file in enumerate(files):
             yield index, attempt(file)
         return
-    # A fork of a process that has used threads may hang; a fork server imports once and then forks without any.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["medcyclegan.data.facts"])
+    # Forked processes would inherit the locks of threads and may hang; a fork server cannot be interrupted in silence.
+    context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(max(1, cores() // workers),))
     waiting: dict[Future[Facts], int] = {}
     rest = iter(enumerate(files))

@@ -375,7 +375,7 @@ def test_what_cannot_be_read_or_written_is_refused_before_anything(
         convert(run, [mr, tmp_path / "gone.nii.gz", tmp_path / "nowhere"], tmp_path / "out", device="cpu")
     with pytest.raises(InputError, match=r"sct\.png is a file of another kind"):
         convert(run, [mr / "p1.nii.gz"], tmp_path / "sct.png", device="cpu")
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # to an administrator nothing is closed
-    with pytest.raises(InputError, match=r"nothing can be written to .*out"):
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK)  # to an administrator nothing is closed
+    with pytest.raises(InputError, match=r"out cannot be written: .* is no folder that you may write"):
         convert(run, [mr], tmp_path / "out", device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"mr"}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medcyclegan.inference.statistics import SharedNormNetwork
 from medcyclegan.networks import winograd
 from medcyclegan.networks.blocks import MANY, ReflectedConvolution, ResidualBlock, TanhHead, Upsample
 from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d, use_channels_last
@@ -185,30 +186,25 @@ def test_what_residual_blocks_add_to_is_not_rounded_where_only_the_result_is_wan
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         assert torch.equal(block(x), x)
         assert block(x.bfloat16()).dtype == torch.float32
+        assert torch.equal(block.double()(x.double()), x.double())
 
 
-def test_kernels_are_kept_and_made_anew_when_weights_change() -> None:
-    network, x = Upsample(2, 4, 3, "resize"), values(1, 4, 5, 6).float()
-    fresh, weight = Upsample(2, 4, 3, "resize"), network.get_parameter("1.0.weight")
-
-    def expected() -> Tensor:
-        fresh.load_state_dict(network.state_dict())
-        return fresh(x)
-
-    winograd.keep_kernels(network)
-    with torch.inference_mode():
-        assert torch.equal(network(x), expected())
-        made = winograd._kernels(weight, winograd._Doubling, torch.float32)
-        assert winograd._kernels(weight, winograd._Doubling, torch.float32) is made
-    network.double()
-    fresh.double()
-    x = x.double()
-    assert torch.equal(network(x), expected())
-    network.load_state_dict(Upsample(2, 4, 3, "resize").state_dict())
-    assert torch.equal(network(x), expected())  # with gradients, of what was made without
-    with torch.no_grad():
-        weight.mul_(2)
-    assert torch.equal(network(x), expected())
-    weight.data = weight.data / 2
-    network(x).sum().backward()
-    assert weight.grad is not None and torch.equal(network(x), expected())
+def test_kernels_are_made_once_for_a_volume_and_anew_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    make = winograd._kernels
+    monkeypatch.setattr(winograd, "_kernels", lambda *arguments: made.append(arguments) or make(*arguments))
+    network = nn.Sequential(ReflectedConvolution(MANY, MANY), InstanceNorm2d(MANY), Upsample(2, MANY, 3, "resize"))
+    x = values(1, MANY, 5, 6).float()
+    for factor in (1, 2, 3):
+        network[0].weight.data.mul_(factor)  # unseen by torch's counters
+        made.clear()
+        with torch.inference_mode():
+            expected = network(x)
+            assert len(made) == 2
+            volume = SharedNormNetwork(network)
+            for _ in range(3):
+                assert torch.equal(volume(x), expected)
+        assert len(made) == 4
+        volume(x.requires_grad_()).sum().backward()  # nothing kept is of an inference
+        assert len(made) == 6
+        assert network[0].kernels is None

@@ -137,5 +137,7 @@ def test_exchanged_folders_are_told_by_the_names_in_them(tmp_path: Path) -> None
         find_cases({"pred": true, "ref": synthetic})
     with pytest.raises(InputError, match="Exchange"):
         find_cases({"pred": true / "p1.mha", "ref": synthetic / "p1_sct.nii.gz"})
+    named = find_cases({"pred": true, "ref": synthetic}, ["ref={case}_sct.nii.gz"])  # the way out
+    assert list(named.cases) == ["p1", "p2"]
     other = touch(tmp_path / "c", "sct_p1.mha", "sct_p2.mha")  # one model against another
     assert list(find_cases({"pred": other, "ref": synthetic}).cases) == ["p1_sct", "p2_sct"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import permutations, product
 from pathlib import Path
 
@@ -227,6 +228,46 @@ def test_a_network_that_fails_in_bf16_computes_in_float32() -> None:
     result = translator(volume, body=volume[0].numpy() > -900)
     assert result.quality["precision"] == ["float32"] and result.quality["bf16_changes_hu"] == [None]
     np.testing.assert_array_equal(result.array, volume[0].numpy().astype(np.int16))
+
+
+@pytest.mark.parametrize("window", [(16, 16, 16), (64, 64, 64)])
+def test_in_3d_a_window_in_the_body_is_compared(window: tuple[int, int, int]) -> None:
+    """Two legs, with nothing in the middle of the volume."""
+
+    class Rough3D(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 50 / 2047.5 * torch.is_autocast_enabled("cpu")
+
+    array = np.full((64, 32, 32), -1024, np.float32)
+    array[4:20, 8:24, 2:-2] = array[-20:-4, 8:24, 2:-2] = 40
+    translator = Translator(
+        Rough3D(),
+        preparation=Preparation("CT", (1.0, 1.0, 1.0)),
+        scaler=Scaler(-1024.0, 3071.0),
+        modality="CT",
+        window=window,
+        device=torch.device("cpu"),
+        spatial_dims=3,
+        bf16=True,
+    )
+    result = translator(MetaTensor(torch.from_numpy(array)[None], affine=torch.eye(4)), body=array > -900)
+    assert result.quality["precision"] == ["float32"] and result.quality["bf16_changes_hu"] == [pytest.approx(50, 0.01)]
+    np.testing.assert_array_equal(result.array, array.astype(np.int16))
+
+
+@pytest.mark.parametrize(("high", "precision"), [(976.0, "bf16"), (4976.0, "float32")])
+def test_the_limit_of_bf16_is_in_hu_whatever_the_window(high: float, precision: str) -> None:
+    translator = rough()
+    translator.scaler = Scaler(-1024.0, high)  # in which Rough is 1.5 and 4.4 HU too high
+    quality = translator(filled([500] * 12), body=filled([500] * 12)[0].numpy() > -900).quality
+    assert quality["precision"] == [precision]
+    assert quality["bf16_changes_hu"] == [pytest.approx(3 * (high + 1024) / 4095, abs=0.01)]
+
+
+def test_a_translator_that_was_used_can_be_sent_to_another_process() -> None:
+    translator = rough()
+    translator(filled([500] * 12), body=filled([500] * 12)[0].numpy() > -900)
+    assert pickle.loads(pickle.dumps(translator)).bf16
 
 
 def test_without_bf16_nothing_is_compared() -> None:

@@ -15,7 +15,6 @@ from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure.patch_nce import PatchNCE
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.networks.instance_norm import use_channels_last
-from medcyclegan.networks.winograd import keep_kernels
 from medcyclegan.registry import (
     ADVERSARIAL_LOSSES,
     DISCRIMINATORS,
@@ -40,10 +39,9 @@ def make_networks(experiment: Experiment) -> nn.ModuleDict:
 
 
 def lay_out(network: nn.Module, device: torch.device) -> None:
-    """Make a network that is not trained any more ready for the device: what it computes fastest with."""
+    """Lay the weights out in memory as the device computes fastest with them."""
     if device.type == "cpu":
         use_channels_last(network)
-        keep_kernels(network)
 
 
 def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float] | None]) -> Objective:

@@ -133,7 +133,7 @@ def find_cases(folders: Mapping[str, Path], templates: Sequence[str] = (), *, al
         raise InputError(
             f"By their names the files of {folders['ref']}, given as references, are synthetic, and those of "
             f"{folders['pred']}, given as predictions, are not.",
-            "Exchange the two.",
+            "Exchange the two; or if the references are called so, say --pattern 'ref={case}_sct.nii.gz', for example.",
         )
     one_reference = _is_one(folders["ref"], references)
     if one_reference and _is_one(folders["pred"], predictions):

@@ -55,6 +55,10 @@ class SharedNormNetwork(nn.Module):
                 for name, child in module.named_children():
                     if _has_window_statistics(child) and not isinstance(module, _SharedNorm):
                         setattr(module, name, _SharedNorm(child))
+            for module in self.network.modules():
+                # This copy lives for one volume: layers may keep what they make of its weights.
+                if callable(expect := getattr(module, "expect_unchanged_weights", None)):
+                    expect()
         self.norms = [module for module in self.network.modules() if isinstance(module, _SharedNorm)]
         self._positions: list[float] = []
 

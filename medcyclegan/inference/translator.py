@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import ReferenceType, ref
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +36,11 @@ from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation, PreparedCase, restore
 
-# bfloat16 is used for a volume whose body it changes by less than this on average, in [-1, 1] units: 2 HU of 4095 ...
-BF16_LIMIT = 2 * 2 / 4095
-BF16_SLICES = 2  # ... in so many slices: one can differ from another by a half; a processor's two lanes take one each
+# bfloat16 is used for a volume whose body it changes by less than this on average: 2 HU, in other units as much as that
+# is of the whole CT window. It is measured in two slices, one for each of a processor's lanes.
+BF16_LIMIT_HU = 2.0
+BF16_LIMIT = BF16_LIMIT_HU * 2 / 4095  # in [-1, 1]
+BF16_SLICES = 2
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,15 @@ class Source:
 class Prediction:
     """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its trust maps: the second stage.
 
-    `bf16_changes` has, for every checkpoint, by how much bfloat16 changes this volume, in [-1, 1] units, and None where
-    it may not be taken.
+    By checkpoint, `precisions` has what it computed in, "bf16" or "float32", and `bf16_changes` by how much bfloat16
+    changes this volume, mean over the body of a few windows in [-1, 1] units; None where it may not be taken.
     """
 
     values: npt.NDArray[np.float32]
     trust: dict[str, npt.NDArray[np.float32]]
     members: int
-    bf16_changes: tuple[float | None, ...] = ()
-
-    @property
-    def precisions(self) -> list[str]:
-        """What every checkpoint computed in, "bf16" or "float32"."""
-        return ["bf16" if _small(change) else "float32" for change in self.bf16_changes]
+    precisions: tuple[str, ...]
+    bf16_changes: tuple[float | None, ...]
 
 
 class Translator:
@@ -185,7 +182,6 @@ class Translator:
         self.backward = backward
         self.cohort = cohort
         self.others = tuple(others)
-        self._bf16_change: tuple[ReferenceType[PreparedCase], float] | None = None  # of the last case
         if spatial_dims == 3 and self.ensemble.planes:
             raise InputError("this checkpoint works on 3D patches, which have no plane.", "Leave out --planes.")
         for number, other in enumerate(self.others, start=2):
@@ -252,21 +248,28 @@ class Translator:
         """The second stage, and the only one that runs the network."""
         case, watch = source.case, progress or Silent()
         every = [self, *self.others]
-        changes = tuple(translator._changed_by_bf16(case) if translator.bf16 else None for translator in every)
-        functions = [(_function(translator, case, watch), translator.plane) for translator in every]
+        changes = tuple(translator._changed_by_bf16(case) for translator in every)
+        bf16 = [translator._is_small(change) for translator, change in zip(every, changes, strict=True)]
+        functions = [_function(*each, watch) for each in zip(every, bf16, strict=True)]
+        precisions = tuple("bf16" if taken else "float32" for taken in bf16)
         if self.ensemble.fuse == "mean" and not trust:
             values, count = _streamed_mean(functions, case, self.ensemble)
-            return Prediction(values, {}, count, changes)
+            return Prediction(values, {}, count, precisions, changes)
         parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
         result, count = fused(parts, self.ensemble.fuse), len(parts)
-        maps = self.trust_maps(case, result, self._opinions(parts, functions, case), watch) if trust else {}
-        return Prediction(result, maps, count, changes)
+        maps = {}
+        if trust:
+            maps = self.trust_maps(case, result, self._opinions(parts, functions, case), watch, bf16=bf16[0])
+        return Prediction(result, maps, count, precisions, changes)
 
     def opinions(self, source: Source) -> list[npt.NDArray[np.float32]]:
         """What every member says, each (X, Y, Z) in [-1, 1]; where there is one member only, also its view of the
         mirrored volume, because a spread needs a second opinion."""
         case = source.case
-        functions = [(_function(translator, case, Silent()), translator.plane) for translator in [self, *self.others]]
+        functions = [
+            _function(translator, translator._is_small(translator._changed_by_bf16(case)), Silent())
+            for translator in [self, *self.others]
+        ]
         parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
         return self._opinions(parts, functions, case)
 
@@ -299,7 +302,7 @@ class Translator:
             name: resample(values, case.grid, case.source_grid, fill=0.0, antialias=False)
             for name, values in prediction.trust.items()
         }
-        record: dict[str, Any] = {"members": prediction.members, "precision": prediction.precisions}
+        record: dict[str, Any] = {"members": prediction.members, "precision": list(prediction.precisions)}
         if self.modality == "CT":
             hu = (self.scaler.high - self.scaler.low) / 2
             changes = [None if change is None else change * hu for change in prediction.bf16_changes]
@@ -350,32 +353,41 @@ class Translator:
             progress=progress,
         )
 
-    def _takes_bf16(self, case: PreparedCase) -> bool:
-        return self.bf16 and _small(self._changed_by_bf16(case))
-
-    def _changed_by_bf16(self, case: PreparedCase) -> float:
+    def _changed_by_bf16(self, case: PreparedCase) -> float | None:
         """By how much bfloat16 changes a few windows of this volume, mean over their body, in [-1, 1] units.
 
         Measured for every volume and not once for the network: what a volume becomes must not hang on which ones came
-        before it, or on which of several processes it went to.
+        before it, or on which of several processes it went to. None where bfloat16 may not be taken.
         """
-        if self._bf16_change is None or self._bf16_change[0]() is not case:
-            image, body = self._sample(case)
-            fast, exact = (
-                self._translate(self.generator, image, body, self.plane, bf16=bf16, statistics="window")
-                for bf16 in (True, False)
-            )
-            change = float(np.abs(fast - exact)[body].mean(dtype=np.float64)) if body.any() else 0.0
-            self._bf16_change = ref(case), change
-        return self._bf16_change[1]
+        if not self.bf16:
+            return None
+        if not case.body.any():
+            return float("nan")
+        image, body = self._sample(case)
+        fast, exact = (self._translate(self.generator, image, body, self.plane, bf16=bf16) for bf16 in (True, False))
+        return float(np.abs(fast - exact)[body].mean(dtype=np.float64))
+
+    def _is_small(self, bf16_change: float | None) -> bool:
+        """What is not a number is not small."""
+        if bf16_change is None:
+            return False
+        if self.modality == "CT":
+            return bf16_change * (self.scaler.high - self.scaler.low) / 2 < BF16_LIMIT_HU
+        return bf16_change < BF16_LIMIT
 
     def _sample(self, case: PreparedCase) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Image and body of slices evenly through the body, each between its neighbors; in 3D of the middle window."""
+        """Image and body of slices evenly through the body, each between its neighbors; in 3D of a window in it."""
         shape = case.body.shape
         if self.spatial_dims == 3:
-            starts = [max(0, (n - length) // 2) for n, length in zip(shape, self.window, strict=True)]
-            region: Any = tuple(slice(start, start + n) for start, n in zip(starts, self.window, strict=True))
-            return case.image[(..., *region)], case.body[region]
+            region: list[Any] = []
+            part = case.body
+            for n, length in zip(shape, self.window, strict=True):
+                filled = np.flatnonzero(part.any(axis=tuple(range(1, part.ndim))))
+                middle = int(filled[len(filled) // 2])
+                part = part[middle]  # so that the place found in the end lies within the body
+                start = max(0, min(middle - length // 2, n - length))
+                region.append(slice(start, start + length))
+            return case.image[(..., *region)], case.body[tuple(region)]
         across = ACROSS[self.plane]
         filled = np.flatnonzero(case.body.any(axis=tuple(axis for axis in range(3) if axis != across)))
         steps = ((np.arange(BF16_SLICES) + 0.5) / BF16_SLICES * len(filled)).astype(int)
@@ -392,6 +404,8 @@ class Translator:
         result: npt.NDArray[np.float32],
         opinions: Sequence[npt.NDArray[np.float32]],
         progress: Progress | None = None,
+        *,
+        bf16: bool = False,
     ) -> dict[str, npt.NDArray[np.float32]]:
         """The maps of `inference.uncertainty` by name, (X, Y, Z), of a result that need not be this translator's own.
 
@@ -402,6 +416,7 @@ class Translator:
             result: (X, Y, Z) in [-1, 1] on the working grid.
             opinions: what `opinions` gave.
             progress: watches the slices of the translation back.
+            bf16: translate back in bfloat16.
         """
         width = self.scaler.high - self.scaler.low
         inside = np.where(case.body, result, np.float32(-1))
@@ -415,7 +430,7 @@ class Translator:
                 inside,
                 case.body,
                 self.plane,
-                bf16=self._takes_bf16(case),
+                bf16=bf16,
                 out_contrasts=max(1, len(self.contrasts)),
                 progress=progress,
             )
@@ -424,17 +439,13 @@ class Translator:
         return maps
 
 
-def _small(bf16_change: float | None) -> bool:
-    # Not "not >=", because what is not a number is not small.
-    return bf16_change is not None and bf16_change < BF16_LIMIT
+def _function(translator: Translator, bf16: bool, watch: Progress) -> tuple[Any, Plane]:
+    """The translator's network as a function of volumes, and its plane."""
 
+    def function(image: npt.NDArray[np.float32], body: npt.NDArray[np.bool_], plane: Plane) -> Any:
+        return translator._translate(translator.generator, image, body, plane, bf16=bf16, progress=watch)
 
-def _function(translator: Translator, case: PreparedCase, watch: Progress) -> Any:
-    """The translator's network as a function of images in any orientation of `case`."""
-    bf16 = translator._takes_bf16(case)
-    return lambda image, body, plane: translator._translate(
-        translator.generator, image, body, plane, bf16=bf16, progress=watch
-    )
+    return function, translator.plane
 
 
 def _streamed_mean(

@@ -71,7 +71,7 @@ def _moved_sum(products: Tensor, taps: int, axis: int) -> Tensor:
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """(O, C, K, K) to (O K K, C), the last tap first, as `fold` moves."""
+    """(O, C, K, K) to (O K K, C), the last tap first, as `_moved_sum` takes them."""
     return weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
 
 

@@ -38,11 +38,10 @@ import threading
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.weak import WeakIdKeyDictionary
 
 # Of products that are alive at once: few enough that they stay in the last cache and do not fill the memory in 3D.
 SLAB_BYTES = 4 * 2**20
@@ -50,12 +49,16 @@ SCRATCH_BYTES = 32 * 2**20  # of the largest piece of memory that a thread keeps
 SMALLEST_FOR_FOURS = 8  # voxels; of fewer too many would be made up to fill the last group
 
 
-def reflected_convolution(x: Tensor, weight: Tensor) -> Tensor:
+Kernels = dict[tuple[type, torch.dtype], Tensor]  # what weights are multiplied into, by scheme and type
+
+
+def reflected_convolution(x: Tensor, weight: Tensor, known: Kernels | None = None) -> Tensor:
     """`conv(reflect(x), weight)` with one voxel of padding; under autocast in its type.
 
     Args:
         x: (B, C, *spatial), at least 2 voxels along each of two or three axes.
         weight: (O, C, 3, 3) or (O, C, 3, 3, 3).
+        known: kernels made of these same weights before; others are added. Of no effect outside of inference mode.
 
     Returns:
         (B, O, *spatial), channels last.
@@ -66,24 +69,25 @@ def reflected_convolution(x: Tensor, weight: Tensor) -> Tensor:
     missing = [-n % scheme.OUTPUTS for n in x.shape[2:]]
     if any(missing):
         x = F.pad(x, [pad for more in reversed(missing) for pad in (0, more)], mode="reflect")
-    result: Tensor = _Convolution.apply(x, weight, scheme)
+    result: Tensor = _Convolution.apply(x, weight, scheme, known)
     for axis, more in enumerate(missing, start=2):
         if more:  # the gradient of a whole axis would be copied, too
             result = result.narrow(axis, 0, result.shape[axis] - more)
     return result
 
 
-def doubled_convolution(x: Tensor, weight: Tensor) -> Tensor:
+def doubled_convolution(x: Tensor, weight: Tensor, known: Kernels | None = None) -> Tensor:
     """`conv(reflect(double(x)), weight)`, nearest-neighbor doubling, one voxel of padding; under autocast in its type.
 
     Args:
         x: (B, C, *spatial).
         weight: (O, C, 3, 3) or (O, C, 3, 3, 3).
+        known: as for `reflected_convolution`.
 
     Returns:
         (B, O, *doubled), channels last.
     """
-    result: Tensor = _Convolution.apply(_as_computed(x), weight, _Doubling)
+    result: Tensor = _Convolution.apply(_as_computed(x), weight, _Doubling, known)
     return result
 
 
@@ -108,20 +112,6 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-
-
-# Of weights that are not trained any more: scheme and type -> state of the weight, and kernels made of it.
-_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def keep_kernels(network: nn.Module) -> None:
-    """Make what the weights of a network are multiplied into once, and not for every image: a tenth of the time.
-
-    For networks that are not trained any more. Weights that are changed nevertheless, by torch's own operations, are
-    noticed. What is kept takes up to four times as much memory as they do.
-    """
-    for weight in network.parameters():
-        _kept[weight] = {}
 
 
 def _as_computed(x: Tensor) -> Tensor:
@@ -313,9 +303,13 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scheme: type[_Scheme]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scheme: type[_Scheme], known: Kernels | None) -> Tensor:
         x = x.movedim(1, -1).contiguous()
-        kernels = _kernels(weight, scheme, x.dtype)
+        if known is None or not torch.is_inference_mode_enabled():
+            known = {}
+        if (scheme, x.dtype) not in known:
+            known[scheme, x.dtype] = _kernels(weight, scheme, x.dtype)
+        kernels = known[scheme, x.dtype]
         ctx.scheme = scheme
         ctx.save_for_backward(x, weight, kernels)
         rows = _split(x, 1, scheme, "rows")
@@ -336,7 +330,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, kernels = ctx.saved_tensors
         scheme: type[_Scheme] = ctx.scheme
         rows = _split(x, 1, scheme, "rows")
@@ -359,7 +353,7 @@ class _Convolution(torch.autograd.Function):
         to_x = None
         if to_rows:
             to_x = scheme.back_split(to_rows[0] if len(to_rows) == 1 else torch.cat(to_rows, 2), 1).movedim(-1, 1)
-        return to_x, None if found is None else _back_kernels(found, weight, scheme), None
+        return to_x, None if found is None else _back_kernels(found, weight, scheme), None, None
 
 
 def _slabs(rows: Tensor, weight: Tensor, scheme: type[_Scheme]) -> list[slice]:
@@ -395,18 +389,6 @@ def _flat(split: Tensor) -> Tensor:
 
 def _kernels(weight: Tensor, scheme: type[_Scheme], dtype: torch.dtype) -> Tensor:
     """(O, C, 3, ...) to (products of all axes, O, C) in the order of `_split_rest`, summed in the type of `weight`."""
-    kept = _kept.get(weight)
-    if kept is None or weight.is_inference():  # which has no version
-        return _made_kernels(weight, scheme, dtype)
-    state, known = (weight._version, weight.data_ptr()), kept.get((scheme, dtype))
-    if known is None or known[0] != state:
-        with torch.inference_mode(False), torch.no_grad():  # so that they serve in any mode
-            known = kept[scheme, dtype] = state, _made_kernels(weight, scheme, dtype)
-    kernels: Tensor = known[1]
-    return kernels
-
-
-def _made_kernels(weight: Tensor, scheme: type[_Scheme], dtype: torch.dtype) -> Tensor:
     dims = weight.dim() - 2
     taps = _taps(weight).reshape(3**dims, -1)
     return (_matrix(scheme, weight, dims) @ taps).to(dtype).view(-1, *weight.shape[:2])
