@@ -53,7 +53,7 @@ def _rounds_for_nothing(x: Tensor) -> bool:
 
 
 class KeepsKernels(nn.Module):
-    """A layer that can keep what it makes of its weights, a tenth of its time."""
+    """A layer that can keep what it makes of its weights, which takes up to a tenth of its time."""
 
     kernels: Kernels | None = None
 
