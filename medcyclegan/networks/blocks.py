@@ -44,7 +44,7 @@ def _own_ways(x: Tensor) -> bool:
     return x.device.type == "cpu" and not watched and not _plain.get()
 
 
-def _rounds_for_nothing(x: Tensor) -> bool:
+def _leaves_autocast(x: Tensor) -> bool:
     """Whether layers after which rounding shows most leave autocast: where only the result is wanted.
 
     In a training, where they do not, gradients are noisier than that and memory is short.
@@ -134,7 +134,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if _rounds_for_nothing(x):
+        if _leaves_autocast(x):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x + self.body(x)
 
@@ -176,7 +176,7 @@ class Upsample(KeepsKernels, nn.Sequential):
             raise ValueError(f"upsampling is 'resize' or 'transposed', got {mode!r}")
 
     def forward(self, x: Tensor) -> Tensor:
-        if _rounds_for_nothing(x):
+        if _leaves_autocast(x):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(x.to(torch.promote_types(x.dtype, torch.float32)))
         if not isinstance(self[0], nn.Upsample) or not _own_ways(x):
