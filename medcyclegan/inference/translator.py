@@ -333,7 +333,6 @@ class Translator:
         plane: Plane,
         *,
         bf16: bool,
-        statistics: Statistics | None = None,
         out_contrasts: int = 1,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
@@ -347,7 +346,7 @@ class Translator:
             spatial_dims=self.spatial_dims,
             plane=plane,
             neighbors=self.neighbors,
-            statistics=statistics or self.statistics,
+            statistics=self.statistics,
             bf16=bf16,
             out_contrasts=out_contrasts,
             progress=progress,
