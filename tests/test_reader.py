@@ -244,7 +244,7 @@ class TestRefusals:
     def test_mhd_without_its_data(self, tmp_path: Path) -> None:
         path = store(tmp_path, ".mhd", scan())
         path.with_suffix(".raw").unlink()
-        with pytest.raises(InputError, match="missing or cut short"):
+        with pytest.raises(InputError, match=r"its data are missing: there is no file \S+scan\.raw"):
             read_volume(path)
 
     @pytest.mark.parametrize(
@@ -325,13 +325,6 @@ class TestWarnings:
         affine[1, 2] = 3 * np.tan(np.radians(18.5))
         nib.save(nifti(scan(), affine), tmp_path / "scan.nii")
         with pytest.warns(UserWarning, match=r"sheared \(18\.5 degrees"):
-            read_volume(tmp_path / "scan.nii")
-
-    def test_units(self, tmp_path: Path) -> None:
-        image = nifti(scan())
-        image.header.set_xyzt_units("meter")
-        nib.save(image, tmp_path / "scan.nii")
-        with pytest.warns(UserWarning, match="meters"):
             read_volume(tmp_path / "scan.nii")
 
 
