@@ -120,7 +120,7 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
     for unread, names in foreign.items():
         warnings.warn(
             f"{folder}: {len(names)} file{'s' * (len(names) != 1)} of a format that cannot be read ({unread}) "
-            f"left out: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}.",
+            f"left out: {', '.join(names[:3])}{', ...' if len(names) > 3 else '.'}",
             stacklevel=2,
         )
     return {folder.resolve().name: folder} if slices else {case: found[case][0] for case in sorted(found)}

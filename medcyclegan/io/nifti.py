@@ -50,6 +50,8 @@ _TYPES = {
 _COMPLEX, _COLOR = (32, 1792, 2048), (128, 2304)
 # mm in the unit of a header; 0 is no unit, which every program takes for mm.
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+# A unit by which no side is as long as the first, or one longer than the second, is wrong where mm give a body.
+_LENGTHS_MM, _BODY_MM = (1.0, 1e4), (10.0, 2000.0)
 # Codes from "unknown" to "other template".
 _CODES = range(6)
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -169,7 +171,14 @@ def geometry(fields: Mapping[str, Any], shape: tuple[int, ...], name: str) -> tu
             affine = np.diag([*(np.abs(size) * [-1, 1, 1]), 1.0])
             affine[:3, 3] = -affine[:3, :3] @ (np.array(shape[:3]) - 1) / 2  # as nibabel places it
             remarks.append(unknown_orientation("neither sform nor qform is coded"))
-    affine[:3] *= _UNITS[unit]
+    longest = float((np.linalg.norm(affine[:3, :3], axis=0) * shape[:3]).max())
+    if not _LENGTHS_MM[0] <= longest * _UNITS[unit] <= _LENGTHS_MM[1] and _BODY_MM[0] <= longest <= _BODY_MM[1]:
+        remarks.append(
+            f"by the unit in its header ({'meter' if unit == 1 else 'micrometer'}) it would be "
+            f"{longest * _UNITS[unit]:.3g} mm long; its lengths are taken for mm"
+        )
+    else:
+        affine[:3] *= _UNITS[unit]
     return affine, remarks
 
 
