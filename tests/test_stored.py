@@ -338,7 +338,7 @@ class TestCompressed:
 
 @pytest.mark.parametrize("extra", [1, 59, 60])
 def test_bytes_after_the_voxels(extra: int, tmp_path: Path) -> None:
-    """Less than a slice of 60 bytes is padding; more contradicts the header. A file of its own must fit exactly."""
+    """Zeros of less than a slice (60 bytes) are padding; more contradicts the header. A file apart must fit exactly."""
     image = nib.Nifti1Image(VALUES, AFFINE)
     (tmp_path / "scan.nii").write_bytes(image.to_bytes() + bytes(extra))
     (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(image.to_bytes() + bytes(extra)))
@@ -346,11 +346,17 @@ def test_bytes_after_the_voxels(extra: int, tmp_path: Path) -> None:
     attached.append(nrrd(tmp_path, gzip.compress(RAW + bytes(extra)), {"encoding": "gzip"}))
     for path in attached:
         if extra < 60:
-            with pytest.warns(UserWarning, match=rf"{extra} bytes after the last voxel"):
+            with pytest.warns(UserWarning, match=rf"{extra} bytes of padding follow the last voxel"):
                 read_volume(path)
         else:
             with pytest.raises(InputError, match="describes 240 bytes of voxels"):
                 read_volume(path)
+    # Bytes inserted somewhere push voxels out at the end.
+    image_bytes = image.to_bytes()
+    (tmp_path / "scan.nii").write_bytes(image_bytes[:400] + b"\1" * extra + image_bytes[400:])
+    for path in (tmp_path / "scan.nii", mha(tmp_path, RAW + b"\1" * extra), nrrd(tmp_path, RAW + b"\1" * extra)):
+        with pytest.raises(InputError, match="describes 240 bytes of voxels"):
+            read_volume(path)
     (tmp_path / "all.raw").write_bytes(RAW + bytes(extra))
     with pytest.raises(InputError, match=r"describes 240 bytes of voxels.*in all\.raw"):
         read_volume(mha(tmp_path, b"", ElementDataFile="all.raw"))

@@ -35,7 +35,9 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"a grid has three axes of at least one voxel, got shape {shape}")
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            usable = affine.shape == (4, 4) and np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0
+        if not usable:
             raise ValueError(f"a grid needs a finite, invertible 4 x 4 affine, got\n{affine}")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)

@@ -407,7 +407,8 @@ def checked_grid(shape: Sequence[int], affine: npt.NDArray[np.float64], name: st
     try:
         grid = Grid((shape[0], shape[1], shape[2]), affine)
         # The determinant of the unit axes is the volume they span: 1 when orthogonal, 0 when they lie in one plane.
-        flat = abs(np.linalg.det(affine[:3, :3] / grid.spacing)) < 1e-6
+        with np.errstate(all="ignore"):
+            flat = not abs(np.linalg.det(affine[:3, :3] / grid.spacing)) >= 1e-6
     except ValueError:
         flat = True
     if flat:

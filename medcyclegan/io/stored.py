@@ -32,6 +32,8 @@ _WINDOWS = {"gzip": 31, "zlib": 47}
 # What stands for a number in files of text; NaN and infinity are for voxels only.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+# What may follow the last voxel.
+_PADDING = b"\0 \r\n\t"
 _NO_NUMBER = re.compile(rb"[^0-9+\-.eEnNaAiIfF\s]")
 
 
@@ -115,7 +117,11 @@ def checked(stored: Stored) -> Stored:
                 f"{name}: its data are missing: there is no file {part.path}.", "Put it beside the header."
             )
         if stored.encoding == "raw" and not part.lines:
-            _fitting(stored, part, _room(stored, part))
+            size = part.path.stat().st_size
+            found = size if part.start < 0 else size - part.start - stored.skip
+            with part.path.open("rb") as stream:
+                stream.seek(max(0, size - max(0, found - _needed(stored))))
+                _fitting(stored, part, found, stream.read(1 << 16))
         # Deflate packs at most 1032 bytes into one.
         if stored.encoding in _WINDOWS and part.path.stat().st_size * 1032 < stored.skip + _needed(stored):
             raise InputError(
@@ -216,17 +222,11 @@ def _needed(stored: Stored) -> int:
     return math.prod(stored.shape) * stored.components // len(stored.parts) * stored.dtype.itemsize
 
 
-def _room(stored: Stored, part: Part) -> int:
-    """Bytes of the file from where its raw values begin."""
-    size = part.path.stat().st_size
-    return size if part.start < 0 else size - part.start - stored.skip
-
-
-def _fitting(stored: Stored, part: Part, found: int) -> str | None:
-    """What is to be said of a part of `found` bytes. A few bytes more are padding; a slice more is another header's.
+def _fitting(stored: Stored, part: Part, found: int, tail: bytes) -> str | None:
+    """What is to be said of a part of `found` bytes of voxels, `tail` being those beyond the needed ones.
 
     Raises:
-        InputError: there are too few, or a whole slice more, or any more in a file of its own, whose start is not sure.
+        InputError: there are too few, or more that are not padding: then shape, type or start of the data is wrong.
     """
     needed = _needed(stored)
     where = "" if part.path == stored.path else f" in {part.path.name}"
@@ -235,16 +235,17 @@ def _fitting(stored: Stored, part: Part, found: int) -> str | None:
             f"{stored.path}: it is cut short: {max(found, 0)} of {needed} bytes of voxels are there{where}.",
             ANOTHER_COPY,
         )
+    a_slice = math.prod(stored.shape[: min(2, len(stored.shape) - 1)]) * stored.components * stored.dtype.itemsize
     if found == needed or part.start < 0:
         return None
-    a_slice = math.prod(stored.shape[: min(2, len(stored.shape) - 1)]) * stored.components * stored.dtype.itemsize
+    # A file of voxels alone has no fixed start: it fits, or it is not known where they begin.
     apart = part.path != stored.path and stored.encoding == "raw"
-    if found - needed >= a_slice or apart:
+    if found - needed >= a_slice or apart or tail.strip(_PADDING):
         raise InputError(
-            f"{stored.path}: its header describes {needed} bytes of voxels, and at least {found} are there{where}: "
-            "shape, type or start of the data is wrong."
+            f"{stored.path}: its header describes {needed} bytes of voxels, and {found} or more are there{where}: "
+            "shape, type or start of the data is wrong, or bytes were inserted."
         )
-    return f"{found - needed} bytes after the last voxel are left out"
+    return f"{found - needed} bytes of padding follow the last voxel"
 
 
 def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.NDArray[Any]:
@@ -261,7 +262,7 @@ def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.N
                 raise InputError(f"{name}: {part.path.name} has fewer lines than its header leaves out.")
         # Never more than there is: Python sets aside what is asked for.
         data = stream.read(min(size, stored.skip + needed) if stored.encoding == "raw" else size)
-        beyond = size - stream.tell()
+        beyond, tail = size - stream.tell(), stream.read(1 << 16)
     rest = b""
     if part.length is not None:
         if part.length > len(data):
@@ -284,9 +285,14 @@ def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.N
     except (zlib.error, OSError, ValueError) as error:
         checksum = "their checksum (CRC-32 or Adler-32) does not match" if "data check" in str(error) else error
         raise InputError(f"{name}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
-    if rest.strip(b"\0"):
+    if rest.strip(_PADDING):
         remarks.append(f"{len(rest)} bytes after the end of the compressed data are left out")
-    if told := _fitting(stored, part, len(data) - stored.skip + (beyond if stored.encoding == "raw" else 0)):
+    found = len(data) - stored.skip
+    if stored.encoding == "raw":
+        told = _fitting(stored, part, found + beyond, tail)
+    else:
+        told = _fitting(stored, part, found, data[stored.skip + needed :])
+    if told:
         remarks.append(told)
     return np.frombuffer(data, dtype=stored.dtype, count=count, offset=stored.skip)
 
