@@ -236,7 +236,8 @@ class TestNrrd:
             ({"space directions": None}, "no voxel size"),
             ({"space directions": "none none none"}, "no voxel size"),
             ({"space directions": "(1,0,0) (0,1,0)"}, "2 space directions for 3 axes"),
-            ({"space directions": "(1,0,0) (0,1,x) (0,0,1)"}, "numbers"),
+            ({"space directions": "(1,0,0) (0,1,x) (0,0,1)"}, "3 numbers"),
+            ({"space directions": "(1,0,0) (0,1) (0,0,1)"}, "3 numbers"),
             ({"space directions": "(1,0,0) (0,0,0) (0,0,1)"}, "cannot be inverted"),
             ({"space units": '"cm" "cm" "cm"'}, "cm"),
             ({"space units": '"microns" "microns" "microns"'}, "microns"),
@@ -386,6 +387,18 @@ def test_numbers_as_text_are_checked(tmp_path: Path) -> None:
         ):
             with pytest.raises(InputError, match=reason):
                 read_volume(path)
+
+
+def test_slices_for_the_monai_reader(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(VALUES[:, :, 0].T)
+    image.SetSpacing((1.5, 2.5))
+    image.SetOrigin((3, 4))
+    image.SetDirection((0, 1, -1, 0))
+    for name in ("slice.nrrd", "slice.mha"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        array, meta = SimpleITKReader().get_data(SimpleITKReader().read(tmp_path / name))
+        np.testing.assert_array_equal(array, VALUES[:, :, 0])
+        np.testing.assert_allclose(meta["affine"][:2, [0, 1, 3]], [[0, -2.5, -3], [1.5, 0, -4]])
 
 
 def test_the_monai_reader_checks_as_well(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def read_header(path: Path) -> Stored:
     if order not in ("little", "big"):
         raise InputError(f"{path}: its header gives the order of bytes (endian) as {order!r}; it is little or big.")
     _check_units(fields, path)
-    directions = _vectors(fields["space directions"], count, path) if "space directions" in fields else None
+    directions = _vectors(fields, count, path) if "space directions" in fields else None
     domain = [axis for axis in range(count) if directions is None or directions[axis] is not None]
     # Components run fastest; axes of one sample beside space are none.
     components = 1
@@ -185,22 +185,20 @@ def _check_units(fields: dict[str, str], path: Path) -> None:
             )
 
 
-def _vectors(text: str, count: int, path: Path) -> list[list[float] | None]:
+def _vectors(fields: dict[str, str], count: int, path: Path) -> list[list[float] | None]:
     """One vector or None for each axis, from "none (1,0,0) (0,1,0) (0,0,1)"."""
-    words = re.findall(r"\([^()]*\)|[^\s()]+", text)
+    words = re.findall(r"\([^()]*\)|[^\s()]+", fields["space directions"])
     if len(words) != count:
         raise InputError(f"{path}: its header gives {len(words)} space directions for {count} axes.")
-    return [None if word.lower() == "none" else _vector(word, path, "space directions") for word in words]
+    return [None if word.lower() == "none" else _vector(word, fields, path, "space directions") for word in words]
 
 
-def _vector(text: str, path: Path, what: str) -> list[float]:
+def _vector(text: str, fields: dict[str, str], path: Path, what: str) -> list[float]:
     """Three numbers, the third 0 where the space has two dimensions."""
+    flat = "space" not in fields and fields.get("space dimension") == "2"
     if not (text.startswith("(") and text.endswith(")")):
         raise InputError(f"{path}: its header gives {what} as {text[:60]!r}; a vector such as (1,0,0) is needed.")
-    vector = numbers(text[1:-1].replace(",", " "), None, path, what)
-    if len(vector) not in (2, 3):
-        raise InputError(f"{path}: its header gives {what} with vectors of {len(vector)} numbers; 3 are needed.")
-    return [*vector, 0.0][:3]
+    return [*numbers(text[1:-1].replace(",", " "), 2 if flat else 3, path, what), 0.0][:3]
 
 
 def _geometry(
@@ -221,7 +219,7 @@ def _geometry(
     else:
         raise InputError(f"{path}: its header gives no voxel size (space directions or spacings).", "Add it, in mm.")
     if "space origin" in fields:
-        affine[:3, 3] = _vector(fields["space origin"], path, "space origin")
+        affine[:3, 3] = _vector(fields["space origin"], fields, path, "space origin")
     else:
         remarks.append("the header gives no space origin: the first voxel is taken to lie at the origin")
     space = fields.get("space", "").lower()
