@@ -48,3 +48,10 @@ def test_nonsense_is_refused(shape: Any, affine: Any) -> None:
 def test_the_affine_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="read-only"):
         Grid((2, 2, 2), np.eye(4)).affine[0, 0] = 5
+
+
+def test_shear_is_the_largest_cosine() -> None:
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    assert Grid((2, 2, 2), affine).shear == 0
+    affine[1, 2] = 4  # 3-4-5: the third axis leans against the second by a cosine of 4 / 5
+    assert Grid((2, 2, 2), affine).shear == pytest.approx(0.8)

@@ -127,7 +127,10 @@ class TestHeader:
 
     @pytest.mark.parametrize(("codes", "kept"), [((2, 0), (2, 2)), ((0, 2), (2, 2)), ((4, 2), (4, 2))])
     def test_codes_of_the_source(self, codes: tuple[int, int], kept: tuple[int, int], tmp_path: Path) -> None:
-        write_volume(tmp_path / "scan.nii", hounsfield(), Grid(SHAPE, affine_of(ORDERS[3])), nifti_codes=codes)
+        grid = Grid(SHAPE, affine_of(ORDERS[3]))
+        write_volume(
+            tmp_path / "scan.nii", hounsfield(), grid, nifti=dict(zip(("sform_code", "qform_code"), codes, strict=True))
+        )
         header = nib.load(tmp_path / "scan.nii").header
         assert (int(header["sform_code"]), int(header["qform_code"])) == kept
 
@@ -137,11 +140,12 @@ class TestHeader:
         nib.save(source, tmp_path / "source.nii")
         with pytest.warns(UserWarning, match="orientation is unknown"):
             grid = grid_of(read_volume(tmp_path / "source.nii"))
-        write_volume(tmp_path / "copy.nii", hounsfield(), grid, nifti_codes=(0, 0))
+        none = {"sform_code": 0, "qform_code": 0}
+        write_volume(tmp_path / "copy.nii", hounsfield(), grid, nifti=none)
         with pytest.warns(UserWarning, match="orientation is unknown"):
             assert grid_of(read_volume(tmp_path / "copy.nii")).matches(grid)
         with pytest.raises(ValueError, match="leave the affine out"):
-            write_volume(tmp_path / "copy.nii", hounsfield(), Grid(SHAPE, affine_of(ORDERS[3])), nifti_codes=(0, 0))
+            write_volume(tmp_path / "copy.nii", hounsfield(), Grid(SHAPE, affine_of(ORDERS[3])), nifti=none)
 
     def test_a_sheared_affine_has_no_qform(self, tmp_path: Path) -> None:
         write_volume(tmp_path / "scan.nii", hounsfield(), sheared())

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from medcyclegan.data.facts import Facts
+from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.reader import VOLUME_SUFFIXES, read_values
 from medcyclegan.io.writer import to_int16, write_volume
 
@@ -58,9 +59,12 @@ def mend(facts: Facts, modality: str, target: Path) -> list[str]:
     if not done:
         raise ValueError(f"{facts.file}: nothing can be mended safely")
     whole = bool((values == np.rint(values)).all() and values.min() >= -32768 and values.max() <= 32767)
-    codes = (int(meta["sform_code"]), int(meta["qform_code"])) if "sform_code" in meta else None
     write_volume(
-        target, to_int16(values) if whole else values.astype(np.float32), grid, description="mended", nifti_codes=codes
+        target,
+        to_int16(values) if whole else values.astype(np.float32),
+        grid,
+        description="mended",
+        nifti=kept_fields(meta),
     )
     return done
 

@@ -27,7 +27,7 @@ from medcyclegan.evaluation.metrics.tissue import TISSUE_METRICS, Tissues, tissu
 from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.segmentation import LABEL_METRICS, Labels, label_scores, region_of
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import Grid, reordered
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.io.writer import write_volume
 from medcyclegan.transforms.body import body_mask
@@ -179,7 +179,12 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
     reference, grid, also_warned = _read("reference", files.ref)
     done = []
     reaches = None
-    if not synthetic_grid.matches(grid, _TOLERANCE_MM):
+    turned = reordered(synthetic, synthetic_grid, grid, _TOLERANCE_MM)
+    if turned is not None:
+        if turned is not synthetic:
+            done.append("axes of the prediction exchanged or reversed to those of the reference; no value changes")
+        synthetic = np.ascontiguousarray(turned)
+    else:
         if not settings.resample:
             raise InputError(_grids_differ(files.pred, synthetic_grid, files.ref, grid))
         covered = resample(np.ones(synthetic_grid.shape, bool), synthetic_grid, grid, fill=0, mode="nearest")
@@ -266,13 +271,14 @@ def _read(kind: str, path: Path) -> tuple[npt.NDArray[np.float32], Grid, list[st
 
 def _read_labels(path: Path, grid: Grid) -> Labels:
     array, own, _ = read_hu(path)
-    if not own.matches(grid, _TOLERANCE_MM):
+    turned = reordered(array, own, grid, _TOLERANCE_MM)
+    if turned is None:
         raise InputError(
             f"The label map {path} lies on another grid than its case: {_words(own)} against {_words(grid)}.",
             "Resample it (nearest neighbor) onto the grid of the reference.",
         )
-    labels = array.astype(np.int32)
-    if (labels != array).any() or (labels < 0).any():
+    labels = turned.astype(np.int32)
+    if (labels != turned).any() or (labels < 0).any():
         raise InputError(f"{path}: a label map holds whole numbers of at least 0.")
     return labels
 

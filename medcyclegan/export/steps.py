@@ -21,6 +21,7 @@ from monai.utils import TraceKeys
 from medcyclegan import build, config
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_volume
 from medcyclegan.io.writer import to_int16, write_volume
 from medcyclegan.transforms.intensity import Scaler
@@ -113,13 +114,12 @@ class WriteVolumed(MapTransform):
             volume = result[key]
             values = volume.as_tensor()[0].cpu().numpy()
             path = self.folder / f"{case_id(volume.meta['filename_or_obj'])}{self.postfix}.nii.gz"
-            codes = (volume.meta["sform_code"], volume.meta["qform_code"]) if "sform_code" in volume.meta else None
             write_volume(
                 path,
                 to_int16(values) if self.whole_numbers else values.astype(np.float32),
                 grid_of(volume),
                 description=self.description,
-                nifti_codes=None if codes is None else (int(codes[0]), int(codes[1])),
+                nifti=kept_fields(volume.meta),
             )
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from medcyclegan.inference.quality import (
 from medcyclegan.inference.statistics import Statistics, check_statistics
 from medcyclegan.inference.uncertainty import combined, cycle_residual, spread, structure_disagreement
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.reader import as_volume
 from medcyclegan.io.writer import to_int16, write_volume
 from medcyclegan.progress import Progress, Silent
@@ -52,7 +53,7 @@ class Translation:
         grid: the source's shape and affine.
         modality: "CT" or "MR".
         description: what made it, for the file's header.
-        nifti_codes: sform and qform code of the source, if it was NIfTI: what its world coordinates mean.
+        nifti: geometry of the source's header, if it was NIfTI: where each program puts its voxels.
         trust: name -> trust map (X, Y, Z) float32 on `grid`, see `inference.uncertainty`; empty unless asked for.
         quality: the quality record, plain data for JSON.
     """
@@ -61,7 +62,7 @@ class Translation:
     grid: Grid
     modality: str
     description: str
-    nifti_codes: tuple[int, int] | None = None
+    nifti: Mapping[str, Any] | None = None
     trust: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
 
@@ -76,12 +77,12 @@ class Translation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to .nii, .nii.gz, .mha, .mhd or .nrrd, atomically."""
-        write_volume(Path(path), self.array, self.grid, description=self.description, nifti_codes=self.nifti_codes)
+        write_volume(Path(path), self.array, self.grid, description=self.description, nifti=self.nifti)
 
     def save_trust(self, name: str, path: str | os.PathLike[str]) -> None:
         """Write one trust map, like `save`."""
         description = f"trust map: {name}, {self.description}"
-        write_volume(Path(path), self.trust[name], self.grid, description=description, nifti_codes=self.nifti_codes)
+        write_volume(Path(path), self.trust[name], self.grid, description=description, nifti=self.nifti)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class Source:
     """A volume made ready for the network: the first of the three stages of a translation."""
 
     case: PreparedCase
-    codes: tuple[int, int] | None
+    nifti: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +220,6 @@ class Translator:
         """The first stage: read and prepare. Arguments and errors are those of a call."""
         volumes = [as_volume(part) for part in self._parts(image)]
         volume = volumes[0]
-        codes = (volume.meta["sform_code"], volume.meta["qform_code"]) if "sform_code" in volume.meta else None
         case = prepare_contrasts(volumes, [self.preparation, *self.further], body, names=self.contrasts)
         planes = {self.plane, *self.ensemble.planes}
         if "picture" in volume.meta and (self.spatial_dims == 3 or self.neighbors or planes != {"axial"}):
@@ -228,7 +228,7 @@ class Translator:
                 f"{name}: a picture is one axial slice, and this model or ensemble takes more.",
                 "Give the volume that it was made of.",
             )
-        return Source(case, codes)
+        return Source(case, kept_fields(volume.meta))
 
     def _parts(self, image: Any) -> Sequence[Any]:
         """The volumes of the contrasts, in order."""
@@ -323,7 +323,7 @@ class Translator:
         if "spread" in prediction.trust and self.modality == "CT":
             record["spread_threshold_hu"] = SPREAD_THRESHOLD_HU
             record["share_above_threshold"] = round(share_above(prediction.trust["spread"], case.body), 5)
-        return Translation(array, case.source_grid, self.modality, self.description, source.codes, maps, record)
+        return Translation(array, case.source_grid, self.modality, self.description, source.nifti, maps, record)
 
     def _translate(
         self,

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# Cosine between two axes up to which they count as orthogonal, for readers and writers alike: 0.06 degrees, far above
+# the rounding of a header, in float32 or in three decimals.
+SHEAR_COSINE = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -31,7 +35,9 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"a grid has three axes of at least one voxel, got shape {shape}")
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            usable = affine.shape == (4, 4) and np.isfinite(affine).all() and np.linalg.det(affine[:3, :3]) != 0
+        if not usable:
             raise ValueError(f"a grid needs a finite, invertible 4 x 4 affine, got\n{affine}")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
@@ -41,6 +47,12 @@ class Grid:
     def spacing(self) -> npt.NDArray[np.float64]:
         """Distance between voxel centres along each axis, (3,), mm."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def shear(self) -> float:
+        """Largest cosine between two axes; 0 where they are orthogonal."""
+        unit = self.affine[:3, :3] / self.spacing
+        return float(np.abs(unit.T @ unit - np.eye(3)).max())
 
     def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
         """True if the shapes are equal and no voxel lies more than `tolerance_mm` from its counterpart.
@@ -62,3 +74,29 @@ class Grid:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Grid:
         return cls(tuple(content["shape"]), np.array(content["affine"], dtype=np.float64))
+
+
+def reordered(array: npt.NDArray[Any], grid: Grid, like: Grid, tolerance_mm: float) -> npt.NDArray[Any] | None:
+    """The voxels of `grid` in the order of `like`, by exchanging and reversing axes; nothing is interpolated.
+
+    Args:
+        array: (X, Y, Z) on `grid`.
+        grid: where they lie.
+        like: the same places in any order of axes, in either direction.
+        tolerance_mm: how far apart two voxels are the same.
+
+    Returns:
+        (X, Y, Z) on `like`, `array` itself where the order is the same already; None where the voxels are others.
+    """
+    steps = np.linalg.solve(like.affine[:3, :3], grid.affine[:3, :3])
+    axes = [int(axis) for axis in np.abs(steps).argmax(axis=1)]  # which of its own axes runs along each of `like`
+    if sorted(axes) != [0, 1, 2]:
+        return None
+    result = array.transpose(axes) if axes != [0, 1, 2] else array
+    affine = grid.affine[:, [*axes, 3]]
+    for axis, own in enumerate(axes):
+        if steps[axis, own] < 0:
+            result = np.flip(result, axis)
+            affine[:3, 3] += affine[:3, axis] * (result.shape[axis] - 1)
+            affine[:3, axis] *= -1
+    return result if Grid(result.shape, affine).matches(like, tolerance_mm) else None

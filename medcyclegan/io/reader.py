@@ -1,22 +1,16 @@
 """Volumes from files: NIfTI, MetaImage, NRRD, DICOM in, one kind of MetaTensor out, or one sentence that says why not.
 
 Words used here. *Volume*: a MetaTensor of shape (1, X, Y, Z), float32, whose affine takes a voxel index to RAS+
-millimetres (float64). *Case id*: the name of a file without the suffix of its format, or of a DICOM folder. *Coded*: a
-NIfTI header says what its orientation matrices mean only where `sform_code` or `qform_code` is above 0.
+millimetres (float64).
 
-ITK's world is LPS: its first two axes point the other way. The conversion lives here and in `writer`.
+ITK's world is LPS: its first two axes point the other way. The conversion lives in this folder and nowhere else.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import logging
 import os
 import re
 import warnings
-import zlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,100 +20,36 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-from monai.data import ImageReader, MetaTensor, NibabelReader
-from monai.transforms import LoadImage
+from monai.data import ImageReader, MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom, split_choice
+from medcyclegan.io.dicom.files import holds_dicom, split_choice
 from medcyclegan.io.dicom.series import load_series
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.formats import describe, suffix_of
+from medcyclegan.io.grid import SHEAR_COSINE, Grid, reordered
+from medcyclegan.io.listing import VOLUME_SUFFIXES, case_id, list_volumes, volume_files
+from medcyclegan.io.nifti import GEOMETRY, geometry
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
+from medcyclegan.io.stored import Stored, read_voxels, scaled
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+__all__ = [
+    "VOLUME_SUFFIXES",
+    "SimpleITKReader",
+    "as_volume",
+    "case_id",
+    "checked_grid",
+    "grid_of",
+    "itk_affine",
+    "list_volumes",
+    "read_mask",
+    "read_values",
+    "read_volume",
+    "volume_files",
+]
 
-_NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# Two statements about the same voxel that differ by more than this are two different statements (mm).
-_DISAGREEMENT_MM = 1.0
-# Cosine between two axes above which they count as sheared: 0.06 degrees, far above the rounding of a float32 header.
-_SHEAR_COSINE = 1e-3
 _MASK_TOLERANCE_MM = 1e-2
-
-
-def case_id(path: str | os.PathLike[str]) -> str:
-    """The file name without the suffix of its format, in any letter case; other names are returned as they are.
-
-    DICOM: `study.zip`, `study.dcm` and the choice `study#123` of a series are all the case `study`.
-    """
-    name = split_choice(path)[0].name
-    for suffix in (_suffix(name), ".zip", *DICOM_SUFFIXES, *PICTURE_SUFFIXES):
-        if suffix and name.lower().endswith(suffix.lower()) and len(name) > len(suffix):
-            return name[: len(name) - len(suffix)]
-    return name
-
-
-def volume_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The files that the volume at `path` consists of: one, or every DICOM file of a folder; empty if there is none."""
-    found = split_choice(path)[0]
-    if found.is_dir():
-        return dicom_files(found)
-    return [found] if found.exists() else []
-
-
-def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Case id -> file or folder for every volume directly in `folder`, sorted by case id.
-
-    A sub-folder or zip that holds DICOM is one case. A folder that holds DICOM files itself is one case, that of its
-    own name. 2D images (.png, .tif, .tiff) are cases where there is nothing else; beside volumes they are previews.
-    Hidden files (leading dot) and other sub-folders are left out. A link to nothing is a case that cannot be read, for
-    otherwise nobody would miss it.
-
-    Raises:
-        InputError: the folder is missing, is a file, holds no volume, holds two volumes of the same case id, or holds
-            the files of a DICOM series beside other volumes.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        raise InputError(f"{folder} does not exist.", "Give a folder that holds volumes.")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file, not a folder.", "Give the folder that holds the volumes.")
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    found: dict[str, list[Path]] = {}
-    slices = 0
-    for path in files:
-        if (path.is_file() and _suffix(path.name)) or _is_lost(path):
-            found.setdefault(case_id(path), []).append(path)
-        elif path.is_dir() or path.suffix.lower() == ".zip":
-            if holds_dicom(path):
-                found.setdefault(path.name if path.is_dir() else case_id(path), []).append(path)
-        elif holds_dicom(path):
-            slices += 1
-    if slices and found:
-        others = sorted(path.name for paths in found.values() for path in paths)
-        raise InputError(
-            f"{folder} holds {slices} DICOM files beside other volumes ({', '.join(others[:3])}"
-            f"{', ...' if len(others) > 3 else ''}).",
-            "Give each DICOM series a sub-folder of its own.",
-        )
-    if slices:
-        return {folder.resolve().name: folder}
-    if not found:
-        for path in files:
-            if path.is_file() and path.name.lower().endswith(PICTURE_SUFFIXES):
-                found.setdefault(case_id(path), []).append(path)
-    if not found:
-        raise InputError(
-            f"{folder} holds no volume that can be read ({', '.join(VOLUME_SUFFIXES)}, DICOM); "
-            f"it holds {_inventory(files)}."
-        )
-    twins = [f"'{case}': {', '.join(p.name for p in paths)}" for case, paths in found.items() if len(paths) > 1]
-    if twins:
-        raise InputError(
-            f"{folder} holds more than one file for the same case id ({'; '.join(sorted(twins))}).",
-            "Keep one file per case or rename the others.",
-        )
-    return {case: found[case][0] for case in sorted(found)}
 
 
 def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) -> MetaTensor:
@@ -161,27 +91,29 @@ def read_values(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid, dict[st
         InputError: as `read_volume`, but not for the values.
     """
     array, affine, meta = _load(Path(path))
-    return array, _checked_grid(array, affine, str(path)), meta
+    return array, checked_grid(array.shape, affine, str(path)), meta
 
 
 def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]:
-    """Read a binary mask that lies on the grid `like`.
+    """Read a binary mask of the voxels of the grid `like`, whatever the order and direction of its own axes.
 
     Returns:
         (X, Y, Z) bool.
 
     Raises:
-        InputError: the file cannot be read, lies on another grid (more than 0.01 mm away), is empty, or holds anything
-            but 0 and one other value.
+        InputError: the file cannot be read, its voxels are others (more than 0.01 mm away), it is empty, or holds
+            anything but 0 and one other value.
     """
     array, affine, meta = _load(Path(path))
-    grid = _checked_grid(array, affine, str(path), "picture" in meta)
-    if not grid.matches(like, _MASK_TOLERANCE_MM):
+    grid = checked_grid(array.shape, affine, str(path), "picture" in meta)
+    turned = reordered(array, grid, like, _MASK_TOLERANCE_MM)
+    if turned is None:
         raise InputError(
             f"{path}: the mask lies on another grid than its volume. "
             f"Mask: {_describe(grid)}. Volume: {_describe(like)}.",
             "Resample the mask onto the grid of the volume (nearest neighbor).",
         )
+    array = turned
     values = np.unique(array)
     if not values.any():
         raise InputError(f"{path}: the mask is empty (every voxel is 0).")
@@ -223,9 +155,8 @@ def as_volume(image: str | os.PathLike[str] | MetaTensor | SpatialImage | sitk.I
     if isinstance(image, SpatialImage):
         name = image.get_filename() or "the given nibabel image"
         _check_nifti_kind(image, name)
-        meta = _nifti_meta(image, name)
-        array = _float32(np.asanyarray(image.dataobj))
-        return _checked_volume(array, np.asarray(image.affine, dtype=np.float64), meta, name)
+        affine, meta = _of_nibabel(image, name)
+        return _checked_volume(_float32(np.asanyarray(image.dataobj)), affine, meta, name)
     if isinstance(image, sitk.Image):
         name = "the given SimpleITK image"
         _check_itk_kind(image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel(), image.GetSize(), name)
@@ -259,12 +190,14 @@ class SimpleITKReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        return all(_suffix(name).lower() in (".mha", ".mhd", ".nrrd") for name in _listed(filename))
+        return all(suffix_of(name).lower() in (".mha", ".mhd", ".nrrd") for name in _listed(filename))
 
     def read(
         self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any
     ) -> sitk.Image | list[sitk.Image]:
-        images = [sitk.ReadImage(str(name), **kwargs) for name in _listed(data)]
+        if kwargs:
+            raise TypeError(f"no options are taken, got {', '.join(kwargs)}")
+        images = [_itk_image(Path(name)) for name in _listed(data)]
         return images if len(images) > 1 else images[0]
 
     def get_data(self, img: sitk.Image | Sequence[sitk.Image]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -291,46 +224,31 @@ class SimpleITKReader(ImageReader):
         return (np.stack(arrays) if len(arrays) > 1 else arrays[0]), meta
 
 
-class _NiftiReader(NibabelReader):
-    """MONAI's reader without its silent rewriting of the affine, and with a check of the compressed stream.
-
-    MONAI replaces an sform whose voxel size differs from `pixdim`; here the header is believed as nibabel reads it, and
-    the user is warned. nibabel stops at the last voxel and so never reaches the checksum of a .nii.gz file.
-    """
-
-    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> SpatialImage:
-        (name,) = self.filenames = tuple(_listed(data))
-        self.image = _open_nifti(Path(name))
-        _check_nifti_kind(self.image, str(name))
-        return self.image
-
-
-def _suffix(name: str) -> str:
-    """The suffix of a volume format at the end of `name`, as it is written there, or an empty string."""
-    for suffix in sorted(VOLUME_SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[len(name) - len(suffix) :]
-    return ""
-
-
-def _is_lost(path: Path) -> bool:
-    """True for a link to nothing whose name may be that of a volume, or of a folder or zip of DICOM files."""
-    return path.is_symlink() and not path.exists() and bool(_suffix(path.name) or path.suffix.lower() in ("", ".zip"))
+def _itk_image(path: Path) -> sitk.Image:
+    """The image in a file, read by this package: SimpleITK's own readers take damaged data without an error."""
+    stored = describe(path)
+    values, remarks = read_voxels(stored)
+    _remark(path, (*stored.remarks, *remarks))
+    if (stored.slope, stored.intercept) != (1.0, 0.0):
+        values = scaled(values, stored.slope, stored.intercept)
+    count, used = len(stored.shape), min(len(stored.shape), 3)
+    lps = (_LPS_TO_RAS @ stored.affine)[[*range(used), 3]][:, [*range(used), 3]]
+    spacing = np.linalg.norm(lps[:-1, :-1], axis=0)
+    direction = np.eye(count)
+    direction[:used, :used] = lps[:-1, :-1] / np.where(spacing > 0, spacing, 1)
+    try:
+        native = np.ascontiguousarray(values.T, dtype=values.dtype.newbyteorder("="))
+        image = sitk.GetImageFromArray(native, isVector=stored.components > 1)
+        image.SetSpacing([*spacing.tolist(), *[1.0] * (count - used)])
+        image.SetDirection(direction.ravel().tolist())
+        image.SetOrigin([*lps[:-1, -1].tolist(), *[0.0] * (count - used)])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is no image that SimpleITK can hold: {_reason(error)}.") from error
+    return image
 
 
 def _listed(names: Any) -> list[str]:
     return [os.fspath(name) for name in ([names] if isinstance(names, str | os.PathLike) else names)]
-
-
-def _inventory(files: list[Path]) -> str:
-    counts = Counter("sub-folder" if path.is_dir() else path.suffix.lower() for path in files)
-    parts = []
-    for kind, count in counts.most_common(4):
-        noun = kind if kind == "sub-folder" else f"{kind} file" if kind else "file without a suffix"
-        parts.append(f"{count} {noun if count == 1 else noun.replace('file', 'files', 1).replace('folder', 'folders')}")
-    if len(counts) > 4:
-        parts.append("other files")
-    return ", ".join(parts) or "nothing"
 
 
 def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt.NDArray[np.float64], dict[str, Any]]:
@@ -340,7 +258,7 @@ def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt
         if found.is_symlink():
             raise InputError(f"{found} is a link to {found.readlink()}, which does not exist.", "Fetch or copy it.")
         raise InputError(f"{found} does not exist.")
-    suffix = "" if found.is_dir() else _suffix(path.name).lower()
+    suffix = "" if found.is_dir() else suffix_of(path.name)
     picture = not found.is_dir() and path.name.lower().endswith(PICTURE_SUFFIXES)
     if not suffix and not picture and (found.suffix.lower() == ".zip" or holds_dicom(found)):
         return load_series(path)
@@ -354,109 +272,55 @@ def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt
             f"{path}: not a volume format that can be read.",
             f"Give one of {', '.join(VOLUME_SUFFIXES)}, or a folder or zip that holds one DICOM series.",
         )
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes).", "Copy or export it again.")
     try:
         if picture:
             return load_picture(path, levels)
-        if suffix in _NIFTI_SUFFIXES:
-            volume, meta = _load_nifti(path)
-        else:
-            volume, meta = _load_itk(path)
+        stored = described_volume(path)
+        values, remarks = read_voxels(stored)
+        _remark(path, remarks)
+        return scaled(values.reshape(stored.shape[:3]), stored.slope, stored.intercept), stored.affine, stored.meta
     except InputError:
         raise
     except MemoryError as error:
-        raise MemoryError(f"{path} does not fit into memory") from error
-    except _LIBRARY_ERRORS as error:
-        raise InputError(f"{path} cannot be read: {_reason(error)}.", "Copy or export it again.") from error
-    array = volume.as_tensor().numpy()
-    return array.reshape(array.shape[:3]), volume.affine.numpy().astype(np.float64), meta
+        raise InputError(f"{path} does not fit into memory.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except RuntimeError as error:  # SimpleITK, of pictures
+        raise InputError(f"{path} cannot be read: {_reason(error)}.") from error
 
 
-# What nibabel, gzip, numpy and SimpleITK raise for files that they cannot make sense of.
-_LIBRARY_ERRORS = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    OSError,
-    EOFError,
-    zlib.error,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    OverflowError,
-)
+def described_volume(path: Path) -> Stored:
+    """What the header of a file says, if that is one scalar 3D volume.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+
+    Warns:
+        UserWarning: what is doubtful about the header.
+    """
+    stored = describe(path)
+    if stored.components != 1:
+        raise InputError(f"{path}: {stored.components} values per voxel.", "Give a volume with one value per voxel.")
+    _check_shape(stored.shape, str(path))
+    _remark(path, stored.remarks)
+    return stored
+
+
+def _remark(path: str | Path, remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        warnings.warn(f"{path}: {remark}.", stacklevel=4)
 
 
 def _reason(error: BaseException) -> str:
-    """The sentence of a library's error that helps, on one line."""
+    """The sentence of SimpleITK's error that helps, on one line."""
     text = str(error)
-    # gzip, nibabel reading and nibabel mapping a file into memory each have their own words for the same fault.
-    if isinstance(error, EOFError) or re.search(r"Expected \d+ bytes, got|mmap length is greater", text):
-        return "it ends too early (cut short while copying or exporting?)"
     if "sitk::ERROR:" in text or "ITK ERROR:" in text:
         text = re.split(r"(?:sitk::|ITK )ERROR:", text)[-1]
         text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
-        if "File cannot be read" in text or "fread got only" in text:
-            return "its data are missing or cut short"
         if "Unable to determine ImageIO reader" in text:
             return "its content is not of the format that its name says"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _open_nifti(path: Path) -> SpatialImage:
-    """The image with its whole compressed stream checked; uncompressed files stay on disk until they are used."""
-    if not path.name.lower().endswith(".gz"):
-        with path.open("rb") as stream:
-            start = stream.read(4)
-        return _nifti_class(start, path).from_filename(path)
-    content = gzip.decompress(path.read_bytes())
-    holder = nib.FileHolder(fileobj=io.BytesIO(content))
-    return _nifti_class(content[:4], path).from_file_map({"header": holder, "image": holder})
-
-
-def _nifti_class(start: bytes, path: Path) -> type[nib.Nifti1Image]:
-    """NIfTI-1 or NIfTI-2 by the size of the header, which is the first number in the file, in either byte order."""
-    for image_class, size in ((nib.Nifti1Image, 348), (nib.Nifti2Image, 540)):
-        if start in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
-            return image_class
-    raise InputError(f"{path} cannot be read: its content is not NIfTI.", "Copy or export it again.")
-
-
-def _load_nifti(path: Path) -> tuple[MetaTensor, dict[str, Any]]:
-    reader = _NiftiReader()
-    volume = _LOADER(str(path), reader=reader)
-    return volume, _nifti_meta(reader.image, str(path))
-
-
-def _load_itk(path: Path) -> tuple[MetaTensor, dict[str, Any]]:
-    header = sitk.ImageFileReader()
-    header.SetFileName(str(path))
-    header.ReadImageInformation()
-    pixel = sitk.GetPixelIDValueAsString(header.GetPixelID())
-    _check_itk_kind(pixel, header.GetNumberOfComponents(), header.GetSize(), str(path))
-    # ITK takes an NRRD without a space for LPS; the file does not say so.
-    if _suffix(path.name).lower() == ".nrrd" and (
-        not header.HasMetaDataKey("NRRD_space") or header.GetMetaData("NRRD_space") != "left-posterior-superior"
-    ):
-        _warn_unknown_orientation(str(path), "the header names no anatomical space")
-    return _LOADER(str(path), reader=SimpleITKReader()), {}
-
-
-def _loader() -> LoadImage:
-    """MONAI's loader, made once: beside pydicom it complains each time of a GPU decoder that nothing here uses."""
-    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return LoadImage(image_only=True)
-    finally:
-        logger.setLevel(level)
-
-
-_LOADER = _loader()
 
 
 def _check_nifti_kind(image: SpatialImage, name: str) -> None:
@@ -487,47 +351,16 @@ def _check_shape(shape: Sequence[int], name: str, picture: bool = False) -> None
         raise InputError(f"{name}: a volume needs at least 2 voxels along each axis, this has {shown}.")
 
 
-def _nifti_meta(image: SpatialImage, name: str) -> dict[str, Any]:
-    """The orientation codes, after warning of everything in the header that contradicts itself."""
+def _of_nibabel(image: SpatialImage, name: str) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+    """Affine in mm and metadata of a nibabel image, whose header says which unit its lengths are in."""
+    affine = np.asarray(image.affine, dtype=np.float64)
     header = image.header
     if not isinstance(header, nib.Nifti1Header):
-        return {}
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
-    shape = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
-    if sform_code <= 0 and qform_code <= 0:
-        _warn_unknown_orientation(name, "neither sform nor qform is coded")
-    elif sform_code > 0:
-        affine = np.asarray(header.get_sform(), dtype=np.float64)
-        corner = np.array(shape) - 1
-        step = np.abs(np.linalg.norm(affine[:3, :3], axis=0) - np.array(header.get_zooms()[:3], dtype=np.float64))
-        if qform_code > 0:
-            other = _qform_or_none(header)
-            try:
-                distance = Grid(shape, affine).distance(Grid(shape, other)) if other is not None else np.inf
-            except ValueError:
-                distance = np.inf
-            if distance > _DISAGREEMENT_MM:
-                apart = f"by up to {distance:.1f} mm" if np.isfinite(distance) else "(the qform is unusable)"
-                warnings.warn(f"{name}: sform and qform disagree {apart}; the sform is used.", stacklevel=4)
-        elif (step * corner).max() > _DISAGREEMENT_MM:
-            warnings.warn(
-                f"{name}: the voxel size in the header differs from that of the sform; the sform is used.", stacklevel=4
-            )
-    unit = header.get_xyzt_units()[0] if int(header["xyzt_units"]) & 7 in (0, 1, 2, 3) else "unknown"
-    if unit in ("meter", "micron"):
-        warnings.warn(f"{name}: the header gives its lengths in {unit}s; they are taken as millimetres.", stacklevel=4)
-    return {"sform_code": sform_code, "qform_code": qform_code}
-
-
-def _qform_or_none(header: nib.Nifti1Header) -> npt.NDArray[np.float64] | None:
-    try:
-        return np.asarray(header.get_qform(), dtype=np.float64)
-    except (ValueError, nib.spatialimages.HeaderDataError):
-        return None
-
-
-def _warn_unknown_orientation(name: str, because: str) -> None:
-    warnings.warn(f"{name}: the orientation is unknown ({because}): left and right cannot be told apart.", stacklevel=5)
+        return affine, {}
+    meta = {key: np.asarray(header[key])[()] for key in GEOMETRY}
+    own, remarks = geometry(meta, image.shape, name)
+    _remark(name, remarks)
+    return own, meta
 
 
 def _from_metatensor(image: MetaTensor) -> MetaTensor:
@@ -547,10 +380,10 @@ def _from_metatensor(image: MetaTensor) -> MetaTensor:
     affine = image.affine.detach().cpu().numpy().astype(np.float64)
     if str(image.meta.get("space", "RAS")) == "LPS":
         affine = _LPS_TO_RAS @ affine
-    kept = {"filename_or_obj", "sform_code", "qform_code", "modality", "picture", "unit"}
+    kept = {"filename_or_obj", *GEOMETRY, "modality", "picture", "unit"}
     codes = [int(image.meta.get(key, 1)) for key in ("sform_code", "qform_code")]
     if max(codes) <= 0 and not np.allclose(affine, np.asarray(image.meta.get("original_affine", affine)), atol=1e-3):
-        kept -= {"sform_code", "qform_code"}  # they are of the file, and it has been moved since
+        kept -= {*GEOMETRY}  # they are of the file, and it has been moved since
     return _checked_volume(array, affine, {key: image.meta[key] for key in kept & image.meta.keys()}, name)
 
 
@@ -559,31 +392,42 @@ def _float32(array: np.ndarray) -> np.ndarray:
         return np.array(array, dtype=np.float32, order="C").reshape(array.shape[:3])
 
 
-def _checked_grid(array: np.ndarray, affine: npt.NDArray[np.float64], name: str, picture: bool = False) -> Grid:
-    _check_shape(array.shape, name, picture)
+def checked_grid(shape: Sequence[int], affine: npt.NDArray[np.float64], name: str, picture: bool = False) -> Grid:
+    """The grid of one 3D volume, after the checks that every way in shares.
+
+    Raises:
+        InputError: another shape, or an affine that places no volume.
+
+    Warns:
+        UserWarning: the axes are sheared.
+    """
+    _check_shape(shape, name, picture)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise InputError(f"{name}: the affine holds values that are not finite.")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    # The determinant of the unit axes is the volume they span: 1 when orthogonal, 0 when they lie in one plane.
-    if spacing.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
+    try:
+        grid = Grid((shape[0], shape[1], shape[2]), affine)
+        # The determinant of the unit axes is the volume they span: 1 when orthogonal, 0 when they lie in one plane.
+        with np.errstate(all="ignore"):
+            flat = not abs(np.linalg.det(affine[:3, :3] / grid.spacing)) >= 1e-6
+    except ValueError:
+        flat = True
+    if flat:
         raise InputError(
             f"{name}: the affine cannot be inverted (two axes coincide or a voxel size is 0), so that the "
             "voxels have no place in space.",
             "Export the volume again with its geometry.",
         )
-    unit = affine[:3, :3] / spacing
-    cosines = np.abs(unit.T @ unit - np.eye(3))
-    if cosines.max() > _SHEAR_COSINE:
-        angle = np.degrees(np.arcsin(min(1.0, float(cosines.max()))))
+    if grid.shear > SHEAR_COSINE:
+        angle = np.degrees(np.arcsin(min(1.0, grid.shear)))
         warnings.warn(
             f"{name}: the axes are sheared ({angle:.1f} degrees from a right angle; tilted gantry?).", stacklevel=4
         )
-    return Grid((array.shape[0], array.shape[1], array.shape[2]), affine)
+    return grid
 
 
 def _checked_volume(array: np.ndarray, affine: npt.NDArray[np.float64], meta: dict[str, Any], name: str) -> MetaTensor:
     """The volume, after the checks that every way in shares. `array` is (X, Y, Z) float32 and becomes the volume's."""
-    grid = _checked_grid(array, affine, name, "picture" in meta)
+    grid = checked_grid(array.shape, affine, name, "picture" in meta)
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         count = array.size - int(np.count_nonzero(np.isfinite(array)))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.pairing import pair
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import Grid, reordered
 from medcyclegan.io.reader import grid_of, list_volumes, read_mask, read_volume
 from medcyclegan.report.display import Inside
 from medcyclegan.report.results import Case, CaseFiles
@@ -124,11 +124,13 @@ def open_case(
         raise InputError("the evaluation did not record where the volumes are")
     ct, grid = _read(files.ref)
     sct, sct_grid = _read(files.pred)
-    if not sct_grid.matches(grid, _TOLERANCE_MM):
+    turned = reordered(sct, sct_grid, grid, _TOLERANCE_MM)
+    if turned is None:
         raise InputError(
             f"{files.pred.name} lies on another grid than {files.ref.name}; what was graded was resampled or moved "
             "first, and is not kept"
         )
+    sct = np.ascontiguousarray(turned)
     inside = body_mask(ct, grid.spacing.tolist(), "CT") if files.mask is None else _read_mask(files.mask, grid)
     notes = list(_contradiction(case, ct, sct, inside))
     mr, words = _companion("MR", case.name, source, files.source, grid)

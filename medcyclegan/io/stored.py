@@ -1,0 +1,341 @@
+"""Voxels on disk: what a header says of them, and exactly as many values as it says, or a refusal.
+
+Words used here. *Encoding*: how values are written: raw bytes, a compressed stream of them, or numbers as text. *Part*:
+one file of values, or the piece of a file that holds them.
+
+Bytes are counted and checksums looked at before a voxel is believed. A library that does not look fills what a damaged
+stream lacks with whatever was in memory.
+"""
+
+from __future__ import annotations
+
+import bz2
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medcyclegan.errors import InputError
+
+Encoding = Literal["raw", "gzip", "zlib", "bzip2", "text", "hex"]
+
+ANOTHER_COPY = "Take another copy of it, or export it again."
+GZIP_MAGIC = b"\x1f\x8b"
+# zlib's window argument: 31 takes gzip, 47 gzip and zlib.
+_WINDOWS = {"gzip": 31, "zlib": 47}
+# What stands for a number in files of text; NaN and infinity are for voxels only.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+# What may follow the last voxel.
+_PADDING = b"\0 \r\n\t"
+_NO_NUMBER = re.compile(rb"[^0-9+\-.eEnNaAiIfF\s]")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where voxels lie.
+
+    Attributes:
+        path: of the file.
+        start: bytes of the file before them; -1 where they are its last bytes.
+        length: bytes in the file that they take; None for all that follow.
+        lines: lines of text to leave out from `start` on.
+    """
+
+    path: Path
+    start: int = 0
+    length: int | None = None
+    lines: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A volume as its header describes it; nothing is known of its values yet.
+
+    Attributes:
+        path: of the header.
+        shape: voxels along the axes, the axis that runs fastest on disk first.
+        dtype: of the values, with their byte order.
+        affine: 4 x 4 float64, voxel index of the first three axes to RAS+ mm.
+        parts: the files of values in order, each of as many.
+        components: values per voxel; they run faster than any axis.
+        encoding: of every part.
+        skip: bytes before the first value of a part once it is decoded.
+        slope, intercept: value = slope * stored + intercept.
+        remarks: what is doubtful about the header, in words that follow the name of the file.
+        meta: what else a volume keeps of the header.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    affine: npt.NDArray[np.float64]
+    parts: tuple[Part, ...]
+    components: int = 1
+    encoding: Encoding = "raw"
+    skip: int = 0
+    slope: float = 1.0
+    intercept: float = 0.0
+    remarks: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        """The header and every file of values, once each."""
+        return list(dict.fromkeys((self.path, *(part.path for part in self.parts))))
+
+    @property
+    def kind(self) -> str:
+        """Type of the values, such as "int16"."""
+        return str(self.dtype.newbyteorder("="))
+
+
+def checked(stored: Stored) -> Stored:
+    """The same, after its numbers were held against each other and against the length of its files.
+
+    Raises:
+        InputError: a shape or geometry that cannot be, or a file of raw values that is missing, too short or too long.
+    """
+    name = stored.path
+    shown = " x ".join(str(n) for n in stored.shape)
+    if not stored.shape or min(stored.shape) < 1 or stored.components < 1:
+        raise InputError(f"{name}: its header gives {shown or 'no'} voxels, which is no volume.")
+    if not np.isfinite(stored.affine).all():
+        raise InputError(f"{name}: its header places the voxels by numbers that are not finite.")
+    values = math.prod(stored.shape) * stored.components
+    if values % len(stored.parts):
+        raise InputError(f"{name}: {shown} voxels cannot lie in {len(stored.parts)} files of one size.")
+    for part in stored.parts:
+        if not part.path.is_file():
+            raise InputError(
+                f"{name}: its data are missing: there is no file {part.path}.", "Put it beside the header."
+            )
+        if stored.encoding == "raw" and not part.lines:
+            size = part.path.stat().st_size
+            found = size if part.start < 0 else size - part.start - stored.skip
+            with part.path.open("rb") as stream:
+                stream.seek(max(0, size - max(0, found - _needed(stored))))
+                _fitting(stored, part, found, stream.read(1 << 16))
+        # Deflate packs at most 1032 bytes into one.
+        if stored.encoding in _WINDOWS and part.path.stat().st_size * 1032 < stored.skip + _needed(stored):
+            raise InputError(
+                f"{name}: it is cut short, or its shape is wrong: {part.path.stat().st_size} compressed bytes cannot "
+                f"hold {_needed(stored)} bytes of voxels."
+            )
+    return stored
+
+
+def read_voxels(stored: Stored) -> tuple[npt.NDArray[Any], list[str]]:
+    """Every value, of the type on disk, and what is doubtful about the files.
+
+    Returns:
+        (X, Y, Z, ...), or (components, X, Y, Z, ...) where a voxel has several; `slope` and `intercept` not applied.
+
+    Raises:
+        InputError: the files hold fewer or far more values than the header says, or are damaged.
+    """
+    count = math.prod(stored.shape) * stored.components // len(stored.parts)
+    remarks: list[str] = []
+    pieces = [_values(stored, part, count, remarks) for part in stored.parts]
+    values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    shape = stored.shape if stored.components == 1 else (stored.components, *stored.shape)
+    return values.reshape(shape, order="F"), list(dict.fromkeys(remarks))
+
+
+def scaled(values: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[np.float32]:
+    """slope * values + intercept in float64, rounded once to float32, in C order; (..., Z) slice by slice."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite and is refused by name
+        if (slope, intercept) == (1.0, 0.0):
+            return np.array(values, dtype=np.float32, order="C")
+        result = np.empty(values.shape, dtype=np.float32)
+        for k in range(values.shape[-1]):
+            result[..., k] = values[..., k].astype(np.float64) * slope + intercept
+    return result
+
+
+def beside(header: Path, named: str) -> Path:
+    """The data file that a header names, in the header's folder or below it.
+
+    Raises:
+        InputError: the name leads out of the folder, or back to the header.
+    """
+    steps = PureWindowsPath(named)  # knows the separators and roots of every system
+    if not named or "\0" in named or steps.anchor or ".." in steps.parts:
+        raise InputError(
+            f"{header}: its header looks for the data in {named!r}; only files beside the header are read.",
+            "Put the data beside the header and name them without a folder.",
+        )
+    path = header.parent / named
+    if path == header:
+        raise InputError(f"{header}: its header names itself as the file of its data.")
+    return path
+
+
+def numbers(text: str, count: int | None, path: Path, what: str) -> list[float]:
+    """Exactly `count` finite numbers (None: any), separated by spaces.
+
+    Raises:
+        InputError: there are others, or something else; `what` names the field.
+    """
+    words = text.split()
+    values = [float(word) if _NUMBER.fullmatch(word) else math.nan for word in words]
+    if (count is not None and len(values) != count) or not all(map(math.isfinite, values)):
+        wanted = f"{count} numbers" if count is not None else "numbers"
+        raise InputError(f"{path}: its header gives {what} as {_short(text)}; {wanted} are needed.")
+    return values
+
+
+def integers(text: str, count: int | None, path: Path, what: str) -> list[int]:
+    """Like `numbers`, for whole numbers."""
+    words = text.split()
+    if not all(map(_INTEGER.fullmatch, words)) or (count is not None and len(words) != count):
+        wanted = f"{count} whole number{'s' * (count != 1)}" if count is not None else "whole numbers"
+        raise InputError(f"{path}: its header gives {what} as {_short(text)}; {wanted} needed.")
+    return [int(word) for word in words]
+
+
+def numbered_files(header: Path, pattern: str, numbers: Sequence[int]) -> list[Path]:
+    """The files of a pattern such as `slice_%03d.raw`, as C's printf writes it for whole numbers.
+
+    Raises:
+        InputError: the pattern has no such place or several, or leads out of the folder.
+    """
+    found = re.fullmatch(r"([^%]*)%(0?)(\d{0,2})[di]([^%]*)", pattern)
+    if not found:
+        raise InputError(f"{header}: its header names its data files by {pattern!r}; one %d or %03d is needed.")
+    before, zero, width, after = found.groups()
+    return [beside(header, f"{before}{number:{zero}{width}d}{after}") for number in numbers]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def _needed(stored: Stored) -> int:
+    """Bytes of the values of one part."""
+    return math.prod(stored.shape) * stored.components // len(stored.parts) * stored.dtype.itemsize
+
+
+def _fitting(stored: Stored, part: Part, found: int, tail: bytes) -> str | None:
+    """What is to be said of a part of `found` bytes of voxels, `tail` being those beyond the needed ones.
+
+    Raises:
+        InputError: there are too few, or more that are not padding: then shape, type or start of the data is wrong.
+    """
+    needed = _needed(stored)
+    where = "" if part.path == stored.path else f" in {part.path.name}"
+    if found < needed:
+        raise InputError(
+            f"{stored.path}: it is cut short: {max(found, 0)} of {needed} bytes of voxels are there{where}.",
+            ANOTHER_COPY,
+        )
+    a_slice = math.prod(stored.shape[: min(2, len(stored.shape) - 1)]) * stored.components * stored.dtype.itemsize
+    if found == needed or part.start < 0:
+        return None
+    # A file of voxels alone has no fixed start: it fits, or it is not known where they begin.
+    apart = part.path != stored.path and stored.encoding == "raw"
+    if found - needed >= a_slice or apart or tail.strip(_PADDING):
+        raise InputError(
+            f"{stored.path}: its header describes {needed} bytes of voxels, and {found} or more are there{where}: "
+            "shape, type or start of the data is wrong, or bytes were inserted."
+        )
+    return f"{found - needed} bytes of padding follow the last voxel"
+
+
+def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.NDArray[Any]:
+    """`count` values of one part."""
+    name = stored.path
+    needed = _needed(stored)
+    most = stored.skip + 2 * needed
+    size = part.path.stat().st_size
+    with part.path.open("rb") as stream:
+        start = part.start if part.start >= 0 else max(0, size - needed)
+        stream.seek(start)
+        for _ in range(part.lines):
+            if not stream.readline(1 << 20).endswith(b"\n"):
+                raise InputError(f"{name}: {part.path.name} has fewer lines than its header leaves out.")
+        # Never more than there is: Python sets aside what is asked for.
+        data = stream.read(min(size, stored.skip + needed) if stored.encoding == "raw" else size)
+        beyond, tail = size - stream.tell(), stream.read(1 << 16)
+    rest = b""
+    if part.length is not None:
+        if part.length > len(data):
+            raise InputError(
+                f"{name}: it is cut short: {len(data)} of {part.length} compressed bytes are there.", ANOTHER_COPY
+            )
+        data, rest = data[: part.length], data[part.length :]
+    if stored.encoding == "text":
+        return _from_text(data, count, stored)
+    try:
+        if stored.encoding in _WINDOWS:
+            data, more = _inflated(data, _WINDOWS[stored.encoding], most)
+            rest = more + rest
+        elif stored.encoding == "bzip2":
+            data, rest = _unzipped(data, most)
+        elif stored.encoding == "hex":
+            data = bytes.fromhex(data.decode("ascii"))
+    except EOFError:
+        raise InputError(f"{name}: its compressed data end too early.", ANOTHER_COPY) from None
+    except (zlib.error, OSError, ValueError) as error:
+        checksum = "their checksum (CRC-32 or Adler-32) does not match" if "data check" in str(error) else error
+        raise InputError(f"{name}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
+    if rest.strip(_PADDING):
+        remarks.append(f"{len(rest)} bytes after the end of the compressed data are left out")
+    found = len(data) - stored.skip
+    if stored.encoding == "raw":
+        told = _fitting(stored, part, found + beyond, tail)
+    else:
+        told = _fitting(stored, part, found, data[stored.skip + needed :])
+    if told:
+        remarks.append(told)
+    return np.frombuffer(data, dtype=stored.dtype, count=count, offset=stored.skip)
+
+
+def _inflated(data: bytes, window: int, most: int) -> tuple[bytes, bytes]:
+    """What gzip or zlib bytes hold, each member with its checksum, up to one more than `most`; and what follows."""
+    result = bytearray()
+    engine = zlib.decompressobj(window)
+    while True:
+        result += engine.decompress(data, most + 1 - len(result))
+        data = engine.unused_data if engine.eof else engine.unconsumed_tail
+        if len(result) > most or (engine.eof and not data.startswith(GZIP_MAGIC)):
+            return bytes(result), data if engine.eof else b""
+        if engine.eof:
+            engine = zlib.decompressobj(window)
+        elif not data:
+            raise EOFError
+
+
+def _unzipped(data: bytes, most: int) -> tuple[bytes, bytes]:
+    """Like `_inflated`, of one bzip2 stream."""
+    engine = bz2.BZ2Decompressor()
+    result = bytearray(engine.decompress(data, most + 1))
+    while not engine.eof and len(result) <= most:
+        if engine.needs_input:
+            raise EOFError
+        result += engine.decompress(b"", most + 1 - len(result))
+    return bytes(result), engine.unused_data
+
+
+def _from_text(data: bytes, count: int, stored: Stored) -> npt.NDArray[Any]:
+    words = data.split()
+    if len(words) != count:
+        raise InputError(f"{stored.path}: {len(words)} numbers are there, and its header describes {count}.")
+    dtype = stored.dtype.newbyteorder("=")
+    try:
+        if _NO_NUMBER.search(data):
+            raise ValueError
+        if np.issubdtype(dtype, np.floating):
+            return np.array([float(word) for word in words], dtype=dtype)
+        values = [int(word) for word in words]
+        if min(values) < np.iinfo(dtype).min or max(values) > np.iinfo(dtype).max:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{stored.path}: its voxels are text, and not all of it is numbers of type {dtype}.") from None
+    return np.array(values, dtype=dtype)
