@@ -14,6 +14,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import holds_dicom, split_choice
 from medcyclegan.io.dicom.series import source_series
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.plausible import refuse_impossible_geometry
 from medcyclegan.io.reader import VOLUME_SUFFIXES, itk_affine
 
 # The part of a compressed NIfTI in which its header lies, NIfTI-2 with small extensions included.
@@ -102,6 +103,7 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray, path: Path) -> Grid:
     shown = " x ".join(str(n) for n in shape)
     if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape[:3]) < 2:
         raise InputError(f"{path}: {shown} voxels are no 3D volume of one frame.", "Give one frame as a 3D volume.")
+    refuse_impossible_geometry(shape, affine, str(path))
     try:
         return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
     except ValueError:

@@ -35,6 +35,7 @@ from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom,
 from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
+from medcyclegan.io.plausible import refuse_impossible_geometry, refuse_impossible_hu
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 
@@ -563,6 +564,7 @@ def _checked_grid(array: np.ndarray, affine: npt.NDArray[np.float64], name: str,
     _check_shape(array.shape, name, picture)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise InputError(f"{name}: the affine holds values that are not finite.")
+    refuse_impossible_geometry(array.shape, affine, name)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     # The determinant of the unit axes is the volume they span: 1 when orthogonal, 0 when they lie in one plane.
     if spacing.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
@@ -591,6 +593,8 @@ def _checked_volume(array: np.ndarray, affine: npt.NDArray[np.float64], meta: di
             f"{name}: {count} of {array.size} voxels are not finite (NaN or infinite).",
             "Replace them by a value that has a meaning there, or export the volume again.",
         )
+    if meta.get("modality") == "CT":
+        refuse_impossible_hu(low, high, name)
     if low == high:
         raise InputError(f"{name}: every voxel holds the same value ({low:g}).", "Export the volume again.")
     volume = MetaTensor(

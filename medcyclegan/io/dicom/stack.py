@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import Object, Place, count, few
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.plausible import refuse_impossible_geometry
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A slice may lie this far from where even steps put it: positions rounded to one decimal are off by 0.05 mm.
@@ -198,6 +199,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
     lps = np.eye(4)
     lps[:3, :3] = np.stack([row * first.spacing[1], column * first.spacing[0], axis], axis=1)
     lps[:3, 3] = origin
+    refuse_impossible_geometry((columns, rows, len(slices)), lps, name)
     return Stack(slices, Grid((columns, rows, len(slices)), _LPS_TO_RAS @ lps), shift, notes)
 
 
