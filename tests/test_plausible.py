@@ -53,7 +53,7 @@ class TestGeometry:
         refuse_impossible_geometry((6, 5, 4), affine, "x.nii")
 
     def test_a_whole_body_of_ten_meters_is_none(self) -> None:
-        with pytest.raises(InputError, match="longest side is 1.001e"):
+        with pytest.raises(InputError, match=r"longest side is 1\.001e"):
             refuse_impossible_geometry((6, 5, 1001), grid(10.0), "x.nii")
 
     def test_every_reader_and_every_header(self, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ class TestHounsfield:
             ds.RescaleSlope = "1e27"  # type: ignore[attr-defined]
 
         write_series(tmp_path / "ct", VALUES, modality="CT", change=change)
-        with pytest.raises(InputError, match=r"ct: values from .*Hounsfield units of a CT lie within"):
+        with pytest.raises(InputError, match=r"ct: values from .*Hounsfield units of a CT lie within -100000 and"):
             read_volume(tmp_path / "ct")
 
     def test_metal_is_a_ct(self, tmp_path: Path) -> None:

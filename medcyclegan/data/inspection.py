@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.io.plausible import HIGHEST_HU
+from medcyclegan.io.plausible import CT_HU
 
 
 def looks_like_hu(values: npt.NDArray[np.floating]) -> bool:
@@ -19,7 +19,7 @@ def looks_like_hu(values: npt.NDArray[np.floating]) -> bool:
     sample = values[:: max(1, values.shape[0] // 64)]
     air = np.mean((sample > -1100) & (sample < -800))
     tissue = np.mean((sample > -200) & (sample < 300))
-    return bool(air > 0.01 and tissue > 0.01 and sample.max() <= HIGHEST_HU)
+    return bool(air > 0.01 and tissue > 0.01 and sample.max() <= CT_HU[1])
 
 
 def modality_suspicions(hu: Mapping[str, bool], modality: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What no scan can be: limits of geometry and of Hounsfield units beyond which a header or a value is in error.
 
 One rule for every format. The limits are wide: they part what a scanner or a micro-CT may give from lengths in another
-unit, padding and damage; what lies within them may still be doubtful, and `data.suspicions` and `evaluation.doubts` say so.
+unit, padding and damage; what lies within them may still be doubtful: see `data.suspicions` and `evaluation.doubts`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ SMALLEST_SPACING_MM, LARGEST_SPACING_MM = 1e-3, 100.0
 SHORTEST_SIDE_MM, LONGEST_SIDE_MM = 0.1, 1e4
 # Scanner coordinates stay within meters; beyond 100 m a 32-bit header cannot place a voxel to 0.01 mm any more.
 FARTHEST_MM = 1e5
-# CT is stored in 16 bits. Steel reads about 30,000 HU; 64,511 is padding of 65535 with an intercept of -1024.
-LOWEST_HU, HIGHEST_HU = -32768.0, 32767.0
+# Gold attenuates 60 keV 430 times as strongly as water (430,000 HU); padding may be anything that 16 bits and an
+# intercept give. What a file holds beyond these limits was never a CT.
+MATTER_HU = (-1e5, 1e6)
+# What a CT may hold that is used as one: 16 bits with sign. Steel reads about 30,000 HU; 64,511 is 65535, padding or a
+# value below 0 that was stored without sign, with an intercept of -1024.
+CT_HU = (-32768.0, 32767.0)
 
 
 def refuse_impossible_geometry(shape: Sequence[int], affine: npt.NDArray[np.float64], name: str) -> None:
@@ -64,21 +68,21 @@ def refuse_impossible_geometry(shape: Sequence[int], affine: npt.NDArray[np.floa
         )
 
 
-def impossible_hu(low: float, high: float) -> str:
+def impossible_hu(low: float, high: float, limits: tuple[float, float] = CT_HU) -> str:
     """Why values from `low` to `high` are no Hounsfield units of a CT, or an empty string."""
-    if low >= LOWEST_HU and high <= HIGHEST_HU:
+    if low >= limits[0] and high <= limits[1]:
         return ""
     return (
-        f"values from {low:g} to {high:g}; Hounsfield units of a CT lie within {LOWEST_HU:g} and {HIGHEST_HU:g} "
-        "(padding that the header does not name, a lost slope or intercept, or damage?)"
+        f"values from {low:g} to {high:g}; Hounsfield units of a CT lie within {limits[0]:g} and {limits[1]:g} "
+        "(padding that the header does not name, a lost slope, intercept or sign, or damage?)"
     )
 
 
-def refuse_impossible_hu(low: float, high: float, name: str) -> None:
-    """Refuse a CT whose lowest and highest value no CT has; `name` is for the message.
+def refuse_impossible_hu(low: float, high: float, name: str, limits: tuple[float, float] = CT_HU) -> None:
+    """Refuse a CT for its lowest and highest value; `name` is for the message.
 
     Raises:
-        InputError: a value lies outside `LOWEST_HU` to `HIGHEST_HU`.
+        InputError: a value lies outside `limits`.
     """
-    if why := impossible_hu(low, high):
+    if why := impossible_hu(low, high, limits):
         raise InputError(f"{name}: {why}.", "Give the CT in HU, with air (-1024) where nothing was measured.")

@@ -35,7 +35,7 @@ from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom,
 from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
-from medcyclegan.io.plausible import refuse_impossible_geometry, refuse_impossible_hu
+from medcyclegan.io.plausible import MATTER_HU, refuse_impossible_geometry, refuse_impossible_hu
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 
@@ -594,7 +594,7 @@ def _checked_volume(array: np.ndarray, affine: npt.NDArray[np.float64], meta: di
             "Replace them by a value that has a meaning there, or export the volume again.",
         )
     if meta.get("modality") == "CT":
-        refuse_impossible_hu(low, high, name)
+        refuse_impossible_hu(low, high, name, MATTER_HU)
     if low == high:
         raise InputError(f"{name}: every voxel holds the same value ({low:g}).", "Export the volume again.")
     volume = MetaTensor(

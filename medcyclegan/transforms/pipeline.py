@@ -185,8 +185,9 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
             an MR are taken out of either, unless `preparation` keeps them.
 
     Raises:
-        InputError: its header names another modality, a CT has values that no CT has, no body is found, the intensities are flat, the given body is
-            empty, or the working grid would be shorter than 4 voxels along an axis or have more than 2^31.
+        InputError: its header names another modality, a CT has values that no CT has, no body is found, the
+            intensities are flat, the given body is empty, or the working grid would be shorter than 4 voxels along an
+            axis or have more than 2^31.
     """
     _refuse_unusable(volume, preparation)
     return _prepared_case(volume, run_steps(volume, preparation, body))
