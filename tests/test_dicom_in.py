@@ -162,42 +162,69 @@ class TestCompression:
 
 
 class TestTilt:
-    def tilted(self, folder: Path, degrees: float = 18.5) -> np.ndarray:
-        """A CT whose values are a linear function of place, on a stack sheared as a tilted gantry shears it."""
-        angle = np.radians(degrees)
+    def tilted(
+        self, folder: Path, along: str, sign: int = 1, modality: str = "CT", degrees: float = 18.5
+    ) -> np.ndarray:
+        """Values that are a linear function of place, on a stack sheared along its rows, its columns or both."""
+        sine, cosine = np.sin(np.radians(degrees)) * sign, np.cos(np.radians(degrees))
         lps = np.eye(4)
-        lps[:3, 0] = [0.5, 0, 0]
-        lps[:3, 1] = np.array([0, np.cos(angle), -np.sin(angle)]) * 0.7
-        lps[:3, 2] = [0, 0, 4.0]
+        lps[:3, 0] = 0.5 * np.array([cosine, 0, -sine] if along == "rows" else [1, 0, 0])
+        lps[:3, 1] = 0.7 * np.array([0, cosine, -sine] if along == "columns" else [0, 1, 0])
+        lps[:3, 2] = [4.0 * 0.6 * sine, -4.0 * 0.8 * sine, 4.0 * cosine] if along == "both" else [0, 0, 4.0]
         lps[:3, 3] = [-10, -20, 30]
         index = np.indices((20, 30, 6)).reshape(3, -1)
         world = lps[:3, :3] @ index + lps[:3, 3:]
         gradient = np.array([20.0, -30.0, 10.0])
-        values = (gradient @ world).reshape(20, 30, 6)
+        values = (gradient @ world).reshape(20, 30, 6) + (2500 if modality == "MR" else 0)
 
         def change(ds: Dataset, k: int) -> None:
             ds.GantryDetectorTilt = degrees
             ds.RescaleSlope, ds.RescaleIntercept = "0.1", "0"
 
-        write_series(folder, np.rint(values * 10).astype(np.int16), lps, modality="CT", change=change)
+        write_series(
+            folder,
+            np.rint(values * 10).astype(np.uint16 if modality == "MR" else np.int16),
+            lps,
+            modality=modality,
+            change=change,
+        )
         return gradient
 
-    def test_it_is_straightened_and_said(self, tmp_path: Path) -> None:
-        gradient = self.tilted(tmp_path / "ct")
-        with pytest.warns(UserWarning, match=r"ct: the gantry was tilted by 18\.5 degrees; every slice was shifted"):
+    @pytest.mark.parametrize("sign", [1, -1])
+    @pytest.mark.parametrize(
+        ("along", "shape"),
+        [
+            # Slice k moves 4 k sin(18.5 degrees) mm: 5 * 1.269 / 0.7 = 9.07 pixels along columns, so 10 rows more,
+            ("columns", (20, 40, 6)),
+            # and 5 * 1.269 / 0.5 = 12.7 pixels along rows;
+            ("rows", (33, 30, 6)),
+            # 0.6 of it along rows is 7.6, 0.8 along columns 7.25.
+            ("both", (28, 38, 6)),
+        ],
+    )
+    @pytest.mark.parametrize("modality", ["CT", "MR"])
+    def test_it_is_straightened_and_said(
+        self, along: str, shape: tuple[int, int, int], sign: int, modality: str, tmp_path: Path
+    ) -> None:
+        gradient = self.tilted(tmp_path / "ct", along, sign, modality)
+        what = "the gantry was tilted" if modality == "CT" else "the stack of slices is sheared"
+        with pytest.warns(UserWarning, match=rf"ct: {what} by 18\.5 degrees; every slice was shifted"):
             volume = read_volume(tmp_path / "ct")
         grid = grid_of(volume)
         unit = grid.affine[:3, :3] / grid.spacing
         np.testing.assert_allclose(unit.T @ unit, np.eye(3), atol=1e-9)
         np.testing.assert_allclose(grid.spacing, [0.5, 0.7, 4 * np.cos(np.radians(18.5))])
-        # Slice k moves 4 k sin(18.5 degrees) mm along its columns: 5 * 1.269 / 0.7 = 9.07 pixels, so 10 rows more.
-        assert grid.shape == (20, 40, 6)
+        assert grid.shape == shape
         array = volume.numpy()[0]
         world = RAS[:3, :3] @ nib.affines.apply_affine(grid.affine, np.indices(grid.shape).reshape(3, -1).T).T
-        expected = (gradient @ world).reshape(grid.shape)
-        seen = array != -1024
-        assert seen.sum() > 20 * 29 * 6 * 0.99
+        expected = (gradient @ world).reshape(grid.shape) + (2500 if modality == "MR" else 0)
+        # Outside the slices: air in CT, and in MR the lowest value that was measured, not 0 and not air.
+        fill = -1024 if modality == "CT" else array[array > 0].min()
+        seen = array != fill
+        assert array.min() == fill
+        assert seen.sum() > 20 * 30 * 6 * 0.9
         assert np.abs(array - expected)[seen].max() < 0.06  # rounding of the stored values
+        assert (array == fill).mean() > 0.15
 
     def test_a_header_that_contradicts_its_positions_is_told(self, tmp_path: Path) -> None:
         def change(ds: Dataset, k: int) -> None:
@@ -263,11 +290,36 @@ def cut(number: int, share: float) -> Callable[[Path], None]:
     return spoil
 
 
-def copy(number: int) -> Callable[[Path], None]:
+def altered_copy(number: int) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
-        shutil.copy(folder / f"im{number:03d}.dcm", folder / "copy.dcm")
+        ds = pydicom.dcmread(folder / f"im{number:03d}.dcm")
+        ds.SeriesDescription = "sent again"
+        ds.save_as(folder / "copy.dcm")
 
     return spoil
+
+
+def raw(keyword: str, value: bytes) -> Callable[[Dataset], None]:
+    """A value that pydicom would not write."""
+
+    def change(ds: Dataset) -> None:
+        tag = pydicom.tag.Tag(keyword)
+        ds[tag] = pydicom.dataelem.RawDataElement(
+            tag, pydicom.datadict.dictionary_VR(tag), len(value), value, 0, False, True
+        )
+
+    return change
+
+
+def overwritten(content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / "im004.dcm").write_bytes(content) and None
+
+
+def shifted(folder: Path) -> None:
+    """The length of the first element is four bytes longer than a whole number of its values."""
+    content = bytearray((folder / "im004.dcm").read_bytes())
+    content[138:140] = (1070).to_bytes(2, "little")
+    (folder / "im004.dcm").write_bytes(content)
 
 
 def stacks(folder: Path) -> None:
@@ -302,7 +354,39 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
         alter(put(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), 3),
         r"1 of the images are localizers.*im003",
     ),
-    "an image twice": (copy(3), r"the same image is there twice: (copy|im003)\.dcm and (copy|im003)\.dcm"),
+    "an image twice, with another header": (
+        altered_copy(3),
+        r"the same image is there twice: (copy|im003)\.dcm and (copy|im003)\.dcm",
+    ),
+    "a slope of 0": (alter(put(RescaleSlope=0), 2), r"RescaleSlope is 0 in 1 image \(im002"),
+    "a slope that turns in one slice": (alter(put(RescaleSlope=-1), 2), r"negative in 1 image \(im002\.dcm\) and pos"),
+    "a decimal comma": (
+        alter(raw("RescaleSlope", b"1,75"), 2),
+        r"RescaleSlope of im002\.dcm is not one decimal number",
+    ),
+    "two slopes": (alter(put(RescaleSlope=[1, 2]), 2), r"RescaleSlope of im002\.dcm is not one decimal number"),
+    "an intercept in words": (alter(raw("RescaleIntercept", b"none"), 2), r"RescaleIntercept of im002\.dcm is not"),
+    "a slope that is not finite": (alter(raw("RescaleSlope", b"1e999 "), 2), r"RescaleSlope of im002\.dcm is not"),
+    "several units": (alter(put(RescaleType="US"), 2), r"several units \(11 of no RescaleType, 1 of US\)"),
+    "frames below 0": (alter(put(NumberOfFrames=-1), 1), r"im001\.dcm \(its NumberOfFrames is -1\)"),
+    "frames in words": (alter(raw("NumberOfFrames", b"one "), 1), r"im001\.dcm \(its NumberOfFrames is no number\)"),
+    "half the rows": (
+        alter(put(Rows=2)),
+        r"holds 60 bytes of pixels, and its header says 2 rows, 6 columns and 1 frame",
+    ),
+    "more bits stored than allocated": (
+        alter(put(BitsStored=17, HighBit=16), 3),
+        r"im003\.dcm: BitsStored is 17 and Bi",
+    ),
+    "values above bit 0": (alter(put(BitsStored=12), 3), r"im003\.dcm: the values are stored in bits 4 to 15"),
+    "an unknown sign": (alter(put(PixelRepresentation=2), 3), r"im003\.dcm: PixelRepresentation is 2"),
+    "no sign": (alter(lack("PixelRepresentation"), 3), r"im003\.dcm: PixelRepresentation is missing"),
+    "bits that no format has": (
+        alter(put(BitsAllocated=12, BitsStored=12, HighBit=11), 3),
+        "BitsAllocated is 12; 8, 16",
+    ),
+    "no header": (overwritten(bytes(320)), r"im004\.dcm \(its header ends before the SeriesInstanceUID"),
+    "bytes before the header": (shifted, r"1 file cannot be read as DICOM: im004\.dcm \("),
     "no intercept": (alter(lack("RescaleIntercept"), 1), "Hounsfield units are not known"),
     "electron density": (alter(put(RescaleType="ED")), "not Hounsfield units but ED"),
     "a lookup table": (alter(put(ModalityLUTSequence=[item(LUTExplanation="x")])), "Modality LUT"),
@@ -385,6 +469,49 @@ def test_reading_in_threads_leaves_warnings_as_they_were(tmp_path: Path) -> None
             np.testing.assert_array_equal(volume.numpy()[0], stored())
     assert list(warnings.filters) == before
     assert pydicom.config.settings.reading_validation_mode == mode
+
+
+def test_a_file_that_is_there_twice_byte_for_byte_is_read_once(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "mr", stored())
+    shutil.copytree(folder, folder / "again")
+    with pytest.warns(UserWarning, match=r"mr: left out 4 files that are there twice, byte for byte: im001\.dcm"):
+        check(folder, stored())
+
+
+class TestWhatAnonymizersLeave:
+    """dcm2niix and SimpleITK read these; so does the reader, and says what it took for what."""
+
+    def test_no_series_uid(self, tmp_path: Path) -> None:
+        write_series(tmp_path / "mr", stored(), change=lambda ds, k: ds.__delattr__("SeriesInstanceUID"))
+        with pytest.warns(UserWarning, match="no SeriesInstanceUID; the images of the folder are taken as one series"):
+            check(tmp_path / "mr", stored())
+        write_series(tmp_path / "two" / "a", stored(), change=lambda ds, k: ds.__delattr__("SeriesInstanceUID"))
+        write_series(tmp_path / "two" / "b", stored(), change=lambda ds, k: ds.__delattr__("SeriesInstanceUID"))
+        with pytest.raises(InputError, match=r"holds 2 series.*4 images, without a SeriesInstanceUID; MR"):
+            read_volume(tmp_path / "two")
+
+    @pytest.mark.parametrize("uid", [None, "2.25.1234567890123456789"])
+    def test_no_class_or_a_hashed_one(self, uid: str, tmp_path: Path) -> None:
+        for file in write_series(tmp_path / "mr", stored()).iterdir():
+            ds = pydicom.dcmread(file)
+            ds.SOPClassUID = uid
+            ds.save_as(file)
+        with pytest.warns(UserWarning, match=r"4 files without a known SOPClassUID taken as images: im001\.dcm"):
+            check(tmp_path / "mr", stored())
+
+    @pytest.mark.parametrize("implicit", [True, False])
+    def test_neither_the_mark_nor_an_ending(self, implicit: bool, tmp_path: Path) -> None:
+        for file in write_series(tmp_path / "mr", stored()).iterdir():
+            ds = pydicom.dcmread(file)
+            old = Dataset()
+            old.update(ds)
+            pydicom.dcmwrite(file.with_suffix(""), old, implicit_vr=implicit, little_endian=True)
+            file.unlink()
+        (tmp_path / "mr" / "notes").write_bytes(b"\x08\x00 and more words than a hundred and thirty-two bytes hold" * 3)
+        (tmp_path / "mr" / "short").write_bytes(b"\x08\x00\x05\x00CS")
+        with pytest.warns(UserWarning, match="left out 2 files that are not DICOM: notes, short"):
+            check(tmp_path / "mr", stored())
+        assert list_volumes(tmp_path) == {"mr": tmp_path / "mr"}
 
 
 class TestSeveralSeries:
@@ -502,7 +629,10 @@ class TestRealSeries:
     def test_the_even_part_of_the_tilted_series_is_straightened(self, tmp_path: Path) -> None:
         for number in range(7, 15):
             shutil.copy(DATA / "ct_gantry_tilt" / f"{number:02d}.dcm", tmp_path)
-        with pytest.warns(UserWarning, match=r"tilted by 18\.5 degrees"):
+        with (
+            pytest.warns(UserWarning, match=r"tilted by 18\.5 degrees"),
+            pytest.warns(UserWarning, match="numbered from 7; look whether the first ones are missing"),
+        ):
             volume = read_volume(tmp_path)
         grid = grid_of(volume)
         np.testing.assert_allclose(grid.spacing, [0.4882812, 0.4882812, 4.0], atol=3e-3)

@@ -52,3 +52,13 @@ def test_eight_bits_are_named(head: phantom.Phantom) -> None:
     assert "HU kept in 8 bits" in doubt and f"only {np.unique(stretched).size} different values" in doubt
     (doubt,) = value_doubts("prediction", np.rint(stretched), head.body)
     assert "HU kept in 8 bits" in doubt
+
+
+def test_padding_that_was_stored_as_a_high_value_is_named(head: phantom.Phantom) -> None:
+    x, y = np.meshgrid(np.linspace(-1, 1, 48), np.linspace(-1, 1, 56), indexing="ij")
+    padded = np.where((x**2 + y**2 > 1)[..., None], 3071, head.ct)
+    (doubt,) = value_doubts("reference", padded, head.body)
+    assert doubt.startswith("reference: 25 % of the voxels are at 3000 HU or above") and "padding" in doubt
+    prosthesis = head.ct.copy()
+    prosthesis[20:30, 20:30, 10:18] = 8000
+    assert value_doubts("reference", prosthesis, head.body) == []

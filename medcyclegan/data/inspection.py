@@ -7,17 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from medcyclegan.io.plausible import CT_HU
+
 
 def looks_like_hu(values: npt.NDArray[np.floating]) -> bool:
     """True if the values of a volume, any shape, look like a CT in Hounsfield units.
 
     Hounsfield units are fixed by air (-1000) and water (0). A CT of a patient has both, each in 1 % of the voxels or
-    more, and fits 16 bits; MR magnitudes have no negatives.
+    more, and nothing that no CT has; MR magnitudes have no negatives.
     """
     sample = values[:: max(1, values.shape[0] // 64)]
     air = np.mean((sample > -1100) & (sample < -800))
     tissue = np.mean((sample > -200) & (sample < 300))
-    return bool(air > 0.01 and tissue > 0.01 and sample.max() <= 32767)
+    return bool(air > 0.01 and tissue > 0.01 and sample.max() <= CT_HU[1])
 
 
 def modality_suspicions(hu: Mapping[str, bool], modality: str) -> list[str]:

@@ -28,6 +28,7 @@ from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.segmentation import LABEL_METRICS, Labels, label_scores, region_of
 from medcyclegan.io.grid import Grid, reordered
+from medcyclegan.io.plausible import refuse_impossible_hu
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.io.writer import write_volume
 from medcyclegan.transforms.body import body_mask
@@ -250,7 +251,17 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
 
 
 def read_hu(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], Grid, list[str]]:
-    """The volume (X, Y, Z), its grid, and what the reader warned of."""
+    """A CT: its HU (X, Y, Z), its grid, and what the reader warned of.
+
+    Raises:
+        InputError: the file cannot be read, or holds values that no CT has.
+    """
+    array, grid, told = _read_warned(path)
+    refuse_impossible_hu(float(array.min()), float(array.max()), str(path))
+    return array, grid, told
+
+
+def _read_warned(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], Grid, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         volume = read_volume(path)
@@ -270,7 +281,7 @@ def _read(kind: str, path: Path) -> tuple[npt.NDArray[np.float32], Grid, list[st
 
 
 def _read_labels(path: Path, grid: Grid) -> Labels:
-    array, own, _ = read_hu(path)
+    array, own, _ = _read_warned(path)
     turned = reordered(array, own, grid, _TOLERANCE_MM)
     if turned is None:
         raise InputError(

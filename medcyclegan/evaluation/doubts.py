@@ -22,6 +22,8 @@ _OFFSET_TOLERANCE = 100.0
 # 8 bits over a CT's range leave steps of 12 to 16 HU; a CT has steps of 1.
 _COARSE_STEP, _COARSE_RANGE = 3.5, 500.0
 _FEW_VALUES, _MANY_VALUES = 16, 256
+# Denser than enamel is metal, of which a hip prosthesis with its streaks is less than a hundredth of a scan.
+_METAL_HU, _METAL_SHARE = 3000.0, 0.02
 
 
 def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
@@ -53,6 +55,11 @@ def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
         doubts.append(
             f"{kind}: the middle of the mask's values lies near {offset:g} HU, where soft tissue lies at 0; "
             "an intercept of -1024 applied twice?"
+        )
+    if (metal := float(np.mean(volume >= _METAL_HU))) > _METAL_SHARE:
+        doubts.append(
+            f"{kind}: {100 * metal:.2g} % of the voxels are at {_METAL_HU:g} HU or above, far more than metal fills; "
+            "padding stored as a high value?"
         )
     values = _distinct(volume)
     if _FEW_VALUES <= values.size <= _MANY_VALUES and high - low > _COARSE_RANGE:

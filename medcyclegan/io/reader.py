@@ -31,6 +31,7 @@ from medcyclegan.io.grid import SHEAR_COSINE, Grid, reordered
 from medcyclegan.io.listing import VOLUME_SUFFIXES, case_id, list_volumes, volume_files
 from medcyclegan.io.nifti import GEOMETRY, geometry
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
+from medcyclegan.io.plausible import MATTER_HU, refuse_impossible_geometry, refuse_impossible_hu
 from medcyclegan.io.stored import Stored, read_voxels, scaled
 
 __all__ = [
@@ -404,6 +405,7 @@ def checked_grid(shape: Sequence[int], affine: npt.NDArray[np.float64], name: st
     _check_shape(shape, name, picture)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise InputError(f"{name}: the affine holds values that are not finite.")
+    refuse_impossible_geometry(shape, affine, name)
     try:
         grid = Grid((shape[0], shape[1], shape[2]), affine)
         # The determinant of the unit axes is the volume they span: 1 when orthogonal, 0 when they lie in one plane.
@@ -435,6 +437,8 @@ def _checked_volume(array: np.ndarray, affine: npt.NDArray[np.float64], meta: di
             f"{name}: {count} of {array.size} voxels are not finite (NaN or infinite).",
             "Replace them by a value that has a meaning there, or export the volume again.",
         )
+    if meta.get("modality") == "CT":
+        refuse_impossible_hu(low, high, name, MATTER_HU)
     if low == high:
         raise InputError(f"{name}: every voxel holds the same value ({low:g}).", "Export the volume again.")
     volume = MetaTensor(

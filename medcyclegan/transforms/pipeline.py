@@ -21,6 +21,7 @@ from monai.transforms import Compose, MapTransform
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.plausible import refuse_impossible_hu
 from medcyclegan.io.reader import grid_of
 from medcyclegan.transforms.bias import CorrectBiasd
 from medcyclegan.transforms.blanked import ExcludeBlankedd
@@ -184,8 +185,9 @@ def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | Non
             an MR are taken out of either, unless `preparation` keeps them.
 
     Raises:
-        InputError: its header names another modality, no body is found, the intensities are flat, the given body is
-            empty, or the working grid would be shorter than 4 voxels along an axis or have more than 2^31.
+        InputError: its header names another modality, a CT has values that no CT has, no body is found, the
+            intensities are flat, the given body is empty, or the working grid would be shorter than 4 voxels along an
+            axis or have more than 2^31.
     """
     _refuse_unusable(volume, preparation)
     return _prepared_case(volume, run_steps(volume, preparation, body))
@@ -203,6 +205,8 @@ def prepared_with_body(
 def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
     _refuse_size(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
     refuse_other_modality(volume, preparation)
+    if preparation.modality == "CT":
+        refuse_impossible_hu(float(volume.min()), float(volume.max()), _name(volume))
 
 
 def _prepared_case(volume: MetaTensor, data: dict[Any, Any]) -> PreparedCase:

@@ -22,6 +22,9 @@ RULES: dict[str, Rule] = {
     "unreadable": Rule(ERROR, "the file cannot be read as one scalar 3D volume; the reader's own reason is given"),
     "not_finite": Rule(ERROR, "a voxel is NaN or infinite: it would spread through every convolution"),
     "constant": Rule(ERROR, "every voxel holds the same value"),
+    "impossible_hu": Rule(
+        ERROR, "a CT has values below -32768 or above 32767 HU, which no CT has: padding, a lost slope or damage"
+    ),
     "no_body": Rule(WARNING, "no connected piece brighter than the background fills 0.5 % of the volume"),
     "modality": Rule(
         ERROR,

@@ -8,6 +8,7 @@ import numpy as np
 
 from medcyclegan.data.facts import METAL_HU, Facts
 from medcyclegan.data.suspicions.rules import AXES, CUT_TOP_CM2, T2, Member, Suspicion
+from medcyclegan.io.plausible import impossible_hu
 
 _CUT_SIDE_CM2 = 75.0
 _FACES = ("left", "right", "back", "front", "lower", "upper")
@@ -80,11 +81,14 @@ def _of_geometry(facts: Facts) -> Iterator[_Found]:
 
 def _of_values(facts: Facts, modality: str | None) -> Iterator[_Found]:
     told = facts.header_modality
+    assert facts.minimum is not None and facts.maximum is not None
     if told and modality and told != modality:
         yield "modality", f"the DICOM header says {told}, the domain is {modality}", "Move it to its domain.", False
     elif modality == "MR" and facts.kind in ("hu", "hu_offset"):
         shifted = " + 1024" if facts.kind == "hu_offset" else ""
         yield "modality", f"values look like a CT in Hounsfield units{shifted}, not like an MR", "Move it to CT.", False
+    elif modality == "CT" and (why := impossible_hu(facts.minimum, facts.maximum)):
+        yield "impossible_hu", why, "Give the CT in HU, with air (-1024) where nothing was measured.", False
     elif modality == "CT" and facts.kind == "other":
         if facts.distinct is not None and facts.distinct <= 256:
             yield (

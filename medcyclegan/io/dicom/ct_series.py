@@ -121,8 +121,11 @@ def write_ct_series(
     with quiet_headers():
         template = _template(origin, description, float(grid.spacing[2]))
     references = [_reference(*image) for image in origin.images] if origin else []
-    if any(not item.ReferencedSOPInstanceUID for item in references):
-        warnings.warn("source images have no SOPInstanceUID, so the CT series does not refer to them.", stacklevel=2)
+    if any(not (item.ReferencedSOPInstanceUID and item.ReferencedSOPClassUID) for item in references):
+        warnings.warn(
+            "source images have no SOPInstanceUID or SOPClassUID, so the CT series does not refer to them.",
+            stacklevel=2,
+        )
         references = []
     with atomic_folder(folder) as temporary:
         for k in range(grid.shape[2]):

@@ -5,22 +5,25 @@ Words used here. *Object*: one DICOM file. *Choice*: `PATH#DIGITS` means the ser
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import struct
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
 import pydicom
 from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.valuerep import VR
 
 from medcyclegan.errors import InputError
 
@@ -29,6 +32,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 # What pydicom and zipfile raise for files that they cannot make sense of.
 LIBRARY_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -36,8 +40,8 @@ LIBRARY_ERRORS = (
     EOFError,
     ValueError,
     TypeError,
-    KeyError,
-    IndexError,
+    LookupError,
+    ArithmeticError,
     AttributeError,
     NotImplementedError,
     RuntimeError,
@@ -47,6 +51,23 @@ _lock = threading.Lock()
 _readers = 0
 _mode_before = settings.reading_validation_mode
 _DICOMDIR = "1.2.840.10008.1.3.10"
+_VALUE_KINDS = {kind.value.encode() for kind in VR if len(kind.value) == 2}
+_SERIES_UID = 0x0020000E
+# What tells series and images apart: a file in which one of them cannot be read is refused.
+_READ_FIRST = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+    "Modality",
+    "ImageType",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,10 @@ class Place:
     @property
     def name(self) -> str:
         return PurePosixPath(self.member).name or self.path.name
+
+    @property
+    def folder(self) -> PurePath:
+        return PurePosixPath(self.member).parent if self.member else self.path.parent
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -121,22 +146,75 @@ def read_objects(path: Path) -> tuple[list[Object], list[str]]:
             with place.open() as stream:
                 # Without force, files that lack the mark are refused; with it, anything is read somehow.
                 header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            if str(header.get("SOPClassUID", "")) == _DICOMDIR:
-                continue
-            if not header.get("SOPClassUID") or not header.get("SeriesInstanceUID"):
-                raise EOFError
-            objects.append(Object(place, header, int(header.get("NumberOfFrames") or 1)))
-        except LIBRARY_ERRORS:
-            broken.append(place.name)
+        except LIBRARY_ERRORS as error:
+            broken.append(f"{place.name} ({_words(error)})")
+            continue
+        if problem := _unusable(header):
+            broken.append(f"{place.name} ({problem})")
+        elif str(header.get("SOPClassUID", "")) != _DICOMDIR:
+            objects.append(Object(place, header, _frames(header) or 1))
     if broken:
         raise InputError(
-            f"{path}: {count(len(broken), 'file')} cannot be read as DICOM (cut short while copying or exporting?): "
-            f"{few(broken)}.",
-            "Copy or export the series again.",
+            f"{path}: {count(len(broken), 'file')} cannot be read as DICOM: {few(broken)}.",
+            "Take what is no image out of the folder; copy or export again what is damaged.",
         )
     if not objects:
         raise InputError(f"{path} holds no DICOM image.", "Give a folder or zip that holds the files of one series.")
     return objects, strangers
+
+
+def without_copies(objects: Sequence[Object]) -> tuple[list[Object], list[str]]:
+    """The objects without those whose file is another one's byte for byte, and the names of these."""
+    uids = [str(item.header.get("SOPInstanceUID") or "") for item in objects]
+    times = Counter(uids)
+    kept, copies, seen = [], [], set()
+    for item, uid in zip(objects, uids, strict=True):
+        if times[uid] > 1:
+            with item.place.open() as stream:
+                digest = hashlib.sha256(stream.read()).digest()
+            if digest in seen:
+                copies.append(item.place.name)
+                continue
+            seen.add(digest)
+        kept.append(item)
+    return kept, copies
+
+
+def _unusable(header: Dataset) -> str:
+    """Why nothing can be made of a header, or an empty string."""
+    if not header:
+        return "empty, or cut short before its first element"
+    # Elements stand in order of their tags: where nothing follows the place of the series' UID, the file ends there.
+    if not header.get("SeriesInstanceUID") and max(header.keys()) <= _SERIES_UID:
+        return "its header ends before the SeriesInstanceUID: cut short, or no DICOM"
+    for keyword in _READ_FIRST:
+        try:
+            header.get(keyword)
+        except LIBRARY_ERRORS:
+            return f"its {keyword} cannot be read: damaged"
+    if not any(header.get(keyword) for keyword in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
+        return "it has neither UIDs nor an image: no DICOM, or damaged"
+    frames = _frames(header)
+    if frames is None or frames < 0:
+        return f"its NumberOfFrames is {'no number' if frames is None else frames}"
+    return ""
+
+
+def _frames(header: Dataset) -> int | None:
+    """NumberOfFrames; 1 where it is absent, empty or 0, which old writers put for a single image; None: no number."""
+    try:
+        return int(header.get("NumberOfFrames") or 1)
+    except LIBRARY_ERRORS:
+        return None
+
+
+def _words(error: BaseException) -> str:
+    """What a library's error comes down to; its own words may quote the file, and so the patient."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, EOFError | zipfile.BadZipFile | zlib.error):
+        return "cut short or damaged"
+    return "its header is damaged, or it is no DICOM"
 
 
 @contextmanager
@@ -201,11 +279,29 @@ def _raise(error: OSError) -> None:
 
 
 def _is_dicom(place: Place) -> bool:
-    """By the mark at byte 128, or, for old files that lack it, by the name."""
+    """By the mark at byte 128, or, for files that lack it, by the name or by how a data set starts."""
     if place.name.lower().endswith(DICOM_SUFFIXES):
         return True
     try:
         with place.open() as stream:
-            return stream.read(132)[128:] == b"DICM"
+            start = stream.read(132)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
         return bool(place.member)  # a damaged member is named when its header is read
+    return start[128:] == b"DICM" or _starts_as_data_set(start)
+
+
+def _starts_as_data_set(start: bytes) -> bool:
+    """True if the first element is one with which DICOM without its mark begins (PS3.5 7.1): of group 2 or 8."""
+    if len(start) < 132:
+        return False
+    for order in ("<", ">"):
+        group, element, kind, short, long = struct.unpack(f"{order}HH2sH4x", start[:12]) + struct.unpack(
+            f"{order}I", start[4:8]
+        )
+        if group not in (2, 8) or element > 0x1200:
+            continue
+        if kind in _VALUE_KINDS:
+            return bool(short % 2 == 0)
+        if group == 8 and order == "<" and long % 2 == 0 and long <= 1024:
+            return True
+    return False

@@ -6,7 +6,9 @@ pydicom decodes what is not compressed, deflated or run-length encoded; SimpleIT
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from scipy import ndimage
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, few
+from medcyclegan.io.dicom.padding import fill_padding, padding
 from medcyclegan.io.dicom.stack import Slice, Stack
 
 _SECONDARY_CAPTURE = {False: "1.2.840.10008.5.1.4.1.1.7", True: "1.2.840.10008.5.1.4.1.1.7.3"}  # one or many frames
@@ -36,23 +39,45 @@ _PIXEL_DESCRIPTION = (
 )
 
 
-def values_of(slices: Sequence[Slice], name: str) -> npt.NDArray[np.float32]:
-    """(columns, rows, slices) float32: HU for CT; else by slope and intercept where the header has them."""
-    _refuse_unknown_unit(slices, name)
+def values_of(slices: Sequence[Slice], name: str) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """(columns, rows, slices) float32: HU for CT; else by slope and intercept where the header has them; and notes.
+
+    Padding was not measured and has no value: see `padding`.
+    """
+    notes = _scaling(slices, name)
     first = slices[0].header
     result = np.empty((len(slices), int(first.Rows), int(first.Columns)), dtype=np.float32)
+    padded: npt.NDArray[np.bool_] | None = None
+    layouts, beyond = Counter[str](), []
     by_file: dict[Place, list[int]] = {}
     for index, image in enumerate(slices):
         by_file.setdefault(image.place, []).append(index)
     for place, indices in by_file.items():
         stored = _stored(place, name)
+        layouts[stored.layout] += 1
+        if stored.beyond:
+            beyond.append(place.name)
         for index in indices:
             image = slices[index]
-            if stored.shape[1:] != result.shape[1:] or image.frame >= len(stored):
+            if stored.values.shape[1:] != result.shape[1:] or image.frame >= len(stored.values):
                 raise InputError(f"{name}: {place.name} has not the pixels that its header says.", "Export it again.")
             slope = 1.0 if image.slope is None else image.slope
-            result[index] = stored[image.frame] * slope + (image.intercept or 0.0)
-    return result.T
+            with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by name
+                result[index] = stored.values[image.frame] * slope + (image.intercept or 0.0)
+            if stored.padded is not None:
+                padded = np.zeros(result.shape, bool) if padded is None else padded
+                padded[index] = stored.padded[image.frame]
+    if len(layouts) > 1:
+        kinds = ", ".join(f"{number} of {layout}" for layout, number in layouts.most_common())
+        notes.append(f"the files store their pixels in several ways ({kinds}); each is read as its header says.")
+    if beyond:
+        notes.append(
+            f"{count(len(beyond), 'file')} with content in bits that BitsStored leaves out ({few(beyond)}); only the "
+            "stored bits are read. If BitsStored is wrong, so are the values."
+        )
+    if padded is not None:
+        notes += fill_padding(result, padded, slices[0].modality)
+    return result.T, notes
 
 
 def unsheared(array: npt.NDArray[np.float32], stack: Stack, fill: float) -> npt.NDArray[np.float32]:
@@ -73,26 +98,71 @@ def unsheared(array: npt.NDArray[np.float32], stack: Stack, fill: float) -> npt.
     return result.T
 
 
-def _refuse_unknown_unit(slices: Sequence[Slice], name: str) -> None:
-    if slices[0].modality != "CT":
-        return
-    without = [s.label for s in slices if s.slope is None or s.intercept is None]
-    if without:
+def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
+    """Refuse slopes, intercepts and units that leave the values unknown; notes on what is unusual."""
+    ct = slices[0].modality == "CT"
+    if ct and (without := [s.label for s in slices if s.slope is None or s.intercept is None]):
         raise InputError(
             f"{name}: {count(len(without), 'CT image')} without RescaleSlope or RescaleIntercept ({few(without)}), "
             "so that the Hounsfield units are not known.",
             "Export the series again.",
         )
+    for keyword, values in (
+        ("RescaleSlope", [s.slope for s in slices]),
+        ("RescaleIntercept", [s.intercept for s in slices]),
+    ):
+        without = [s.label for s, value in zip(slices, values, strict=True) if value is None]
+        if 0 < len(without) < len(slices):
+            raise InputError(
+                f"{name}: {count(len(without), 'image')} without the {keyword} that the others have ({few(without)}), "
+                "so that their values do not compare.",
+                "Export the series again.",
+            )
+    if flat := [s.label for s in slices if s.slope == 0]:
+        raise InputError(
+            f"{name}: RescaleSlope is 0 in {count(len(flat), 'image')} ({few(flat)}), which makes all values the same.",
+            "Export the series again.",
+        )
     other = {s.unit for s in slices} - {"", "HU", "HU_MOD", "US"}
-    if other:
+    if ct and other:
         raise InputError(
             f"{name}: the values are not Hounsfield units but {', '.join(sorted(other))} (RescaleType).",
             "Give a CT reconstruction in Hounsfield units.",
         )
+    falling = [s.label for s in slices if s.slope is not None and s.slope < 0]
+    if 0 < len(falling) < len(slices):
+        raise InputError(
+            f"{name}: RescaleSlope is negative in {count(len(falling), 'image')} ({few(falling)}) and positive in the "
+            "others: light and dark change from slice to slice.",
+            "Export the series again.",
+        )
+    notes = []
+    if falling:
+        notes.append("RescaleSlope is negative, which is unusual; values are slope x stored + intercept all the same.")
+    if ct and slices[0].unit == "US":
+        notes.append("RescaleType is US (unspecified): the header does not say that the values are Hounsfield units.")
+    if slices[0].slope is None and slices[0].intercept is not None:
+        notes.append("there is a RescaleIntercept without a RescaleSlope; the slope is taken as 1.")
+    if slices[0].slope is not None and slices[0].intercept is None:
+        notes.append("there is a RescaleSlope without a RescaleIntercept; the intercept is taken as 0.")
+    return notes
 
 
-def _stored(place: Place, name: str) -> npt.NDArray[Any]:
-    """The stored values of a file, (frames, rows, columns)."""
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """What a file stores: (frames, rows, columns) values, which of them are padding (None: none), how they lie in bits.
+
+    `beyond` tells that bits which are not stored hold something else than copies of the sign or zeros.
+    """
+
+    values: npt.NDArray[Any]
+    padded: npt.NDArray[np.bool_] | None
+    layout: str
+    beyond: bool
+
+
+def _stored(place: Place, name: str) -> _Stored:
+    """The stored values of a file."""
     remedy = "Copy or export the series again."
     try:
         with place.open() as stream:
@@ -102,17 +172,74 @@ def _stored(place: Place, name: str) -> npt.NDArray[Any]:
         if int(content.get("SamplesPerPixel", 1)) != 1 or content.get("PhotometricInterpretation") == "PALETTE COLOR":
             raise InputError(f"{name}: {place.name} has color pixels.", "Give images with one value per pixel.")
         syntax = _syntax(content)
-        if "PixelData" in content:
-            _refuse_cut(content, syntax, place, name)
-        native = not syntax.is_encapsulated or syntax == RLELossless
-        array = content.pixel_array if native else _decompressed(content)
+        if "PixelData" not in content:
+            return _Stored(_frames_of(content.pixel_array), None, "floating point", False)
+        if problem := layout_problem(content):
+            raise InputError(f"{name}: {place.name}: {problem}.", "Correct the header, or export the image again.")
+        _refuse_length(content, syntax, place, name)
+        allocated, bits, signed = content.BitsAllocated, content.BitsStored, bool(content.PixelRepresentation)
+        if syntax.is_encapsulated and syntax != RLELossless:
+            cells = values = _frames_of(_decompressed(content))
+        else:
+            # As if every bit were stored: padding may lie in those that are not.
+            content.BitsStored, content.HighBit = allocated, allocated - 1
+            cells = _frames_of(content.pixel_array)
+            values = stored_bits(cells, bits)
+        if len(values) != max(1, int(content.get("NumberOfFrames") or 1)):
+            raise InputError(f"{name}: {place.name} has {count(len(values), 'frame')}, its header says another number.")
+        layout = f"{bits} of {allocated} bits, {'signed' if signed else 'unsigned'}"
+        try:
+            padded = padding(content, cells, values, signed)
+        except ValueError as error:
+            raise InputError(
+                f"{name}: {error} of {place.name} is no whole number, so that padding cannot be told from what was "
+                "measured.",
+                "Correct it in the header.",
+            ) from error
     except InputError:
         raise
     except MemoryError as error:
         raise MemoryError(f"{name} does not fit into memory") from error
     except LIBRARY_ERRORS as error:
         raise InputError(f"{name}: the pixels of {place.name} cannot be decoded.", remedy) from error
+    unused = cells != values
+    if padded is not None:
+        unused &= ~padded
+    # Overlays in the pixel cells are retired, and known from their OverlayBitPosition (60xx,0102).
+    overlay = any((group, 0x0102) in content for group in range(0x6000, 0x6020, 2))
+    beyond = bool(unused.any()) and not overlay and bool((cells[unused] >> bits).any())
+    return _Stored(values, padded, layout, beyond)
+
+
+def _frames_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(array).reshape(-1, *array.shape[-2:])
+
+
+def stored_bits(cells: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
+    """The lowest `bits` bits of pixel cells, with their sign if the cells have one; other bits mean nothing."""
+    unused = 8 * cells.itemsize - bits
+    return np.asarray((cells << unused) >> unused) if unused else cells
+
+
+def layout_problem(content: Dataset) -> str:
+    """Why the pixels cannot be told from the header (PS3.3 C.7.6.3), or an empty string."""
+    found = {}
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        found[keyword] = content.get(keyword)
+        if not isinstance(found[keyword], int):
+            return f"{keyword} is {'missing' if found[keyword] is None else 'no number'}"
+    allocated, bits, high = found["BitsAllocated"], found["BitsStored"], found["HighBit"]
+    if min(found["Rows"], found["Columns"]) < 1:
+        return "Rows or Columns is not above 0"
+    if allocated not in (8, 16, 32):
+        return f"BitsAllocated is {allocated}; 8, 16 or 32 can be read"
+    if not 1 <= bits <= allocated:
+        return f"BitsStored is {bits} and BitsAllocated {allocated}: no value fits"
+    if high != bits - 1:
+        return f"the values are stored in bits {high - bits + 1} to {high}, which is not read; they must begin at bit 0"
+    if found["PixelRepresentation"] not in (0, 1):
+        return f"PixelRepresentation is {found['PixelRepresentation']}; 0 (unsigned) and 1 (signed) can be"
+    return ""
 
 
 def _syntax(content: Dataset) -> pydicom.uid.UID:
@@ -126,25 +253,29 @@ def _syntax(content: Dataset) -> pydicom.uid.UID:
     return pydicom.uid.UID(meta.TransferSyntaxUID)
 
 
-def _refuse_cut(content: Dataset, syntax: pydicom.uid.UID, place: Place, name: str) -> None:
-    bits, stored, high = (int(content[k].value) for k in ("BitsAllocated", "BitsStored", "HighBit"))
-    if high != stored - 1:
-        raise InputError(
-            f"{name}: {place.name} stores its values in bits {high - stored + 1} to {high}, which is not read.",
-            "Export it again as plain 16-bit DICOM.",
-        )
+def _refuse_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name: str) -> None:
+    """Refuse pixels that are too few or too many for the rows, columns and frames that the header says."""
+    pixels = content["PixelData"].value
     if syntax.is_encapsulated:
         # A compressed image ends with a mark of its own; without it the file was cut.
-        if not content["PixelData"].value:
+        if not pixels:
             raise InputError(f"{name}: {place.name} is cut short.", "Copy or export the series again.")
         return
     frames = int(content.get("NumberOfFrames") or 1)
-    needed = (int(content.Rows) * int(content.Columns) * frames * bits + 7) // 8
-    if len(content.PixelData) < needed:
+    row = int(content.Columns) * content.BitsAllocated // 8
+    needed = int(content.Rows) * row * frames
+    if len(pixels) < needed:
         raise InputError(
-            f"{name}: {place.name} is cut short ({len(content.PixelData)} of {needed} bytes of pixels).",
+            f"{name}: {place.name} is cut short ({len(pixels)} of {needed} bytes of pixels).",
             "Copy or export the series again.",
         )
+    if len(pixels) >= needed + max(row, 2):
+        raise InputError(
+            f"{name}: {place.name} holds {len(pixels)} bytes of pixels, and its header says {content.Rows} rows, "
+            f"{content.Columns} columns and {count(frames, 'frame')}, which are {needed}: one of them is wrong.",
+            "Correct the header, or export the series again.",
+        )
+    content["PixelData"].value = pixels[:needed]
 
 
 def _decompressed(content: Dataset) -> npt.NDArray[Any]:

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,21 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Object, count, few, quiet_headers, read_objects, split_choice
+from medcyclegan.io.dicom.files import (
+    LIBRARY_ERRORS,
+    Object,
+    count,
+    few,
+    quiet_headers,
+    read_objects,
+    split_choice,
+    without_copies,
+)
+from medcyclegan.io.dicom.padding import AIR_HU
 from medcyclegan.io.dicom.pixels import unsheared, values_of
 from medcyclegan.io.dicom.stack import Slice, slices_of, stacked
 from medcyclegan.io.grid import Grid
 
-_AIR_HU = -1024.0
 _UID_DIGITS = 8  # of the end of a UID, shown in messages, or more where they are needed
 
 
@@ -33,7 +43,7 @@ class Series:
     """What a folder or zip tells of one of its series, and nothing of the patient.
 
     Attributes:
-        uid: SeriesInstanceUID.
+        uid: SeriesInstanceUID, or an empty string where the header has none.
         uid_end: its end, long enough to tell it from the others that were found with it.
         kind: "scan", "localizer" (a scout view for planning the scan) or "other" (structures, reports, screenshots).
         modality: "MR", "CT", ...
@@ -57,7 +67,7 @@ class Series:
         kind = {"scan": "", "localizer": " (localizer)", "other": " (no scan)"}[self.kind]
         return (
             f"{self.modality} '{self.description or 'without a description'}', {count(self.images, 'image')}{kind}, "
-            f"UID ...{self.uid_end}"
+            f"{f'UID ...{self.uid_end}' if self.uid else 'without a SeriesInstanceUID'}"
         )
 
 
@@ -69,7 +79,7 @@ class SourceSeries:
         header: of the first slice, without pixels. Holds the patient's identity.
         grid: where its voxels lie as `load_series` gives them.
         images: (SOP class UID, SOP instance UID, frame number from 1 or None) of every slice, in the grid's order; an
-            empty instance UID where the header has none.
+            empty UID where the header has none.
     """
 
     header: Dataset
@@ -111,12 +121,12 @@ def load_series(
     with quiet_headers():
         name, slices, notes = _chosen(path)
         stack = stacked(slices, name)
-        array = values_of(stack.slices, name)
+        array, told = values_of(stack.slices, name)
     affine = stack.grid.affine
     if stack.shift is not None:
-        fill = _AIR_HU if stack.slices[0].modality == "CT" else float(array.min())
+        fill = AIR_HU if stack.slices[0].modality == "CT" else float(array.min())
         array = unsheared(array, stack, fill)
-    for note in (*notes, *stack.notes):
+    for note in (*notes, *stack.notes, *told):
         warnings.warn(f"{name}: {note}", stacklevel=2)
     return array, affine, {"modality": stack.slices[0].modality}
 
@@ -127,43 +137,56 @@ def source_series(path: str | os.PathLike[str]) -> SourceSeries:
         name, slices, _ = _chosen(path)
         stack = stacked(slices, name)
     images = tuple(
-        (str(s.header.SOPClassUID), str(s.header.get("SOPInstanceUID") or ""), s.frame + 1 if s.enhanced else None)
+        (
+            str(s.header.get("SOPClassUID") or ""),
+            str(s.header.get("SOPInstanceUID") or ""),
+            s.frame + 1 if s.enhanced else None,
+        )
         for s in stack.slices
     )
     return SourceSeries(stack.slices[0].header, stack.grid, images)
 
 
 def _grouped(objects: Sequence[Object]) -> list[tuple[Series, list[Object]]]:
-    groups: dict[str, list[Object]] = {}
+    # Anonymizers empty the UID: what lies in one folder without one is then taken for one series.
+    groups: dict[tuple[str, PurePath | str], list[Object]] = {}
     for item in objects:
-        groups.setdefault(str(item.header.SeriesInstanceUID), []).append(item)
+        uid = str(item.header.get("SeriesInstanceUID") or "")
+        groups.setdefault((uid, "" if uid else item.place.folder), []).append(item)
+    uids = {uid for uid, _ in groups}
     digits = _UID_DIGITS
-    while len({uid[-digits:] for uid in groups}) < len(groups):
+    while len({uid[-digits:] for uid in uids}) < len(uids):
         digits += 1
     found = []
-    for uid in sorted(groups):
-        header = groups[uid][0].header
-        kinds = {_kind(item.header) for item in groups[uid]}
+    for (uid, _), items in sorted(groups.items(), key=lambda group: tuple(map(str, group[0]))):
+        header = items[0].header
+        kinds = {_kind(item.header) for item in items}
         series = Series(
             uid=uid,
             uid_end=uid[-digits:],
             kind="scan" if "scan" in kinds else "localizer" if "localizer" in kinds else "other",
             modality=str(header.get("Modality") or "?"),
-            description=" ".join(str(header.get("SeriesDescription") or "").split()),
-            images=sum(item.frames for item in groups[uid]) if kinds != {"other"} else 0,
+            description=_text(header, "SeriesDescription"),
+            images=sum(item.frames for item in items) if kinds != {"other"} else 0,
             scanner=_scanner(header),
             patient_digest=_patient_digest(header),
         )
-        found.append((series, groups[uid]))
+        found.append((series, items))
     return found
 
 
 def _scanner(header: Dataset) -> str:
-    words = [header.get(keyword) for keyword in ("Manufacturer", "ManufacturerModelName")]
-    strength = header.get("MagneticFieldStrength")
-    return " ".join(
-        [*(" ".join(str(word).split()) for word in words if word), *([f"{strength} T"] if strength else [])]
-    )
+    words = [_text(header, keyword) for keyword in ("Manufacturer", "ManufacturerModelName")]
+    strength = _text(header, "MagneticFieldStrength")
+    return " ".join([*(word for word in words if word), *([f"{strength} T"] if strength else [])])
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """What a human reads; empty where it is absent or damaged, since nothing depends on it."""
+    try:
+        return " ".join(str(header.get(keyword) or "").split())
+    except LIBRARY_ERRORS:
+        return ""
 
 
 def _patient_digest(header: Dataset) -> str:
@@ -173,12 +196,20 @@ def _patient_digest(header: Dataset) -> str:
 
 
 def _kind(header: Dataset) -> str:
-    standard_name = pydicom.uid.UID(header.SOPClassUID).name
-    if "Image Storage" not in standard_name and (standard_name != header.SOPClassUID or "Rows" not in header):
+    sop_class = str(header.get("SOPClassUID") or "")
+    standard_name = _class_name(header)
+    # A class that is missing or unknown, as anonymizers leave it, is an image if it has rows.
+    if "Image Storage" not in standard_name and (standard_name != sop_class or "Rows" not in header):
         return "other"
     if "Secondary Capture" in standard_name and "ImagePositionPatient" not in header:
         return "other"  # a screenshot, a dose report
     return "localizer" if "LOCALIZER" in _words(header, "ImageType") else "scan"
+
+
+def _class_name(header: Dataset) -> str:
+    """The standard's name of the SOP class, or what stands there where it has none."""
+    sop_class = str(header.get("SOPClassUID") or "")
+    return pydicom.uid.UID(sop_class).name if sop_class else ""
 
 
 def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
@@ -214,7 +245,7 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
     name = str(path)
     if series.kind == "other":
         raise InputError(
-            f"{name} holds no scan: {series}, {pydicom.uid.UID(items[0].header.SOPClassUID).name}: no pixel data, or "
+            f"{name} holds no scan: {series}, {_class_name(items[0].header) or 'no SOPClassUID'}: no pixel data, or "
             "none that have a place in space.",
             "Give the folder of an image series.",
         )
@@ -225,6 +256,15 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
             f"(a scout view for planning the scan): {series if every else few(localizers)}.",
             "Give the folder of the scan itself." if every else "Take these files out of the series.",
         )
+    items, copies = without_copies(items)
+    if copies:
+        notes.append(
+            f"left out {count(len(copies), 'file')} that {_be(copies)} there twice, byte for byte: {few(copies)}."
+        )
+    if not series.uid:
+        notes.append("no SeriesInstanceUID; the images of the folder are taken as one series.")
+    if unnamed := [item.place.name for item in items if "Image Storage" not in _class_name(item.header)]:
+        notes.append(f"{count(len(unnamed), 'file')} without a known SOPClassUID taken as images: {few(unnamed)}.")
     try:
         return name, [image for item in items for image in slices_of(item, name)], notes
     except InputError:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import Object, Place, count, few
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Object, Place, count, few
 from medcyclegan.io.grid import Grid
+from medcyclegan.io.plausible import refuse_impossible_geometry
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A slice may lie this far from where even steps put it: positions rounded to one decimal are off by 0.05 mm.
@@ -107,18 +108,20 @@ def slices_of(item: Object, name: str) -> Iterator[Slice]:
         }
         if enhanced:
             repetition |= {"frame index": str(content.get("DimensionIndexValues", ""))}
-        slope, intercept = _numbers(rescale, "RescaleSlope", 1), _numbers(rescale, "RescaleIntercept", 1)
+        slope, intercept = (
+            _rescale(rescale, keyword, item.place, name) for keyword in ("RescaleSlope", "RescaleIntercept")
+        )
         yield Slice(
             place=item.place,
             header=header,
             frame=frame,
             enhanced=enhanced,
             modality=str(header.get("Modality") or ""),
-            position=_numbers(part("PlanePositionSequence"), "ImagePositionPatient", 3),
-            orientation=_numbers(part("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
-            spacing=_numbers(part("PixelMeasuresSequence"), "PixelSpacing", 2),
-            slope=None if slope is None else float(slope[0]),
-            intercept=None if intercept is None else float(intercept[0]),
+            position=_numbers_or_none(part("PlanePositionSequence"), "ImagePositionPatient", 3),
+            orientation=_numbers_or_none(part("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+            spacing=_numbers_or_none(part("PixelMeasuresSequence"), "PixelSpacing", 2),
+            slope=slope,
+            intercept=intercept,
             unit=str(rescale.get("RescaleType") or ""),
             stack=str(content.get("StackID", "")),
             repetition=repetition,
@@ -172,7 +175,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
             f"{name}: the slices are shifted sideways against each other, by up to {off:.2f} mm.",
             "Export the series again with its slices in line.",
         )
-    said = _numbers(first.header, "GantryDetectorTilt", 1)
+    said = _numbers_or_none(first.header, "GantryDetectorTilt", 1)
     if first.modality == "CT" and said is not None and abs(abs(float(said[0])) - angle) > 1 and abs(said[0]) > 0.5:
         notes.append(
             f"the header gives a gantry tilt of {abs(float(said[0])):.1f} degrees and the positions one of "
@@ -198,6 +201,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
     lps = np.eye(4)
     lps[:3, :3] = np.stack([row * first.spacing[1], column * first.spacing[0], axis], axis=1)
     lps[:3, 3] = origin
+    refuse_impossible_geometry((columns, rows, len(slices)), lps, name)
     return Stack(slices, Grid((columns, rows, len(slices)), _LPS_TO_RAS @ lps), shift, notes)
 
 
@@ -223,9 +227,13 @@ def _unplaced(slices: Sequence[Slice]) -> Iterator[str]:
         without = [s.label for s in slices if getattr(s, attribute) is None]
         if without:
             yield f"{count(len(without), 'image')} without a usable {tag} ({few(without)}; cut short?)"
-    without = [s.label for s in slices if not s.header.get("Rows") or not s.header.get("Columns")]
+    without = [s.label for s in slices if not all(_is_size(s.header.get(keyword)) for keyword in ("Rows", "Columns"))]
     if without:
-        yield f"{count(len(without), 'image')} without Rows and Columns ({few(without)}; cut short?)"
+        yield f"{count(len(without), 'image')} without usable Rows and Columns ({few(without)}; cut short?)"
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _unlike(slices: Sequence[Slice]) -> Iterator[str]:
@@ -251,6 +259,7 @@ def _unlike(slices: Sequence[Slice]) -> Iterator[str]:
             ["unknown" if s.spacing is None else " x ".join(f"{v:.4g}" for v in s.spacing) + " mm" for s in slices],
         ),
         ("modalities", [s.modality for s in slices]),
+        ("units", [s.unit or "no RescaleType" for s in slices]),
     ):
         if len(set(values)) > 1:
             yield f"several {words} ({_tally(values)})"
@@ -312,24 +321,60 @@ def _missing_numbers(slices: Sequence[Slice]) -> list[str]:
     """A gap in the numbering tells of missing slices that the positions do not show, such as every second one."""
     if slices[0].enhanced:
         return []
-    numbers = [_numbers(s.header, "InstanceNumber", 1) for s in slices]
+    numbers = [_numbers_or_none(s.header, "InstanceNumber", 1) for s in slices]
     known = sorted({int(n[0]) for n in numbers if n is not None})
-    missing = known[-1] - known[0] + 1 - len(known) if known else 0
-    if len(known) != len(slices) or not missing:
+    if len(known) != len(slices):
         return []
+    notes = []
+    if known[0] > 1:
+        notes.append(f"the images are numbered from {known[0]}; look whether the first ones are missing.")
+    missing = known[-1] - known[0] + 1 - len(known)
+    if not missing:
+        return notes
     return [
+        *notes,
         f"the images are numbered {known[0]} to {known[-1]} with {count(missing, 'number')} left out, though the "
-        "steps are even; look whether the series is complete."
+        "steps are even; look whether the series is complete.",
     ]
 
 
 def _numbers(header: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64] | None:
-    """`count` finite numbers, or None where the header has not got them."""
+    """`count` finite numbers, or None where the element is absent or empty.
+
+    Raises:
+        ValueError: there is something else.
+    """
     try:
-        values = np.atleast_1d(np.asarray(header.get(keyword), dtype=np.float64))
-    except (ValueError, TypeError, OverflowError):
+        found = header.get(keyword)
+        if found is None or (isinstance(found, str | bytes | Sequence) and not len(found)):
+            return None
+        values = np.atleast_1d(np.asarray(found, dtype=np.float64))
+    except LIBRARY_ERRORS as error:
+        raise ValueError(keyword) from error
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise ValueError(keyword)
+    return values
+
+
+def _numbers_or_none(header: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64] | None:
+    """`count` finite numbers, or None where there is nothing or something else."""
+    try:
+        return _numbers(header, keyword, count)
+    except ValueError:
         return None
-    return values if values.shape == (count,) and np.isfinite(values).all() else None
+
+
+def _rescale(header: Dataset, keyword: str, place: Place, name: str) -> float | None:
+    """A slope or intercept; None where there is none. What is there and no number must not count as none."""
+    try:
+        found = _numbers(header, keyword, 1)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: {keyword} of {place.name} is not one decimal number (a decimal comma? DICOM wants a point), so "
+            "that the values are not known.",
+            "Correct it in the header, or export the series with a point.",
+        ) from error
+    return None if found is None else float(found[0])
 
 
 def _tally(values: Sequence[str]) -> str:

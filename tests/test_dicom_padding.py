@@ -1,0 +1,211 @@
+"""Padding of DICOM images was not measured: air in CT, never metal, whatever sign and bits it is written with."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from dicom_files import RAS, set_pixels, write_enhanced, write_series
+from pydicom.dataset import Dataset
+
+from medcyclegan.errors import InputError
+from medcyclegan.evaluation.case import Settings, grade
+from medcyclegan.evaluation.pairing import CaseFiles
+from medcyclegan.evaluation.protocol import PROTOCOLS
+from medcyclegan.io.reader import read_volume
+
+SHAPE = (20, 18, 4)
+X, Y = np.meshgrid(np.linspace(-1, 1, SHAPE[0]), np.linspace(-1, 1, SHAPE[1]), indexing="ij")
+OUTSIDE = np.broadcast_to((X**2 + Y**2 > 1)[..., None], SHAPE)
+HU = np.random.default_rng(0).integers(-1000, 1500, SHAPE)
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_warnings() -> None:
+    warnings.simplefilter("error", UserWarning)
+
+
+def padded(folder: Path, stored: np.ndarray, modality: str = "CT", bits: int = 16, **tags: tuple[str, int]) -> Path:
+    def change(ds: Dataset, k: int) -> None:
+        ds.BitsStored, ds.HighBit = bits, bits - 1
+        for keyword, (kind, value) in tags.items():
+            ds.add_new({"value": 0x00280120, "limit": 0x00280121}[keyword], kind, value)
+
+    return write_series(folder, stored, modality=modality, change=change)
+
+
+class TestCT:
+    @pytest.mark.parametrize(
+        ("pixels", "pad", "bits", "tags"),
+        [
+            ("u2", 65535, 16, {"value": ("US", 65535)}),
+            ("u2", 65535, 16, {"value": ("SS", -1)}),
+            ("u2", 65535, 12, {"value": ("US", 65535)}),  # in bits that are not stored
+            ("u2", 4095, 12, {"value": ("US", 4095)}),
+            ("u2", 65200, 16, {"value": ("US", 65000), "limit": ("US", 65500)}),
+            ("u2", 65200, 16, {"value": ("US", 65500), "limit": ("US", 65000)}),
+            ("i2", 32767, 16, {"value": ("SS", 32767)}),
+            ("i2", 31000, 16, {"value": ("SS", 30000), "limit": ("US", 32767)}),
+        ],
+    )
+    def test_above_air_it_becomes_air(
+        self, pixels: str, pad: int, bits: int, tags: dict[str, tuple[str, int]], tmp_path: Path
+    ) -> None:
+        stored = np.where(OUTSIDE, pad, HU + 1024).astype(pixels)
+        folder = padded(tmp_path / "ct", stored, bits=bits, **tags)
+        with pytest.warns(UserWarning, match=rf"ct: {OUTSIDE.sum()} pixels are padding .* became air \(-1024 HU\)"):
+            volume = read_volume(folder)
+        np.testing.assert_array_equal(volume.numpy()[0], np.where(OUTSIDE, -1024, HU))
+
+    @pytest.mark.parametrize("tag", [("SS", -2000), ("US", 63536)])
+    def test_below_air_it_stays_as_it_is_stored(self, tag: tuple[str, int], tmp_path: Path) -> None:
+        stored = np.where(OUTSIDE, -2000, HU + 1024).astype(np.int16)
+        volume = read_volume(padded(tmp_path / "ct", stored, value=tag))
+        np.testing.assert_array_equal(volume.numpy()[0], np.where(OUTSIDE, -3024, HU))
+
+    def test_metal_of_the_same_value_stays(self, tmp_path: Path) -> None:
+        stored = np.where(OUTSIDE, 4095, HU + 1024).astype(np.uint16)
+        stored[9:11, 9, 2] = 4095
+        folder = padded(tmp_path / "ct", stored, bits=12, value=("US", 4095))
+        with (
+            pytest.warns(UserWarning, match="became air"),
+            pytest.warns(UserWarning, match="2 pixels within the images have the value that the header calls padding"),
+        ):
+            array = read_volume(folder).numpy()[0]
+        assert (array[9:11, 9, 2] == 3071).all() and (array == 3071).sum() == 2
+        assert (array[OUTSIDE] == -1024).all()
+
+    def test_padding_that_is_no_number_is_refused(self, tmp_path: Path) -> None:
+        folder = write_series(
+            tmp_path / "ct", HU.astype(np.int16), modality="CT", change=lambda ds, k: ds.add_new(0x00280120, "LO", "x")
+        )
+        with pytest.raises(InputError, match=r"PixelPaddingValue of im00\d\.dcm is no whole number"):
+            read_volume(folder)
+
+    def test_a_limit_without_a_value_says_nothing(self, tmp_path: Path) -> None:
+        folder = padded(tmp_path / "ct", (HU + 1024).astype(np.uint16), limit=("US", 3000))
+        np.testing.assert_array_equal(read_volume(folder).numpy()[0], HU)
+
+    def test_a_perfect_synthetic_ct_is_graded_perfect(self, tmp_path: Path) -> None:
+        shape = (36, 36, 12)
+        axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+        hu = np.where((axes[0] / 0.8) ** 2 + (axes[1] / 0.7) ** 2 < 1, 40, -1000)
+        hu = hu + np.random.default_rng(0).integers(-20, 20, shape)
+        outside = axes[0] ** 2 + axes[1] ** 2 > 1
+        lps = np.diag([5.0, 5.0, 6.0, 1.0])
+        stored = np.where(outside, 65535, hu + 1024).astype(np.uint16)
+        write_series(
+            tmp_path / "ct", stored, lps, modality="CT", change=lambda ds, k: ds.add_new(0x00280120, "US", 65535)
+        )
+        nib.save(
+            nib.Nifti1Image(np.where(outside, -1024, hu).astype(np.int16), RAS @ lps), tmp_path / "prediction.nii.gz"
+        )
+        case = grade(
+            "x", CaseFiles(tmp_path / "prediction.nii.gz", tmp_path / "ct"), PROTOCOLS["synthrad2023"], Settings()
+        )
+        assert case.scores["mae"].value == 0
+        assert not [note for note in case.notes[: case.doubtful] if "became air" not in note]
+
+
+class TestMR:
+    @pytest.mark.parametrize(("pad", "becomes"), [(65535, 7), (0, 0)])
+    def test_it_becomes_the_lowest_value_or_stays_0(self, pad: int, becomes: int, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(7, 900, SHAPE)
+        values[10, 9, 0] = 7
+        stored = np.where(OUTSIDE, pad, values).astype(np.uint16)
+        folder = padded(tmp_path / "mr", stored, modality="MR", value=("US", pad))
+        if pad:
+            with pytest.warns(UserWarning, match="became the lowest value that was measured, or 0"):
+                array = read_volume(folder).numpy()[0]
+        else:
+            array = read_volume(folder).numpy()[0]
+        np.testing.assert_array_equal(array, np.where(OUTSIDE, becomes, values))
+
+    def test_far_below_what_was_measured_it_becomes_0(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(7, 900, SHAPE)
+        stored = np.where(OUTSIDE, -32768, values).astype(np.int16)
+        folder = padded(tmp_path / "mr", stored, modality="MR", value=("SS", -32768))
+        with pytest.warns(UserWarning, match="became the lowest"):
+            array = read_volume(folder).numpy()[0]
+        np.testing.assert_array_equal(array, np.where(OUTSIDE, 0, values))
+
+    def test_enhanced_multiframe(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(1, 900, SHAPE)
+        file = write_enhanced(tmp_path / "mr.dcm", np.where(OUTSIDE, 65535, values).astype(np.uint16))
+        ds = pydicom.dcmread(file)
+        ds.add_new(0x00280120, "US", 65535)
+        ds.save_as(file)
+        expected = values * np.array([1, 2, 3, 4]) + 5
+        with pytest.warns(UserWarning, match="became the lowest"):
+            array = read_volume(file).numpy()[0]
+        np.testing.assert_array_equal(array[~OUTSIDE], expected[~OUTSIDE])
+        assert (array[OUTSIDE] == expected[~OUTSIDE].min()).all()
+
+
+class TestBits:
+    def test_content_in_bits_that_are_not_stored_is_said(self, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(0, 4000, SHAPE).astype(np.uint16)
+
+        def change(ds: Dataset, k: int) -> None:
+            set_pixels(ds, (values[:, :, k].T | (0x5000 if k == 1 else 0)).astype(np.uint16))
+            ds.BitsStored, ds.HighBit = 12, 11
+
+        folder = write_series(tmp_path / "mr", values, change=change)
+        with pytest.warns(UserWarning, match=r"1 file with content in bits that BitsStored leaves out \(im003\.dcm\)"):
+            np.testing.assert_array_equal(read_volume(folder).numpy()[0], values)
+        for file in folder.iterdir():  # an overlay in the pixels, as it was done before 2004
+            ds = pydicom.dcmread(file)
+            ds.add_new(0x60000102, "US", 12)
+            ds.save_as(file)
+        np.testing.assert_array_equal(read_volume(folder).numpy()[0], values)
+
+    def test_pixels_stored_in_several_ways_are_said(self, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            if k == 1:
+                ds.PixelRepresentation = 0
+
+        values = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
+        folder = write_series(tmp_path / "mr", values, change=change)
+        with pytest.warns(UserWarning, match=r"3 of 16 of 16 bits, signed, 1 of 16 of 16 bits, unsigned"):
+            np.testing.assert_array_equal(read_volume(folder).numpy()[0], values)
+
+    def test_a_negative_slope_is_what_the_formula_says_and_said(self, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            ds.RescaleSlope, ds.RescaleIntercept = -1, 100
+
+        folder = write_series(tmp_path / "ct", HU.astype(np.int16), modality="CT", change=change)
+        with pytest.warns(UserWarning, match="RescaleSlope is negative"):
+            np.testing.assert_array_equal(read_volume(folder).numpy()[0], 100 - HU)
+
+    def test_an_unspecified_unit_of_a_ct_is_said(self, tmp_path: Path) -> None:
+        folder = write_series(
+            tmp_path / "ct", HU.astype(np.int16), modality="CT", change=lambda ds, k: setattr(ds, "RescaleType", "US")
+        )
+        with pytest.warns(UserWarning, match=r"RescaleType is US \(unspecified\)"):
+            np.testing.assert_array_equal(read_volume(folder).numpy()[0], HU - 1024)
+
+    @pytest.mark.parametrize(("keyword", "words"), [("RescaleSlope", "as 1"), ("RescaleIntercept", "as 0")])
+    def test_an_mr_with_half_a_scaling(self, keyword: str, words: str, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            ds.RescaleSlope, ds.RescaleIntercept = 2, 5
+            delattr(ds, keyword)
+
+        folder = write_series(tmp_path / "mr", HU.astype(np.int16), change=change)
+        with pytest.warns(UserWarning, match=words):
+            np.testing.assert_array_equal(
+                read_volume(folder).numpy()[0], HU + 5 if keyword == "RescaleSlope" else HU * 2
+            )
+
+    def test_slices_of_an_mr_without_their_slope_are_refused(self, tmp_path: Path) -> None:
+        def change(ds: Dataset, k: int) -> None:
+            ds.RescaleIntercept = 0
+            if k != 2:
+                ds.RescaleSlope = 2
+
+        folder = write_series(tmp_path / "mr", HU.astype(np.int16), change=change)
+        with pytest.raises(InputError, match=r"1 image without the RescaleSlope that the others have \(im002\.dcm\)"):
+            read_volume(folder)
