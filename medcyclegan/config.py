@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.registry import (
@@ -58,7 +67,7 @@ def _complete_leaf(value: Any, info: ValidationInfo) -> Any:
     if "_target_" not in value and name not in DEFAULT_PARTS:
         raise ValueError(f"a {registry.kind} needs _target_, one of: {', '.join(registry.parts())}")
     leaf = {"_target_": DEFAULT_PARTS.get(name), **value}
-    if problems := registry.check(leaf):
+    if problems := registry.check(leaf, (info.context or {}).get("allow", ())):
         raise ValueError("; ".join(problems))
     return registry.complete(leaf)
 
@@ -363,6 +372,12 @@ class Experiment(_Section):
     training: Training = Training()
 
     _complete = field_validator("objective", mode="before")(_complete_leaf)
+    _allow: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """Modules that whoever gave the experiment allows its parts to come from; never part of what is saved."""
+        return self._allow
 
     def channels(self, domain: str) -> int:
         """Channels of an image of "a" or "b": for every contrast its slice and the neighbors of that."""
@@ -374,27 +389,41 @@ class Experiment(_Section):
         return self.model_dump(mode="json")
 
 
-def parse(content: Mapping[str, Any], source: str) -> Experiment:
+def parse(content: Mapping[str, Any], source: str, allow: Iterable[str] = ()) -> Experiment:
     """Check plain data and give the experiment.
+
+    Args:
+        content: sections of keys.
+        source: what `content` is, for messages.
+        allow: modules or packages of your own from which the experiment may name parts; importing runs their code.
 
     Raises:
         InputError: naming `source` and listing every unknown key, wrong type and impossible value at once.
     """
+    allowed = tuple(allow)
     try:
-        return Experiment.model_validate(content)
+        experiment = Experiment.model_validate(content, context={"allow": allowed})
+        experiment._allow = allowed
+        return experiment
     except ValidationError as error:
         problems = dict.fromkeys(_explain(dict(problem)) for problem in error.errors())
         raise_all(problems, f"{source} is not a valid experiment:")
         raise
 
 
-def load(path: Path | None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Experiment:
+def load(
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    base: Mapping[str, Any] | None = None,
+    allow: Iterable[str] = (),
+) -> Experiment:
     """Read an experiment from YAML and apply `key.sub=value` overrides, whose values are YAML too.
 
     Args:
         path: the YAML file; None for the defaults. Paths in `data` are relative to the file's folder.
         overrides: for example "training.steps=2000" or "model.generator.blocks=6".
         base: what is overridden where there is no file.
+        allow: as in `parse`.
     """
     content: Any = copy.deepcopy(dict(base or {}))
     if path is not None:
@@ -416,7 +445,7 @@ def load(path: Path | None, overrides: Iterable[str] = (), base: Mapping[str, An
     given = tuple(overrides)
     for override in given:
         _apply(content, override)
-    return parse(content, f"{path}{' with --set' if given else ''}" if path else "the configuration")
+    return parse(content, f"{path}{' with --set' if given else ''}" if path else "the configuration", allow)
 
 
 def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None]) -> Experiment:
@@ -430,7 +459,7 @@ def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None
     elsewhere = any(not key.startswith("picture_") for key in given)
     lasting = ("picture_", "skip_failed")
     kept = {key: value for key, value in there.items() if key.startswith(lasting) or not elsewhere}
-    return parse({**content, "data": {**kept, **given}}, "the command line")
+    return parse({**content, "data": {**kept, **given}}, "the command line", experiment.allow)
 
 
 def save(experiment: Experiment, path: Path) -> None:
