@@ -679,9 +679,6 @@ def export(
         str, typer.Option("--format", help="bundle (MONAI), onnx, pt2 (torch.export) or slicer (3D Slicer).")
     ] = "bundle",
     direction: Annotated[str, typer.Option(help="ab (source to target), ba or both.")] = "ab",
-    self_contained: Annotated[
-        bool, typer.Option("--self-contained", help="A bundle that needs MONAI and torch, and not this program.")
-    ] = False,
     scores: Annotated[Path | None, typer.Option(help="Folder that evaluate wrote, for the model card.")] = None,
     allow: Allow = None,
     as_json: AsJson = False,
@@ -694,7 +691,6 @@ def export(
         output,
         file_format=file_format,
         direction=direction,
-        self_contained=self_contained,
         scores=scores,
         allow=allow or (),
     )

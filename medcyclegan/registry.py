@@ -165,7 +165,7 @@ class Registry:
         """
         allowed = tuple(allow)
         arguments = {key: value for key, value in leaf.items() if key != "_target_"}
-        hidden = [f"{self.kind}: {problem}" for key in arguments for problem in hidden_code({key: leaf[key]}, key)]
+        hidden = [f"{self.kind}: {problem}" for problem in hidden_code(arguments)]
         part = self.find(str(leaf.get("_target_")))
         if isinstance(part, str):
             return [part]

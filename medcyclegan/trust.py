@@ -10,6 +10,7 @@ built *sealed*: such a try is refused, whatever the argument that asks for it is
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -91,20 +92,23 @@ def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> Non
     raise_all(problems, f"{source} names code of its own, which would run on this machine:")
 
 
-def hidden_code(value: Any, where: str) -> list[str]:
+def hidden_code(value: Any, where: str = "") -> list[str]:
     """What in the arguments of a part is not plain data to everybody who may read it, named by its place.
 
     This program takes them as they are, but MONAI builds what has a `_target_` and evaluates texts that begin with $,
     as soon as the part stands in the config of an exported bundle.
     """
     if isinstance(value, Mapping):
-        inside = [problem for key, item in value.items() for problem in hidden_code(item, f"{where}.{key}")]
+        inside = [p for key, item in value.items() for p in hidden_code(item, f"{where}.{key}" if where else str(key))]
         special = [str(key) for key in value if str(key).startswith(("_", *EVALUATED))]
-        return [f"'{where}' holds the key {key}, and an argument is plain data" for key in special] + inside
+        place = f"'{where}' holds" if where else "there is"
+        return [f"{place} the key {key}, and an argument is plain data" for key in special] + inside
     if isinstance(value, list | tuple):
         return [problem for item in value for problem in hidden_code(item, where)]
     if isinstance(value, str) and value.startswith(EVALUATED):
         return [f"'{where}' is {value!r}, which MONAI would evaluate; an argument is plain data"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"'{where}' is {value}, and a finite number is needed"]
     return []
 
 
