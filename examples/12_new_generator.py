@@ -50,7 +50,7 @@ if __name__ == "__main__":
         },
         "training": {"steps": 4, "log_every": 2},
     }
-    build.train(config.parse(content, "this example"), output / "run")
-    # A checkpoint that names a class from elsewhere runs its code, which has to be allowed.
+    # Naming a class from elsewhere runs its code, which has to be allowed; on the command line with --allow MODULE.
+    build.train(config.parse(content, "this example", allow=[module]), output / "run")
     sct = load_translator(output / "run", allow=[module])(cohort.test_mr[0])
     print(f"{sct.description}: {sct.array.min()} to {sct.array.max()} HU")

@@ -44,13 +44,15 @@ if __name__ == "__main__":
     cohort = phantom.write_cohort(
         output / "phantoms", train_mr=2, train_ct=2, test=0, spacing_mm=(6.0, 6.0, 8.0), shape=(36, 44, 20)
     )
+    module = Path(__file__).stem  # Python finds it, because it is in the folder of this script; else set PYTHONPATH
     content = {
         "data": {"a": str(cohort.train_mr[0].parent), "b": str(cohort.train_ct[0].parent)},
         "model": {"generator": {"filters": 8, "blocks": 2}, "discriminator": {"filters": 8, "layers": 1}},
-        "losses": {"structure": [{"_target_": f"{Path(__file__).stem}.SmoothStaysSmooth", "weight": 0.5}]},
+        "losses": {"structure": [{"_target_": f"{module}.SmoothStaysSmooth", "weight": 0.5}]},
         "training": {"steps": 4, "log_every": 2},
     }
-    build.train(config.parse(content, "this example"), output / "run")
+    # Naming a class from elsewhere runs its code, which has to be allowed; on the command line with --allow MODULE.
+    build.train(config.parse(content, "this example", allow=[module]), output / "run")
     with (output / "run/metrics.csv").open(newline="") as stream:
         last = list(csv.DictReader(stream))[-1]
     print({name: float(value) for name, value in last.items() if "Smooth" in name})

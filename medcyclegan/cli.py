@@ -49,7 +49,7 @@ Overrides = Annotated[
 ]
 Allow = Annotated[
     list[str] | None,
-    typer.Option("--allow", metavar="MODULE", help="Import networks that the checkpoint names from this module."),
+    typer.Option("--allow", metavar="MODULE", help="Import parts that a config or checkpoint names from this module."),
 ]
 Root = Annotated[
     Path | None, typer.Option("--data", metavar="ROOT", help="Folder or CSV in a known layout, instead of --a and --b.")
@@ -231,6 +231,7 @@ def prepare(
         Path | None, typer.Option("--config", metavar="CONFIG.yaml", help="Prepare as this experiment wants it.")
     ] = None,
     overrides: Overrides = None,
+    allow: Allow = None,
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -241,7 +242,7 @@ def prepare(
     data |= {"datalist": datalist, "fold": fold}
     data |= {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "patient": patient}
     data |= {"picture_gray": True} if gray else {}
-    experiment = config.with_data(config.load(config_file, overrides or ()), data)
+    experiment = config.with_data(config.load(config_file, overrides or (), allow=allow or ()), data)
     from medcyclegan import build
     from medcyclegan.progress import Terminal
 
@@ -289,6 +290,7 @@ def plan(
     contrast_a: Contrast = None,
     contrast_b: Contrast = None,
     overrides: Overrides = None,
+    allow: Allow = None,
     gpu_memory: Annotated[
         float | None, typer.Option(metavar="GIB", help="Plan for a GPU of this much memory, which need not be here.")
     ] = None,
@@ -299,7 +301,7 @@ def plan(
     """Look at the volumes and at this machine, and write an experiment with a reason for every choice."""
     from medcyclegan import config
 
-    experiment = config.load(config_file, overrides or ())
+    experiment = config.load(config_file, overrides or (), allow=allow or ())
     folders = {"a": a, "b": b, "datalist": datalist, "root": root}
     experiment = config.with_data(
         experiment, folders | {"layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b}
@@ -365,11 +367,9 @@ def train(
     else:
         if allow_changes:
             raise InputError("--allow-changes is for --resume; a new run has nothing to differ from.")
-        if allow:
-            raise InputError("--allow is for checkpoints; a config of your own needs no allowance.")
         if output is None:
             raise InputError("train needs --output RUN, a new folder.")
-        experiment = config.load(config_file, overrides or ())
+        experiment = config.load(config_file, overrides or (), allow=allow or ())
         experiment = config.with_data(experiment, data)
         if config_file is None and experiment.data.prepared is None:
             experiment = _planned(experiment, overrides or (), output, device)
@@ -423,7 +423,9 @@ def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path,
     run.mkdir(parents=True, exist_ok=True)
     planning.save(made, run / build.PLAN_NAME)
     _note(f"no config was given; planned {run / build.PLAN_NAME}, which says why")
-    return config.load(run / build.PLAN_NAME, overrides).model_copy(update={"data": experiment.data})
+    return config.load(run / build.PLAN_NAME, overrides, allow=experiment.allow).model_copy(
+        update={"data": experiment.data}
+    )
 
 
 @app.command()
@@ -677,9 +679,6 @@ def export(
         str, typer.Option("--format", help="bundle (MONAI), onnx, pt2 (torch.export) or slicer (3D Slicer).")
     ] = "bundle",
     direction: Annotated[str, typer.Option(help="ab (source to target), ba or both.")] = "ab",
-    self_contained: Annotated[
-        bool, typer.Option("--self-contained", help="A bundle that needs MONAI and torch, and not this program.")
-    ] = False,
     scores: Annotated[Path | None, typer.Option(help="Folder that evaluate wrote, for the model card.")] = None,
     allow: Allow = None,
     as_json: AsJson = False,
@@ -692,7 +691,6 @@ def export(
         output,
         file_format=file_format,
         direction=direction,
-        self_contained=self_contained,
         scores=scores,
         allow=allow or (),
     )
@@ -772,6 +770,7 @@ def benchmark(
     ] = None,
     volume: Annotated[Path | None, typer.Option("--volume", metavar="MR", help="this volume.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a training step goes.")] = False,
+    allow: Allow = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -788,7 +787,7 @@ def benchmark(
             )
         _show_benchmark(bench.benchmark_convert_run(run, volume, repeats=steps, device=device), as_json)
         return
-    experiment = bench.experiment_for(config_file, overrides or ())
+    experiment = bench.experiment_for(config_file, overrides or (), allow or ())
     voxels = bench.patch_size(size, experiment, 256 if what == "convert" else 128)
     if what == "train":
         result = bench.benchmark_train(

@@ -7,13 +7,23 @@ imported, and every problem is reported at once. Nothing here imports torch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from medcyclegan.documents import parse_yaml, read_yaml
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.registry import (
     ADVERSARIAL_LOSSES,
@@ -58,15 +68,31 @@ def _complete_leaf(value: Any, info: ValidationInfo) -> Any:
     if "_target_" not in value and name not in DEFAULT_PARTS:
         raise ValueError(f"a {registry.kind} needs _target_, one of: {', '.join(registry.parts())}")
     leaf = {"_target_": DEFAULT_PARTS.get(name), **value}
-    if problems := registry.check(leaf):
+    if problems := registry.check(leaf, (info.context or {}).get("allow", ())):
         raise ValueError("; ".join(problems))
     return registry.complete(leaf)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    parts = get_args(annotation)
+    yield from (kind for part in parts for kind in _kinds(part)) if parts else (annotation,)
 
 
 class _Section(BaseModel):
     """Part of an experiment: frozen, unknown keys refused, numbers finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as true and false, and pydantic takes these for 1 and 0."""
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        given = value if isinstance(value, list | tuple) else [value]
+        if kinds & {int, float} and bool not in kinds and any(isinstance(part, bool) for part in given):
+            raise ValueError("a number is needed, not true or false (which yes, no, on and off are too)")
+        return value
 
 
 class Domain(_Section):
@@ -220,12 +246,18 @@ class Patches(_Section):
     )
     minimum_body: Share = Field(0.05, description="slices with a smaller share of body (of the fullest) are left out")
     flip: bool = Field(False, description="mirror left and right at random")
-    matching: Literal["off", "extent", "vertex", "profile"] = Field(
-        "off",
-        description="draw a and b at similar heights: extent: share of the way through the body; "
+    matching: Literal["any", "extent", "vertex", "profile"] = Field(
+        "any",
+        description="draw a and b at similar heights: any: wherever they are; "
+        "extent: share of the way through the body; "
         "vertex: distance from the top of the head relative to its size; "
         "profile: by the cross-section areas of all scans laid over each other, whatever part each covers",
     )
+
+    @field_validator("matching", mode="before")
+    @classmethod
+    def _formerly_off(cls, value: Any) -> Any:
+        return "any" if value is False or value == "off" else value  # its former name, which YAML reads as false
 
     @model_validator(mode="after")
     def _dimensions(self) -> Patches:
@@ -351,7 +383,7 @@ class Training(_Section):
 class Experiment(_Section):
     """Everything that one training is made of."""
 
-    seed: int = Field(0, ge=0, description="of weights, data order and image pools")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, data order and image pools")
     domains: Domains = Domains()
     data: Data = Data()
     preparation: Preparation = Preparation()
@@ -363,6 +395,12 @@ class Experiment(_Section):
     training: Training = Training()
 
     _complete = field_validator("objective", mode="before")(_complete_leaf)
+    _allow: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """Modules that whoever gave the experiment allows its parts to come from; never part of what is saved."""
+        return self._allow
 
     def channels(self, domain: str) -> int:
         """Channels of an image of "a" or "b": for every contrast its slice and the neighbors of that."""
@@ -374,49 +412,53 @@ class Experiment(_Section):
         return self.model_dump(mode="json")
 
 
-def parse(content: Mapping[str, Any], source: str) -> Experiment:
+def parse(content: Mapping[str, Any], source: str, allow: Iterable[str] = ()) -> Experiment:
     """Check plain data and give the experiment.
+
+    Args:
+        content: sections of keys.
+        source: what `content` is, for messages.
+        allow: modules or packages of your own from which the experiment may name parts; importing runs their code.
 
     Raises:
         InputError: naming `source` and listing every unknown key, wrong type and impossible value at once.
     """
+    allowed = tuple(allow)
     try:
-        return Experiment.model_validate(content)
+        experiment = Experiment.model_validate(content, context={"allow": allowed})
+        experiment._allow = allowed
+        return experiment
     except ValidationError as error:
         problems = dict.fromkeys(_explain(dict(problem)) for problem in error.errors())
         raise_all(problems, f"{source} is not a valid experiment:")
         raise
 
 
-def load(path: Path | None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None) -> Experiment:
+def load(
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    base: Mapping[str, Any] | None = None,
+    allow: Iterable[str] = (),
+) -> Experiment:
     """Read an experiment from YAML and apply `key.sub=value` overrides, whose values are YAML too.
 
     Args:
         path: the YAML file; None for the defaults. Paths in `data` are relative to the file's folder.
         overrides: for example "training.steps=2000" or "model.generator.blocks=6".
         base: what is overridden where there is no file.
+        allow: as in `parse`.
     """
     content: Any = copy.deepcopy(dict(base or {}))
     if path is not None:
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-        except FileNotFoundError:
-            raise InputError(f"there is no config {path}.", "Check the path.") from None
-        except IsADirectoryError:
-            raise InputError(f"the config {path} is a folder.", "Give a YAML file.") from None
-        except UnicodeDecodeError:
-            raise InputError(f"the config {path} is no text.", "Give a YAML file.") from None
-        except OSError as error:
-            raise InputError(f"the config {path} cannot be read: {error}.") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"the config {path} is not YAML: {_one_line(error)}.") from None
+        content = read_yaml(path, f"config {path}")
+        content = {} if content is None else content
         if not isinstance(content, dict):
             raise InputError(f"the config {path} must hold keys and values, but holds a {type(content).__name__}.")
         _resolve_paths(content, path.parent)
     given = tuple(overrides)
     for override in given:
         _apply(content, override)
-    return parse(content, f"{path}{' with --set' if given else ''}" if path else "the configuration")
+    return parse(content, f"{path}{' with --set' if given else ''}" if path else "the configuration", allow)
 
 
 def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None]) -> Experiment:
@@ -430,7 +472,7 @@ def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None
     elsewhere = any(not key.startswith("picture_") for key in given)
     lasting = ("picture_", "skip_failed")
     kept = {key: value for key, value in there.items() if key.startswith(lasting) or not elsewhere}
-    return parse({**content, "data": {**kept, **given}}, "the command line")
+    return parse({**content, "data": {**kept, **given}}, "the command line", experiment.allow)
 
 
 def save(experiment: Experiment, path: Path) -> None:
@@ -449,25 +491,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise InputError(f"--set {override}: '{parent}' holds a value and has no keys below it.")
         here = child
-    try:
-        here[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not YAML: {_one_line(error)}.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data, where no key stands twice: the second section of a name would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key '{key.value}' is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    here[last] = parse_yaml(value, f"value of --set {override}")
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> None:
@@ -491,16 +515,21 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{where}: there is no such key; allowed here: {', '.join(allowed)}.{did_you_mean(path[-1], allowed)}"
     given = problem.get("input")
     if problem["type"] == "missing" and path[-1].isdigit():
-        return f"{'.'.join(path[:-1])}: more values are needed (got {given!r})"
+        return f"{'.'.join(path[:-1])}: more values are needed (got {_shown(given)})"
     if problem["type"] == "too_long":
-        return f"{where}: {problem['ctx']['max_length']} values at most are needed (got {given!r})"
+        return f"{where}: {problem['ctx']['max_length']} values at most are needed (got {_shown(given)})"
     if needed := _NEEDED.get(problem["type"]):
         part = path[-1] in REGISTRIES and isinstance(given, str)
         hint = f"; write {{_target_: {given}}}" if part else ""
-        return f"{where}: {needed} (got {'nothing' if given is None else repr(given)}){hint}"
+        return f"{where}: {needed} (got {'nothing' if given is None else _shown(given)}){hint}"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
+    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {_shown(given)})"
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _shown(value: Any, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 # Types of validation errors that pydantic tells in the words of its own.
@@ -519,7 +548,3 @@ def _keys_of(path: list[str]) -> list[str]:
     for part in path:
         section = section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).replace(' in "<unicode string>", line', " in line").split())

@@ -252,7 +252,7 @@ def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
             f"bodies are {a.height:.0f} mm high in {a.modality} and {b.height:.0f} mm in {b.modality}, and no common "
             "landmark is known"
         )
-        plan.choose("patches.matching", "off", reason)
+        plan.choose("patches.matching", "any", reason)
         plan.warnings.append(
             f"{reason}: what one domain shows and the other does not will be invented; crop them alike"
         )

@@ -5,8 +5,9 @@ A *part* is a class in a file of one package (a generator, a discriminator, an o
 sources, so the names, their arguments and any mistake in them are known without importing torch.
 
 A *leaf* is a part as a config names it: `{_target_: name, argument: value, ...}`. Its `_target_` is a registered name,
-or a *dotted path* to anybody's class, for example `monai.networks.nets.UNet`. The class of a dotted path is read from
-its source too; only where there is no source to read are its arguments checked when it is built.
+or a *dotted path* to a class of MONAI or torch, for example `monai.networks.nets.UNet`, or of a module that the user
+allows (see `trust`). The class of a dotted path is read from its source too: what it is and which arguments it takes is
+known before it is imported. Only where there is no source to read is that checked when it is built.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medcyclegan.errors import InputError, raise_all
-from medcyclegan.sources import Definition, find_class, find_init, package_exists
+from medcyclegan.errors import InputError
+from medcyclegan.sources import Definition, ancestry, defines, find_class, find_init, package_exists
+from medcyclegan.trust import TRUSTED, distrust, hidden_code, sealed, under
 
 C = TypeVar("C", bound=type)
 REQUIRED = object()
 UNKNOWN = object()  # there is a default, which is not plain data
 PLAIN_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
-# Where the class of a dotted path in a checkpoint may be defined without being allowed by the user.
-TRUSTED = ("medcyclegan.networks", "medcyclegan.losses", "medcyclegan.training.objectives", "monai.networks.nets")
+NETWORK = ("torch.nn.modules.module", "Module")
 
 
 def did_you_mean(given: str, allowed: list[str]) -> str:
@@ -85,6 +87,8 @@ class Registry:
         offered: likewise, but passed only to the parts that take them.
         adapter: dotted path of a function `(part, **given) -> part` that makes a part from outside this program keep
             the contract of its kind.
+        methods: what a class needs to serve as a part of this kind; without any it has to be a `torch.nn.Module`, which
+            those of MONAI and torch have to be anyway.
     """
 
     def __init__(
@@ -94,12 +98,14 @@ class Registry:
         given: tuple[str, ...] = (),
         offered: tuple[str, ...] = (),
         adapter: str | None = None,
+        methods: tuple[str, ...] = (),
     ) -> None:
         self.kind = kind
         self.package = package
         self.given = given + offered
         self.offered = offered
         self.adapter = adapter
+        self.methods = methods
 
     def register(self, name: str, *, paper: str = "") -> Callable[[C], C]:
         """Class decorator that marks a part; name and paper are read from the source, so both are literals."""
@@ -131,6 +137,8 @@ class Registry:
             hint = did_you_mean(target, list(parts))
             missing = f"there is no {self.kind} '{target}'; there are: {', '.join(parts)}, and dotted paths.{hint}"
             return parts.get(target, missing)
+        if not all(name.isidentifier() for name in target.split(".")):
+            return f"{self.kind} '{target}': a name or a dotted path is needed, such as monai.networks.nets.UNet"
         if not package_exists(target):
             top = target.split(".")[0]
             return (
@@ -148,12 +156,22 @@ class Registry:
             return None
         return _described(target, "", definition)
 
-    def check(self, leaf: Mapping[str, Any]) -> list[str]:
-        """What is wrong with a leaf; empty if nothing, or if the source of a dotted path cannot be read."""
+    def check(self, leaf: Mapping[str, Any], allow: Iterable[str] = ()) -> list[str]:
+        """What is wrong with a leaf; empty if nothing.
+
+        Args:
+            leaf: the part and its arguments. What of a dotted path's class cannot be read is told when it is built.
+            allow: modules or packages that the user trusts beside those of `trust.TRUSTED`.
+        """
+        allowed = tuple(allow)
+        arguments = {key: value for key, value in leaf.items() if key != "_target_"}
+        hidden = [f"{self.kind}: {problem}" for problem in hidden_code(arguments)]
         part = self.find(str(leaf.get("_target_")))
         if isinstance(part, str):
             return [part]
-        return [] if part is None else self._check_arguments(part, leaf)
+        if refused := self._refusal(str(leaf["_target_"]), allowed):
+            return [refused]
+        return hidden or ([] if part is None else self._check_arguments(part, leaf))
 
     def complete(self, leaf: Mapping[str, Any]) -> dict[str, Any]:
         """The leaf with every default spelled out, so that it means the same when the defaults have changed.
@@ -161,7 +179,7 @@ class Registry:
         The defaults of classes outside this program belong to their libraries and are left alone.
         """
         part = self.find(leaf["_target_"])
-        arguments = part.arguments if isinstance(part, Part) and _under(part.module, ("medcyclegan",)) else {}
+        arguments = part.arguments if isinstance(part, Part) and under(part.module, ("medcyclegan",)) else {}
         defaults = {
             key: argument.default
             for key, argument in arguments.items()
@@ -169,46 +187,91 @@ class Registry:
         }
         return {"_target_": leaf["_target_"], **defaults, **leaf}
 
-    def class_of(self, leaf: Mapping[str, Any]) -> type[Any]:
+    def class_of(self, leaf: Mapping[str, Any], allow: Iterable[str] = ()) -> type[Any]:
         """Import the class that a leaf names, without calling it.
 
         Raises:
-            InputError: for an unknown name, or what cannot be imported.
+            InputError: for an unknown name, a class of another kind or that is not trusted, or what cannot be imported.
         """
-        part = self.find(str(leaf.get("_target_")))
-        if part is None:
-            part = _imported(str(leaf["_target_"]), self.kind)
-        if isinstance(part, str):
-            raise InputError(part)
-        try:
-            cls: type[Any] = getattr(importlib.import_module(part.module), part.class_name)
-        except ImportError as error:
-            raise InputError(f"{self.kind} '{part.name}' cannot be imported: {error}.") from error
-        return cls
+        return self._found(str(leaf.get("_target_")), tuple(allow))[1]
 
-    def build(self, leaf: Mapping[str, Any], **given: Any) -> Any:
+    def build(self, leaf: Mapping[str, Any], allow: Iterable[str] = (), **given: Any) -> Any:
         """Import the class that a leaf names and call it with the leaf's arguments and those of the program.
 
         Raises:
-            InputError: for an unknown name or argument, or a value that the class refuses.
+            InputError: for an unknown name or argument, a class of another kind or that is not trusted, or a value that
+                the class refuses.
         """
-        part = self.find(str(leaf.get("_target_")))
-        if part is None:
-            part = _imported(str(leaf["_target_"]), self.kind)
-        if problems := [part] if isinstance(part, str) else self._check_arguments(part, leaf):
+        allowed = tuple(allow)
+        if problems := self.check(leaf, allowed):
             raise InputError("; ".join(problems))
-        assert isinstance(part, Part)
-        cls = self.class_of(leaf)
+        part, cls = self._found(str(leaf["_target_"]), allowed)
+        if problems := self._check_arguments(part, leaf):
+            raise InputError("; ".join(problems))
         arguments = {key: value for key, value in leaf.items() if key != "_target_"}
         given = {key: value for key, value in given.items() if key not in self.offered or key in part.arguments}
+        ours = under(cls.__module__, ("medcyclegan",))
+        what = f"{self.kind} '{part.name}'"
         try:
-            built = cls(**arguments, **given)
-            if self.adapter is None or _under(part.module, ("medcyclegan",)):
-                return built
-            module, _, function = self.adapter.rpartition(".")
-            return getattr(importlib.import_module(module), function)(built, **given)
+            with nullcontext() if ours or under(cls.__module__, allowed) else sealed(what):
+                built = cls(**arguments, **given)
+                if self.adapter is None or ours:
+                    return built
+                module, _, function = self.adapter.rpartition(".")
+                return getattr(importlib.import_module(module), function)(built, **given)
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
-            raise InputError(f"{self.kind} '{part.name}' cannot be built: {error}") from error
+            raise InputError(f"{what} cannot be built: {error}") from error
+        except Exception as error:
+            if ours:
+                raise
+            raise InputError(f"{what} cannot be built: {type(error).__name__}: {error}") from error
+
+    def _refusal(self, target: str, allow: tuple[str, ...]) -> str | None:
+        """Why a class cannot be a part of this kind, as far as its source tells; nothing is imported."""
+        if "." not in target:
+            return None
+        definition = find_class(target)
+        if isinstance(definition, Definition):
+            classes, whole = ancestry(definition)
+            is_network = any((c.module, c.node.name) == NETWORK for c in classes)
+            lacking = [name for name in self.methods if not any(defines(c, name) for c in classes)]
+            if whole and (wrong := self._wrong_kind(definition.module, is_network, lacking, allow)):
+                return f"{self.kind} '{target}' cannot serve: {wrong}"
+        if reason := distrust(target, allow):
+            return f"{self.kind} is code from elsewhere, which would run on this machine: {reason}"
+        return None
+
+    def _wrong_kind(self, module: str, is_network: bool, lacking: list[str], allow: tuple[str, ...]) -> str | None:
+        own = under(module, ("medcyclegan", *allow))
+        if not is_network and not (own and self.methods):
+            return "a class that is a torch.nn.Module is needed"
+        return f"it has no {', '.join(lacking)}, as every {self.kind} needs" if lacking else None
+
+    def _found(self, target: str, allow: tuple[str, ...]) -> tuple[Part, type[Any]]:
+        """A part and its class, imported after it was found to be trusted, and looked at before it is called."""
+        part = self.find(target)
+        if isinstance(part, str):
+            raise InputError(part)
+        if refused := self._refusal(target, allow):
+            raise InputError(refused)
+        module, _, name = target.rpartition(".") if part is None else (part.module, "", part.class_name)
+        try:
+            cls: Any = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"{self.kind} '{target}' cannot be imported: {error}.") from error
+        if not isinstance(cls, type):
+            raise InputError(f"{self.kind} '{target}' is no class.")
+        if not under(cls.__module__, (*TRUSTED, *allow)):
+            raise InputError(f"{self.kind} '{target}' is of {cls.__module__}, which is not allowed.")
+        if "." in target:
+            bound = {key for c in cls.__mro__ for key in vars(c)}
+            is_network = any((c.__module__, c.__name__) == NETWORK for c in cls.__mro__)
+            lacking = [name for name in self.methods if name not in bound]
+            if wrong := self._wrong_kind(cls.__module__, is_network, lacking, allow):
+                raise InputError(f"{self.kind} '{target}' cannot serve: {wrong}.")
+        return (_looked_at(target, cls) if part is None else part), cls
 
     def _check_arguments(self, part: Part, leaf: Mapping[str, Any]) -> list[str]:
         name, arguments = part.name, part.arguments
@@ -238,51 +301,6 @@ class Registry:
                 f"{', '.join(unwanted)}"
             )
         return problems
-
-
-def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> None:
-    """Refuse plain data of somebody else, such as a checkpoint's config, that would import and run unknown code.
-
-    Every `_target_` in `content` that is a dotted path must be a class that is one of this program's parts or of
-    `monai.networks.nets`, or in a module that the user allows. Nothing is imported to find out.
-
-    Args:
-        content: nested dictionaries and lists.
-        source: what `content` belongs to, for the message.
-        allow: modules or packages that the user trusts, for example "mypackage".
-
-    Raises:
-        InputError: naming every module that is not trusted.
-    """
-    allowed = tuple(allow)
-    problems = []
-    for target in _targets(content):
-        if "." not in target:
-            continue
-        try:
-            definition = find_class(target) if package_exists(target) else None
-        except SyntaxError:
-            definition = None
-        if isinstance(definition, Definition):
-            module, trusted = definition.module, _under(definition.module, (*TRUSTED, *allowed))
-        else:  # where the source cannot be read, the path itself is what the user has to allow
-            module, trusted = target, _under(target, allowed)
-        if not trusted:
-            problems.append(f"'{target}'; if you trust its author, allow it with --allow {module.split('.')[0]}")
-    raise_all(problems, f"{source} names code of its own, which would run on this machine:")
-
-
-def _targets(content: Any) -> list[str]:
-    if isinstance(content, Mapping):
-        own = [str(content["_target_"])] if "_target_" in content else []
-        return own + [target for value in content.values() for target in _targets(value)]
-    if isinstance(content, list | tuple):
-        return [target for value in content for target in _targets(value)]
-    return []
-
-
-def _under(module: str, packages: tuple[str, ...]) -> bool:
-    return any(module == package or module.startswith(package + ".") for package in packages)
 
 
 def _registration(node: ast.ClassDef) -> tuple[str, str] | None:
@@ -327,20 +345,16 @@ def _default(node: ast.expr | None) -> Any:
         return UNKNOWN
 
 
-def _imported(target: str, kind: str) -> Part | str:
-    """The part of a dotted path by importing it, for classes without a readable source."""
-    module_name, _, class_name = target.rpartition(".")
+def _looked_at(target: str, cls: type[Any]) -> Part:
+    """The part of an imported class whose source cannot be read."""
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-        signature = inspect.signature(cls)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        return f"{kind} '{target}' cannot be imported: {error}"
-    if not isinstance(cls, type):
-        return f"{kind} '{target}' is not a class"
-    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        parameters = list(inspect.signature(cls).parameters.values())
+    except (TypeError, ValueError):
+        return Part(target, cls.__module__, cls.__name__, "", open_ended=True)
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     arguments = {p.name: Argument(REQUIRED if p.default is p.empty else p.default) for p in named}
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    return Part(target, module_name, class_name, "", "", arguments, open_ended)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return Part(target, cls.__module__, cls.__name__, "", "", arguments, open_ended)
 
 
 GENERATORS = Registry(
@@ -360,10 +374,15 @@ OBJECTIVES = Registry(
     "medcyclegan.training.objectives",
     given=("networks",),
     offered=("adversarial", "reconstruction", "structure", "example", "seed"),
+    methods=("generator_losses", "discriminator_losses", "state_dict", "load_state_dict"),
 )
-ADVERSARIAL_LOSSES = Registry("adversarial loss", "medcyclegan.losses.adversarial")
-RECONSTRUCTION_LOSSES = Registry("reconstruction loss", "medcyclegan.losses.reconstruction")
-STRUCTURE_LOSSES = Registry("structure loss", "medcyclegan.losses.structure", offered=("windows",))
+ADVERSARIAL_LOSSES = Registry(
+    "adversarial loss", "medcyclegan.losses.adversarial", methods=("generator", "discriminator")
+)
+RECONSTRUCTION_LOSSES = Registry("reconstruction loss", "medcyclegan.losses.reconstruction", methods=("__call__",))
+STRUCTURE_LOSSES = Registry(
+    "structure loss", "medcyclegan.losses.structure", offered=("windows",), methods=("__call__",)
+)
 
 # What `medcyclegan list KIND` shows.
 LISTED: dict[str, tuple[Registry, ...]] = {

@@ -7,6 +7,7 @@ followed as Python would: packages are folders, `from .swin_unetr import SwinUNE
 from __future__ import annotations
 
 import ast
+import builtins
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _LONGEST_CHAIN = 20  # of re-exports; more is a cycle
+_LONGEST_ANCESTRY = 50
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,34 @@ def find_class(target: str) -> Definition | str | None:
 def find_init(definition: Definition) -> ast.FunctionDef | None:
     """The `__init__` of a class, its own or inherited; None if it cannot be read from sources."""
     return _find_init(definition, 0)
+
+
+def ancestry(definition: Definition) -> tuple[list[Definition], bool]:
+    """A class and what it inherits from, the nearest first, and whether that is all: bases may be unreadable."""
+    found, waiting, whole = [definition], [definition], True
+    while waiting and len(found) < _LONGEST_ANCESTRY:
+        where = waiting.pop(0)
+        for base in where.node.bases:
+            if isinstance(base, ast.Name) and hasattr(builtins, base.id):
+                continue
+            named = _from_expression(base, where, 0)
+            if not isinstance(named, Definition):
+                whole = False
+            elif (named.module, named.node.name) not in {(d.module, d.node.name) for d in found}:
+                found.append(named)
+                waiting.append(named)
+    return found, whole and not waiting
+
+
+def defines(definition: Definition, name: str) -> bool:
+    """True if the body of a class binds a name, as a method or as a value."""
+    for item in definition.node.body:
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name == name:
+            return True
+        targets = item.targets if isinstance(item, ast.Assign) else [getattr(item, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return True
+    return False
 
 
 def _top_spec(target: str) -> ModuleSpec | None:

@@ -5,6 +5,7 @@ training. Given the folder of a prepared cohort and one to write to, it prints o
 
     python tests/processes.py kill PREPARED FOLDER     one training undisturbed, and one killed again and again
     python tests/processes.py join PREPARED FOLDER     one process, two, two of which one dies, and what remains of it
+    python tests/processes.py bundle BUNDLE FOLDER     two that train BUNDLE on FOLDER/volumes, as its config says
     python tests/processes.py share RUN FOLDER         FOLDER/mr converted by one, by two, and by two of which one dies
 """
 
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import torch
 from ignite.engine import Events
 
@@ -202,6 +204,24 @@ def share(run: str, folder: Path) -> dict[str, Any]:
     return {"codes": codes}
 
 
+def bundle(bundle: str, folder: Path) -> dict[str, Any]:
+    def trained() -> None:
+        monai.bundle.run(
+            config_file=str(Path(bundle) / "configs" / "multi_gpu_train.json"),
+            bundle_root=bundle,
+            dataset_dir=str(folder / "volumes"),
+            output_dir=str(folder / "run"),
+            device="cpu",
+            steps=2,
+        )
+
+    codes = together(trained, 2, folder)
+    told = {log.name: log.read_text() for log in folder.glob("rank-*.log")}
+    return {"codes": codes, "told": told}
+
+
+ACTIONS = {"kill": kill, "join": join, "share": share, "bundle": bundle}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({"kill": kill, "join": join, "share": share}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))))
+    print(json.dumps(ACTIONS[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medcyclegan"
-GROUND = {"atomic", "errors", "interruption", "machine", "progress", "registry"}
+GROUND = {"atomic", "documents", "errors", "interruption", "machine", "progress", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),
@@ -16,17 +16,19 @@ ALLOWED: dict[str, set[str]] = {
     "sources": set(),
     "machine": set(),
     "interruption": set(),
-    "registry": {"errors", "sources"},
+    "trust": {"errors", "sources"},
+    "registry": {"errors", "sources", "trust"},
     "ranks": {"errors"},
     "changes": {"errors"},
-    "config": {"errors", "registry"},
+    "documents": {"errors"},
+    "config": {"documents", "errors", "registry"},
     "phantom": {"atomic", "errors"},
     "io": {"atomic", "errors", "progress"},
     "networks": {"registry"},
     "losses": {"registry"},
     "transforms": {"errors", "io"},
     "data": GROUND | {"io", "transforms"},
-    "training": GROUND | {"", "losses", "networks", "ranks"},
+    "training": GROUND | {"", "losses", "networks", "ranks", "trust"},
     "inference": GROUND | {"io", "losses", "machine", "transforms"},
     "evaluation": GROUND | {"", "io", "transforms"},
     "report": GROUND | {"", "evaluation", "io", "transforms"},
@@ -51,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "reference_weights": GROUND | {"", "config", "networks", "training", "transforms"},
     "plan": GROUND | {"", "build", "config", "data", "io", "machine", "transforms"},
     "benchmark": GROUND | {"build", "config", "data", "inference", "losses", "networks", "training"},
-    "export": GROUND | {"", "build", "config", "inference", "io", "networks", "training", "transforms"},
+    "export": GROUND | {"", "build", "config", "inference", "io", "networks", "training", "transforms", "trust"},
     "demo": GROUND | {"", "build", "config", "convert", "evaluation", "io", "phantom", "report"},
     "cli": GROUND
     | {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -127,8 +129,107 @@ def test_heights_from_the_vertex_need_axial_slices() -> None:
 
 def test_a_value_given_with_set_is_data_and_never_code(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    with pytest.raises(InputError, match="the value is not YAML"):
+    with pytest.raises(InputError, match=r"the value of --set seed=.* is not YAML"):
         config.load(
             None, [f"seed=!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{ran}']]"]
         )
     assert not ran.exists()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "more than 10000 values"),
+        ("[" * 5000, "nested more than 50 levels"),
+        ("data: &a {a: *a}", "a part refers to itself"),
+        ("losses: {structure: &a [*a]}", "a part refers to itself"),
+        ("training: {1: 2}", "the key '1' is no text"),
+        ("patches: {yes: 2}", "the key 'yes' is no text"),
+        ('seed: 1\n"s\\u0065ed": 2', "'seed' is given twice"),
+        ("? {a: 1}\n: 2", "a key is a list or a mapping"),
+        ("seed: " + "9" * 5000, "whole number beyond 64 bits"),
+        ("seed: 0x" + "f" * 5000, "whole number beyond 64 bits"),
+        ("seed: 010", "'010' is one number to some programs and another to others"),
+        ("seed: 08", "'08' is one number to some programs"),
+        ("training: {steps: 1:30}", "'1:30' is one number to some programs"),
+        ("seed: yes", "seed: a number is needed, not true or false"),
+        ("training: {betas: [off, 0.9]}", "training.betas: a number is needed, not true or false"),
+        ("seed: 1\n---\nseed: 2", "another document"),
+        ("seed: !!binary aGk=", "constructor for the tag"),
+        ("seed: !!int x", "not YAML"),
+        ("seed: !!bool maybe", "not YAML"),
+        ("a: <<", "not YAML"),
+        ("seed: 1\0", "not YAML"),
+        ('domains: {a: {name: "M\\ud800", modality: MR}}', "lone surrogate"),
+        ('domains: {a: {name: "M\\0", modality: MR}}', "NUL"),
+        ("# " + "x" * 300_000, "characters, at most"),
+        ("losses: {structure: [{_target_: mind, weight: .nan}]}", "'weight' is nan, and a finite number is needed"),
+        ("model: {generator: {_target_: a..b}}", "a name or a dotted path is needed"),
+    ],
+)
+def test_yaml_is_read_strictly(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        config.load(write(tmp_path / "experiment.yaml", text))
+    assert "experiment.yaml" in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_config_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_bytes(b"seed: 1\n# M\xe4nner")
+    with pytest.raises(InputError, match=r"experiment\.yaml is no text in UTF-8: line 2 holds the byte 0xe4"):
+        config.load(tmp_path / "experiment.yaml")
+    (tmp_path / "experiment.yaml").write_bytes("seed: 3".encode("utf-8-sig"))
+    assert config.load(tmp_path / "experiment.yaml").seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("", "seed", 0),
+        ("# nothing", "seed", 0),
+        ("training: {steps: 3.0}", "training.steps", 3),
+        ('training: {steps: "300"}', "training.steps", 300),
+        ("training: {steps: 1e3}", "training.steps", 1000),
+        ("training: {steps: 1_000}", "training.steps", 1000),
+        ("training: {learning_rate: 1e-4}", "training.learning_rate", 1e-4),
+        ("domains: {a: {name: 2001-01-01, modality: MR}}", "domains.a.name", "2001-01-01"),
+        ("training: &t {steps: 7}", "training.steps", 7),
+        ("patches: {flip: on}", "patches.flip", True),
+        ("losses: {structure: [{_target_: mind, weight: 1e-1}]}", "losses.structure", None),
+    ],
+)
+def test_yaml_is_read_as_it_is_meant(tmp_path: Path, text: str, key: str, value: object) -> None:
+    found: Any = config.load(write(tmp_path / "experiment.yaml", text))
+    for name in key.split("."):
+        found = getattr(found, name)
+    if value is None:
+        (leaf,) = found
+        assert leaf["weight"] == 0.1
+    else:
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("word", ["off", "any", "'off'", "false", "no"])
+def test_matching_was_called_off(word: str) -> None:
+    assert config.load(None, [f"patches.matching={word}"]).patches.matching == "any"
+
+
+def test_no_option_is_something_else_to_yaml() -> None:
+    def words(schema: Any) -> Iterator[str]:
+        if isinstance(schema, dict):
+            yield from (word for word in [*schema.get("enum", ()), schema.get("const")] if isinstance(word, str))
+            yield from schema.get("properties", {})
+        for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+            yield from words(part)
+
+    options = set(words(config.Experiment.model_json_schema()))
+    parts = [part for registry in config.REGISTRIES.values() for part in registry.parts().values()]
+    options |= {part.name for part in parts} | {name for part in parts for name in part.arguments}
+    options |= {a.default for part in parts for a in part.arguments.values() if isinstance(a.default, str)}
+    assert {"extent", "any", "resnet", "steps", "cosine", "resize"} <= options
+    for option in options:
+        assert yaml.safe_load(option) == option == yaml.safe_load(f"[{option}]")[0]

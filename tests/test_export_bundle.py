@@ -164,6 +164,32 @@ def test_train_makes_a_run(bundle: Path, volumes: Path, tmp_path: Path) -> None:
         run_config(bundle, "train", steps=3, **given)
 
 
+def test_two_processes_train_it_together(bundle: Path, volumes: Path, tmp_path: Path) -> None:
+    shutil.copytree(volumes, tmp_path / "volumes")
+    command = [sys.executable, Path(__file__).parent / "processes.py", "bundle", bundle, tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=bundle)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["codes"] == [0, 0], found["told"]
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert (content["step"], content["processes"], content["batch"]) == (2, 2, 2)
+
+
+def test_nothing_of_a_checkpoint_is_evaluated_in_a_bundle(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    left = tmp_path / "was_run"
+    content["domains"]["a"]["name"] = f"$open('{left}', 'w')#"
+    torch.save(content, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match=r"cannot become a bundle:\n(.|\n)*which MONAI would evaluate"):
+        export_run(tmp_path / "evil.pt", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists() and not left.exists()
+
+
+def test_a_bundle_names_what_it_needs(bundle: Path) -> None:
+    content = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert list(content["required_packages_version"]) == ["medcyclegan"]
+
+
 def test_the_other_direction_and_no_paths_of_the_user(run: Path, exams: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "ba", direction="ba")
     assert not (tmp_path / "ba" / "configs" / "evaluate.json").exists()

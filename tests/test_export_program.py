@@ -179,7 +179,6 @@ def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"file_format": "torchscript"}, "pt2"),
         ({"file_format": "tensorflow"}, "bundle, onnx, pt2, slicer"),
         ({"direction": "aa"}, "ab, ba or both"),
-        ({"file_format": "onnx", "self_contained": True}, "self-contained"),
         ({"direction": "both", "scores": tmp_path}, "one by one"),
         ({"scores": tmp_path}, "no summary of an evaluation"),
     ):

@@ -111,22 +111,23 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_mistakes_in_dotted_paths_are_told_without_importing(own: Path) -> None:
-    (problem,) = GENERATORS.check({"_target_": "own_networks.Generator", "widht": 8})
+    allow = ["own_networks"]
+    (problem,) = GENERATORS.check({"_target_": "own_networks.Generator", "widht": 8}, allow)
     assert "has no argument 'widht'" in problem and "Did you mean 'width'?" in problem
-    (problem,) = GENERATORS.check({"_target_": "own_networks.Generator", "width": "wide"})
+    (problem,) = GENERATORS.check({"_target_": "own_networks.Generator", "width": "wide"}, allow)
     assert "'width' must be a int" in problem
     (problem,) = GENERATORS.check({"_target_": "own_networks.Generatr"})
     assert "Did you mean 'Generator'?" in problem
     (problem,) = GENERATORS.check({"_target_": "own_netwrks.Generator"})
     assert "there is no package 'own_netwrks'" in problem
-    (problem,) = GENERATORS.check({"_target_": "own_networks.OnlyFlat"})
+    (problem,) = GENERATORS.check({"_target_": "own_networks.OnlyFlat"}, allow)
     assert "does not take spatial_dims" in problem
-    assert GENERATORS.check({"_target_": "own_networks.Generator", "width": 8}) == []
+    assert GENERATORS.check({"_target_": "own_networks.Generator", "width": 8}, allow) == []
     assert not own.exists()
     with pytest.raises(
         InputError, match=r"own_networks\.Picky' cannot be built: it cannot take an image of \(1, 1, 64"
     ):
-        GENERATORS.build({"_target_": "own_networks.Picky"}, in_channels=1, out_channels=1, spatial_dims=2)
+        GENERATORS.build({"_target_": "own_networks.Picky"}, allow, in_channels=1, out_channels=1, spatial_dims=2)
     (own.parent / "torn_networks.py").write_text("class Generator:\n    def (")
     (problem,) = GENERATORS.check({"_target_": "torn_networks.Generator"})
     assert "torn_networks.py is not valid Python, line 2" in problem
@@ -138,7 +139,10 @@ def test_a_checkpoint_imports_strangers_only_when_allowed(
     content = experiment.model_dump(mode="json")
     content["model"]["generator"] = {"_target_": "own_networks.Generator", "width": 3}
     run = tmp_path / "run"
-    build.train(config.parse(content, "the test"), run, device="cpu")  # the user's own config
+    with pytest.raises(InputError, match=r"model\.generator: generator is code from elsewhere.*--allow own_networks"):
+        config.parse(content, "the test")
+    assert not own.exists(), "the stranger's code ran"
+    build.train(config.parse(content, "the test", allow=["own_networks"]), run, device="cpu")
     assert own.exists()
     own.unlink()
     sys.modules.pop("own_networks")

@@ -126,7 +126,7 @@ def test_a_table_names_the_files(tmp_path: Path) -> None:
     table.write_text("case,pred\n")
     with pytest.raises(InputError, match="It needs case, pred and ref"):
         cases_from_csv(table)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no table of pairs"):
         cases_from_csv(tmp_path / "absent.csv")
 
 

@@ -183,7 +183,7 @@ def test_a_calibration_can_be_replaced_and_a_wrong_one_is_refused(tmp_path: Path
         with pytest.raises(InputError, match=r"own\.json"):
             load_calibration(own)
     own.write_text("hu,value")
-    with pytest.raises(InputError, match="no JSON"):
+    with pytest.raises(InputError, match="not JSON"):
         load_calibration(own)
     with pytest.raises(InputError, match="cannot be read"):
         load_calibration(tmp_path / "absent.json")

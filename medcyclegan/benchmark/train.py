@@ -143,12 +143,14 @@ def _profile(experiment: Experiment, device: torch.device, bf16: bool, data: dic
 
 def _peak_in_process(name: str, experiment: Experiment, size: Sequence[int], batch: int, device: str) -> float:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_peak, name, experiment.to_dict(), tuple(size), batch, device).result()
+        return process.submit(_peak, name, experiment.to_dict(), experiment.allow, tuple(size), batch, device).result()
 
 
-def _peak(name: str, content: dict[str, Any], size: Sequence[int], batch: int, device: str) -> float:
+def _peak(
+    name: str, content: dict[str, Any], allow: tuple[str, ...], size: Sequence[int], batch: int, device: str
+) -> float:
     """GiB that two steps of "ours" or the "reference" took at most: of a processor beyond what there was before."""
-    experiment, where = parse(content, "the benchmark"), torch.device(device)
+    experiment, where = parse(content, "the benchmark", allow), torch.device(device)
     before = _used(where)
     data = random_batch(experiment, size, batch, where)
     if name == "ours":

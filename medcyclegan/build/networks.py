@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medcyclegan.config import Experiment
-from medcyclegan.errors import raise_all
+from medcyclegan.errors import InputError, raise_all
 from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure.patch_nce import PatchNCE
 from medcyclegan.networks.discriminators.windowed import Windowed
@@ -34,7 +34,7 @@ NETWORKS = {"gen_ab": GENERATORS, "gen_ba": GENERATORS, "disc_a": DISCRIMINATORS
 def make_networks(experiment: Experiment) -> nn.ModuleDict:
     """The objective's networks with fresh weights; the same seed gives the same weights."""
     torch.manual_seed(experiment.seed)
-    objective = OBJECTIVES.class_of(experiment.objective)
+    objective = OBJECTIVES.class_of(experiment.objective, experiment.allow)
     return nn.ModuleDict({name: make_network(name, experiment, objective.paired) for name in objective.required})
 
 
@@ -50,9 +50,10 @@ def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float
     Args:
         windows: domain -> the HU that are -1 and 1; None for a domain that is not CT.
     """
-    losses = experiment.losses
+    losses, allow = experiment.losses, experiment.allow
     structure = {
-        leaf["_target_"].rpartition(".")[2]: STRUCTURE_LOSSES.build(leaf, windows=windows) for leaf in losses.structure
+        leaf["_target_"].rpartition(".")[2]: STRUCTURE_LOSSES.build(leaf, allow, windows=windows)
+        for leaf in losses.structure
     }
     _refuse_unequal_channels(experiment, structure)
     contrasts = {name: domain.volumes for name, domain in experiment.domains}
@@ -67,9 +68,10 @@ def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float
     }
     objective: Objective = OBJECTIVES.build(
         experiment.objective,
+        allow,
         networks=make_networks(experiment),
-        adversarial=ADVERSARIAL_LOSSES.build(losses.adversarial),
-        reconstruction=RECONSTRUCTION_LOSSES.build(losses.reconstruction),
+        adversarial=ADVERSARIAL_LOSSES.build(losses.adversarial, allow),
+        reconstruction=RECONSTRUCTION_LOSSES.build(losses.reconstruction, allow),
         structure=structure,
         example=example,
         seed=experiment.seed,
@@ -87,7 +89,7 @@ def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, obj
         problems.append("model.generator mask_guided mixes its input into its output")
     if any(isinstance(loss, PatchNCE) for loss in structure.values()):
         problems.append("losses.structure patch_nce shows the translation to the generator that made it")
-    if issubclass(OBJECTIVES.class_of(experiment.objective), CUT):
+    if issubclass(OBJECTIVES.class_of(experiment.objective, experiment.allow), CUT):
         problems.append("objective cut has a PatchNCE, which shows the translation to the generator that made it")
     told = "; ".join(
         f"{name} has {len(domain.contrasts)} contrasts ({', '.join(domain.contrasts)})"
@@ -122,8 +124,10 @@ def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMe
             bf16=bf16,
             device=device,
         )
-    except (RuntimeError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, NotImplementedError, TypeError, InputError) as error:
         # A network from elsewhere may look at values, which fake tensors do not have.
+        if isinstance(error, InputError) and not isinstance(error.__cause__, RuntimeError):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(f"the memory that training takes cannot be predicted: {reason}", stacklevel=2)
         return None
@@ -138,19 +142,22 @@ def ct_windows(experiment: Experiment) -> dict[str, tuple[float, float] | None]:
 def make_network(name: str, experiment: Experiment, paired: bool = False) -> nn.Module:
     """One network with fresh weights; the discriminator of a paired objective sees the source too."""
     dims = experiment.patches.spatial_dims
+    allow = experiment.allow
     network: nn.Module
     if name.startswith("gen"):
         leaf = experiment.model.generator
         given, wanted = (experiment.channels(domain) for domain in name[-2:])
-        network = NETWORKS[name].build(leaf, in_channels=given, out_channels=wanted, spatial_dims=dims)
+        network = NETWORKS[name].build(
+            leaf, experiment.allow, in_channels=given, out_channels=wanted, spatial_dims=dims
+        )
         return network
     channels = experiment.channels(name[-1])
     judged = channels + (experiment.channels("a" if name[-1] == "b" else "b") if paired else 0)
     leaf, windows = experiment.model.discriminator, experiment.model.discriminator_windows
     if not windows or getattr(experiment.domains, name[-1]).modality != "CT":
-        network = NETWORKS[name].build(leaf, in_channels=judged, spatial_dims=dims)
+        network = NETWORKS[name].build(leaf, allow, in_channels=judged, spatial_dims=dims)
         return network
     scaled = Scaler(*experiment.preparation.ct_window).apply(np.array(windows))
     seen = judged + channels * len(windows)
-    network = NETWORKS[name].build(leaf, in_channels=seen, spatial_dims=dims)
+    network = NETWORKS[name].build(leaf, allow, in_channels=seen, spatial_dims=dims)
     return Windowed(network, [(float(low), float(high)) for low, high in scaled], channels)

@@ -113,13 +113,13 @@ def resume(
     Raises:
         InputError: if there is nothing to continue, or it cannot be continued as asked.
     """
-    where = choose_device(ranks.own_device(device))
+    where, allow = choose_device(ranks.own_device(device)), tuple(allow)
     folder = run if run.is_dir() else run.parent
     with ranks.joined(where):
         if run.is_dir() and not (run / FILE_NAME).exists() and (run / "config.yaml").exists():
             # It was stopped before its first checkpoint; the seed makes the same beginning again.
             checkpoint, step = None, 0
-            own = config.load(run / "config.yaml")
+            own = config.load(run / "config.yaml", allow=allow)
             given = own.to_dict()
         else:
             checkpoint = load_checkpoint(run, allow)
@@ -127,13 +127,13 @@ def resume(
                 raise InputError(
                     f"{run} was imported and holds no state of a training to continue.", "It can only convert."
                 )
-            own, step = config.parse(checkpoint["experiment"], f"the config in {run}"), checkpoint["step"]
+            own, step = config.parse(checkpoint["experiment"], f"the config in {run}", allow), checkpoint["step"]
             given = checkpoint.get("given", checkpoint["experiment"])
         resolved = own.to_dict()
-        new = _given(config.load(config_file, overrides, base=None if config_file else resolved))
+        new = _given(config.load(config_file, overrides, base=None if config_file else resolved, allow=allow))
         found = changes(resolved, given, new)
         require_allowed(found, str(run), allow=allow_changes)
-        experiment = config.parse(replaced(resolved, found), "the changed experiment")
+        experiment = config.parse(replaced(resolved, found), "the changed experiment", allow)
         if experiment.training.steps < step:
             raise InputError(
                 f"{run} has done {step} steps already, and training.steps is {experiment.training.steps}.",

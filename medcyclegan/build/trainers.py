@@ -113,7 +113,7 @@ def make_trainer(
         recorder, checkpoints = make_writers(
             experiment, prepared, run, shape, domains, checkpoint, given, batch, newest
         )
-    attach_guards(trainer, recorder, dataset, run, settings)
+    attach_guards(trainer, recorder, dataset, run, settings, experiment.allow)
     if recorder is not None:
         recorder.attach(trainer)
     attach_validation(trainer, recorder, checkpoints, prepared, shape, domains, settings, _contrasts(experiment))

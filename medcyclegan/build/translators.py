@@ -53,8 +53,9 @@ def load_translator(
         raise InputError(f"direction is 'ab' or 'ba', got '{direction}'.")
     where = choose_device(device)
     path = choose_checkpoint(Path(path), checkpoint)
+    allow = tuple(allow)
     content = load_checkpoint(path, allow)
-    experiment = config.parse(content["experiment"], f"the config in {path}")
+    experiment = config.parse(content["experiment"], f"the config in {path}", allow)
     name = f"gen_{direction}"
     if name not in content["ema"]:
         raise InputError(

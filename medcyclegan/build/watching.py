@@ -148,12 +148,13 @@ def attach_guards(
     dataset: UnpairedPatches,
     run: Path,
     settings: config.Training,
+    allow: tuple[str, ...] = (),
 ) -> None:
     """In every process of a training: they must all go back together. Only the one with a recorder speaks."""
     report = recorder.report if recorder else silent
     finite = FiniteGuard(
         every=settings.log_every,
-        checkpoint=lambda: _checkpoint_for_all(run),
+        checkpoint=lambda: _checkpoint_for_all(run, allow),
         # Step n is item n - 1 of the data.
         describe=lambda step: dataset.describe(step - 1),
         report=report,
@@ -167,9 +168,9 @@ def attach_guards(
         trainer.companions["saturation"] = recorder.saturation
 
 
-def _checkpoint_for_all(run: Path) -> dict[str, Any] | None:
+def _checkpoint_for_all(run: Path, allow: tuple[str, ...]) -> dict[str, Any] | None:
     """The run's newest checkpoint, the same in every process: none goes on, and writes, before all have read it."""
-    content = load_checkpoint(run) if (run / FILE_NAME).exists() else None
+    content = load_checkpoint(run, allow) if (run / FILE_NAME).exists() else None
     ranks.largest(0)
     return content
 

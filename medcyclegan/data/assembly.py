@@ -16,7 +16,6 @@ every value that is the name of something beside the file, a patient's folder fo
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ from medcyclegan.data.duplicates import Fingerprint, fingerprints
 from medcyclegan.data.layouts import read_layout
 from medcyclegan.data.layouts.scan import Scan, text
 from medcyclegan.data.splits import SPLITS, fold_patients, split_patients, strata
+from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
 from medcyclegan.progress import Progress
@@ -443,8 +443,8 @@ def _relative_images(scan: Scan, folder: Path) -> str | list[str]:
 
 def _is_datalist(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path, f"datalist {path}")
+    except InputError:
         return False
     return isinstance(content, dict) and {"about", "a", "b"} <= set(content)
 

@@ -19,13 +19,13 @@ and with cross-validation a `fold` per entry: one fold is left out of `a` and `b
 
 from __future__ import annotations
 
-import csv
-import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import case_id, list_volumes, volume_files
@@ -33,6 +33,7 @@ from medcyclegan.io.reader import case_id, list_volumes, volume_files
 _PAIRS = ("pairs", "test_pairs")
 _LISTS = ("a", "b", "val_a", "val_b", "test_a", "test_b", *_PAIRS)
 _TOLD = {"patient", "site", "contrast", "fold"}
+_LONGEST_ID = 150  # bytes; file systems take 255, and results add endings to it
 
 
 @dataclass(frozen=True)
@@ -114,26 +115,20 @@ def from_folders(
 
 def from_pairs_csv(path: Path) -> tuple[Pair, ...]:
     """Read a CSV with the columns case, a, b and optionally mask; paths relative to the file."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            columns = set(reader.fieldnames or ())
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the pairs file {path} cannot be read: {error}.") from None
-    if not {"case", "a", "b"} <= columns or columns - {"case", "a", "b", "mask"}:
+    columns, rows = read_table(path, f"pairs file {path}")
+    if not {"case", "a", "b"} <= set(columns) or set(columns) - {"case", "a", "b", "mask"}:
         raise InputError(
             f"the pairs file {path} has the columns {', '.join(sorted(columns)) or '(none)'};",
             "it needs case, a, b and optionally mask.",
         )
-    pairs = [
+    if not rows:
+        raise InputError(f"the pairs file {path} holds no pair below its columns.", "Fill it, or leave it out.")
+    if not all(row["case"] and row["a"] and row["b"] for row in rows):
+        raise InputError(f"the pairs file {path} has rows with an empty case, a or b.", "Fill or delete them.")
+    return tuple(
         Pair(row["case"], path.parent / row["a"], path.parent / row["b"], _optional(path.parent, row.get("mask")))
         for row in rows
-        if row["case"] and row["a"] and row["b"]
-    ]
-    if len(pairs) != len(rows):
-        raise InputError(f"the pairs file {path} has rows with an empty case, a or b.", "Fill or delete them.")
-    return tuple(pairs)
+    )
 
 
 def from_json(path: Path, fold: int | None = None) -> Cohort:
@@ -146,12 +141,7 @@ def from_json(path: Path, fold: int | None = None) -> Cohort:
     Raises:
         InputError: naming every entry that is wrong, or a patient of the training that validates or tests too.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the datalist {path} cannot be read: {error}.") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"the datalist {path} is not JSON: {error}.") from None
+    content = read_json(path, f"datalist {path}")
     if not isinstance(content, dict) or not {"a", "b"} <= set(content) or set(content) - {*_LISTS, "about"}:
         raise InputError(
             f"the datalist {path} must be an object with the lists a, b and optionally pairs"
@@ -236,23 +226,32 @@ def _without_fold(content: dict[str, Any], fold: int | None, path: Path) -> dict
 
 
 def _refuse_leaks(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse patients, and volumes, that are trained on and validate or test too."""
+
+    def volumes(name: str) -> dict[Path, str]:
+        keys = ("a", "b") if name in _PAIRS else ("image",)
+        named = [file for entry in content[name] for key in keys for file in _listed(entry[key])]
+        return {(path.parent / file).resolve(): file for file in named}
+
     trained = {entry["patient"] for name in ("a", "b") for entry in content[name] if "patient" in entry}
-    raise_all(
-        [
-            f"patient '{patient}' is in {name} too"
-            for name in content
-            if name not in ("a", "b")
-            for patient in sorted({entry["patient"] for entry in content[name] if "patient" in entry} & trained)
-        ],
-        f"in the datalist {path} patients of the training validate or test:",
-    )
+    shown = {**volumes("a"), **volumes("b")}
+    others = [name for name in content if name not in ("a", "b")]
+    problems = [
+        f"patient '{patient}' is in {name} too"
+        for name in others
+        for patient in sorted({entry["patient"] for entry in content[name] if "patient" in entry} & trained)
+    ]
+    problems += [
+        f"{file} is in {name} too" for name in others for where, file in volumes(name).items() if where in shown
+    ]
+    raise_all(problems, f"in the datalist {path} patients or volumes of the training validate or test:")
 
 
 def _entry_problem(entry: Any, name: str) -> str | None:
     needed = ("case", "a", "b") if name in _PAIRS else ("image",)
     allowed = {"case", "body", *needed, *_TOLD}
     if not isinstance(entry, dict):
-        return f"must be an object, got {entry!r}"
+        return f"must be an object, got {_short(entry)}"
     if unknown := sorted(set(entry) - allowed):
         return f"unknown key {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
     if missing := [key for key in needed if key not in entry]:
@@ -260,15 +259,17 @@ def _entry_problem(entry: Any, name: str) -> str | None:
     for key, value in entry.items():
         if key in ("image", "a", "b", "contrast") and isinstance(value, list):
             if not value or any(not isinstance(part, str) for part in value):
-                return f"{key}: a list must hold text, one per contrast, got {value!r}"
+                return f"{key}: a list must hold text, one per contrast, got {_short(value)}"
         elif key != "fold" and not isinstance(value, str):
-            return "every value must be text"
+            return f"{key}: text is needed, got {_short(value)}"
+        if key in ("case", "image", "a", "b", "body") and not all(_listed(value)):
+            return f"{key} is empty"
     files = _listed(entry.get("image", ""))
     named = _listed(entry.get("contrast", ""))
     if "contrast" in entry and len(files) > 1 and (len(named) != len(files) or len(set(named)) < len(named)):
         return f"{len(files)} files need as many different names in contrast, got {', '.join(named)}"
     if type(entry.get("fold", 0)) is not int:
-        return f"fold must be a whole number, got {entry['fold']!r}"
+        return f"fold must be a whole number, got {_short(entry['fold'])}"
     return None
 
 
@@ -286,19 +287,24 @@ def _folder_cases(folder: Path, masks: Path | None) -> tuple[Case, ...]:
 
 
 def check_cohort(cohort: Cohort, source: str) -> Cohort:
-    """The cohort; files that are not there, ids that occur twice and pairs that are trained on are refused."""
+    """The cohort, if every case has a file and a name of its own that can serve as a file name.
+
+    Raises:
+        InputError: naming files that are not there or are listed twice, ids that are no file name or occur twice (upper
+            and lower case count the same, as on many file systems), and pairs that are trained on.
+    """
     problems = []
     for name, cases in (("a", cohort.a), ("b", cohort.b), ("pairs", cohort.pairs)):
         if not cases and name != "pairs":
             problems.append(f"{name}: no case at all")
-        ids = [case.id for case in cases]
-        problems += [f"{name}: the case id '{id}' occurs more than once" for id in sorted(set(_repeated(ids)))]
-        for case in cases:
-            if not case.id or Path(case.id).name != case.id or case.id.startswith("."):
-                problems.append(f"{name}: '{case.id}' cannot be a case id, it must serve as a file name")
-            problems += [
-                f"{name}: case {case.id}: there is no file {file}" for file in _files(case) if not volume_files(file)
-            ]
+        problems += _id_problems(name, [case.id for case in cases])
+        problems += [
+            f"{name}: case {case.id}: there is no file {file}"
+            for case in cases
+            for file in _files(case)
+            if not volume_files(file)
+        ]
+    problems += _repeated_files(cohort)
     for domain in ("a", "b"):
         counts: dict[int, list[str]] = {}
         for case in getattr(cohort, domain):
@@ -327,16 +333,65 @@ def _files(case: Case | Pair) -> list[Path]:
     return [*files, case.body] if case.body else files
 
 
+def _short(value: Any, most: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _few(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _repeated(ids: Iterable[str]) -> Iterable[str]:
-    seen: set[str] = set()
+def _id_problems(name: str, ids: list[str]) -> list[str]:
+    problems, seen = [], dict[str, str]()
     for id in ids:
-        if id in seen:
-            yield id
-        seen.add(id)
+        key = unicodedata.normalize("NFC", id).casefold()
+        if id == seen.get(key):
+            problems.append(f"{name}: the case id '{id}' occurs more than once")
+        elif key in seen:
+            problems.append(f"{name}: the case ids '{seen[key]}' and '{id}' are the same name on many file systems")
+        seen.setdefault(key, id)
+        if reason := _no_file_name(id):
+            problems.append(f"{name}: {_short(id)} cannot be a case id, it must serve as a file name: {reason}")
+    return list(dict.fromkeys(problems))
+
+
+def _no_file_name(id: str) -> str | None:
+    if not id.strip() or id != id.strip():
+        return "it is empty, or begins or ends with a space"
+    if set(id) & {"/", "\\"}:
+        return "it holds a slash or backslash"
+    if id.startswith(".") or id.endswith("."):
+        return "it begins or ends with a dot"
+    if any(unicodedata.category(character).startswith("C") for character in id):
+        return "it holds a character that cannot be shown, such as a line break"
+    if len(id.encode("utf-8", "surrogatepass")) > _LONGEST_ID:
+        return f"it is longer than {_LONGEST_ID} bytes"
+    return None
+
+
+def _repeated_files(cohort: Cohort) -> list[str]:
+    """Volumes that stand at two places: shown twice as often, or the same image as source and as target."""
+    problems = []
+    places: dict[Path, str] = {}
+    for domain in ("a", "b"):
+        for case in getattr(cohort, domain):
+            for image in case.images:
+                place = f"case {case.id} of {domain}"
+                if (before := places.setdefault(image.resolve(), place)) is not place:
+                    problems.append(f"{image} is listed more than once: {before}, {place}")
+            problems += _mask_problem(case.body, case.images, f"{domain}: case {case.id}")
+    for pair in cohort.pairs:
+        a, b = ({image.resolve() for image in pair.images[domain]} for domain in ("a", "b"))
+        if a & b or len(a) + len(b) < len(pair.images["a"]) + len(pair.images["b"]):
+            problems.append(f"pairs: case {pair.id}: the same file stands for more than one of its volumes")
+        problems += _mask_problem(pair.body, (*pair.images["a"], *pair.images["b"]), f"pairs: case {pair.id}")
+    return problems
+
+
+def _mask_problem(body: Path | None, images: Iterable[Path], where: str) -> list[str]:
+    same = body is not None and body.resolve() in {image.resolve() for image in images}
+    return [f"{where}: {body} is its body mask and its image"] if same else []
 
 
 def _optional(folder: Path, name: str | None) -> Path | None:

@@ -40,7 +40,7 @@ CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller,
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Plane = Literal["axial", "coronal", "sagittal"]
-Matching = Literal["off", "extent", "vertex", "profile"]
+Matching = Literal["any", "extent", "vertex", "profile"]
 Values = TypeVar("Values", bound=np.generic)
 
 
@@ -120,7 +120,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         pieces: see above; gradient accumulation.
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
-        matching: "off", "extent", "vertex" or "profile".
+        matching: "any", "extent", "vertex" or "profile".
         paired: the patch of b is of the same patient and place as that of a.
         augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
         spacing: of the working grid, mm; of meaning for `matching` "profile" only.
@@ -150,7 +150,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         pieces: int = 1,
         minimum_body: float = 0.05,
         flip: bool = False,
-        matching: Matching = "off",
+        matching: Matching = "any",
         paired: bool = False,
         augmentation: dict[str, Augmentation] | None = None,
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
@@ -180,7 +180,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         }
         if matching == "vertex":
             _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
-        self.heights = self._measured() if matching != "off" and not paired else {"a": [], "b": []}
+        self.heights = self._measured() if matching != "any" and not paired else {"a": [], "b": []}
         if matching == "profile" and not paired:
             self._keep_common()
         self.left_out = {
@@ -219,7 +219,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             if not filled:
                 raise InputError(
                     "patches.matching profile finds no height that both domains have.",
-                    "Do both show the same part of the body? Otherwise take matching off.",
+                    "Do both show the same part of the body? Otherwise take matching any.",
                 )
             self.cases[domain] = [self.cases[domain][i] for i in filled]
             self.slices[domain] = [self.slices[domain][i] for i in filled]
@@ -278,7 +278,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     def _matched(self, index: int, k: int, other: int, random: np.random.Generator) -> int:
         eligible = self.slices["b"][other]
-        if self.matching == "off":
+        if self.matching == "any":
             return int(random.choice(eligible))
         apart = np.abs(self.heights["b"][other][eligible] - self.heights["a"][index][k])
         near = eligible[apart <= max(MATCH_TOLERANCE, apart.min())]

@@ -20,6 +20,7 @@ import numpy as np
 
 from medcyclegan import __version__
 from medcyclegan.atomic import atomic_file, write_json
+from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.evaluation import statistics
 from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
@@ -187,10 +188,11 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Result:
+    if lacking := [file for file in (SUMMARY_FILE, CASES_FILE) if not (folder / file).is_file()]:
+        raise InputError(f"{folder}: it has no {lacking[0]}")
     try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        with (folder / CASES_FILE).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        summary = read_json(folder / SUMMARY_FILE, f"summary {folder / SUMMARY_FILE}")
+        rows = read_table(folder / CASES_FILE, f"table {folder / CASES_FILE}")[1]
         failed = {entry["case"] for entry in summary["failed"]} | set(summary.get("missing", ()))
         graded = {row["case"]: row for row in rows if row["case"] not in failed}
         scores = {
@@ -199,9 +201,9 @@ def _read(folder: Path, name: str) -> Result:
         }
         voxels = {case: int(row["voxels"]) for case, row in graded.items()}
         summary["protocol"]
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: it has no {Path(error.filename).name}") from error
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: {error!r}") from error
     if not scores:
         raise InputError(f"{folder}: it has no graded case")

@@ -12,13 +12,13 @@ and any number of *.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
@@ -166,13 +166,7 @@ def cases_from_csv(path: Path, *, allow_missing: bool = False) -> Pairing:
         InputError: it cannot be read, columns are missing or unknown, a case is empty or repeated, or files are absent;
             all of them are listed.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = list(reader.fieldnames or ())
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The table of pairs {path} cannot be read: {error}.") from error
+    columns, rows = read_table(path, f"table of pairs {path}")
     allowed = ("case", *ROLES)
     if not {"case", "pred", "ref"} <= set(columns) or set(columns) - set(allowed):
         raise InputError(
@@ -183,7 +177,7 @@ def cases_from_csv(path: Path, *, allow_missing: bool = False) -> Pairing:
     missing: list[str] = []
     problems = []
     for number, row in enumerate(rows, start=2):
-        name = (row["case"] or "").strip()
+        name = row["case"].strip()
         found = {role: path.parent / row[role] for role in ROLES if row.get(role)}
         if not name or name in cases or name in missing:
             problems.append(f"line {number}: the case {f'{name!r} is repeated' if name else 'is empty'}")

@@ -14,7 +14,6 @@ exact lengths within voxels (Siddon 1985, Medical Physics 12(2); walked as Amana
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from medcyclegan.documents import parse_json, read_json
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.metrics.score import Inside, Score, Volume, undefined
 from medcyclegan.io.grid import Grid
@@ -68,20 +68,11 @@ def load_calibration(path: str | os.PathLike[str] | None = None) -> dict[str, Cu
         InputError: the file is missing, no JSON, or not of this form; all that is wrong is named.
     """
     if path is None:
-        name, text = (
-            "the package's calibration",
-            files("medcyclegan.evaluation").joinpath("calibration.json").read_text(),
-        )
+        name = "the package's calibration"
+        content = parse_json(files("medcyclegan.evaluation").joinpath("calibration.json").read_text(), name)
     else:
         name = str(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The calibration {path} cannot be read: {error}.") from error
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"The calibration {name} is no JSON: {error}.") from error
+        content = read_json(Path(path), f"calibration {path}")
     form = (
         "It is an object with one or both of "
         + " and ".join(QUANTITIES)

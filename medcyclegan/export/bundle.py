@@ -1,7 +1,6 @@
 """MONAI bundles: a folder with configs that MONAI's own commands verify, run, evaluate and train.
 
-The form written here names classes of this package, so that a bundle gives what `medcyclegan convert` gives in float32.
-`self_contained` writes the form that does without.
+They name classes of this package, so that a bundle gives what `medcyclegan convert` gives in float32.
 
 The schema that bundles carry is written after the keys that MONAI's bundle specification calls mandatory; MONAI's own
 is a download. `verify_metadata` takes either.
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ import yaml
 
 from medcyclegan import __version__
 from medcyclegan.atomic import atomic_folder
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, raise_all
 from medcyclegan.export.card import LICENSE, write_card
 from medcyclegan.export.model import Model, require_feature
 from medcyclegan.export.onnx import INPUT
 from medcyclegan.export.program import Program, export_program, save_program
-from medcyclegan.export.self_contained import self_contained_inference
 from medcyclegan.inference.planes import ACROSS
 from medcyclegan.transforms.pipeline import Preparation
+from medcyclegan.trust import hidden_code
 
 # MONAI's own schema for metadata.json, which its model zoo names.
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -42,19 +42,18 @@ METRICS = ("mae", "psnr", "ssim", "ms_ssim", "me")
 Config = dict[str, Any]
 
 
-def write_bundle(model: Model, folder: Path, *, self_contained: bool = False) -> str | None:
+def write_bundle(model: Model, folder: Path) -> str | None:
     """Write the bundle of one direction.
 
     Args:
         model: what to export.
         folder: where to; it must not exist.
-        self_contained: for places that have MONAI and torch and not this package.
 
     Returns:
         Why it has no exported program, or None if it has one.
 
     Raises:
-        InputError: the folder exists, MONAI lacks something, or a self-contained bundle cannot be made.
+        InputError: the folder exists, MONAI lacks something, or MONAI would run a text that comes from the checkpoint.
     """
     refuse_existing(folder)
     for path in NEEDED:
@@ -64,8 +63,6 @@ def write_bundle(model: Model, folder: Path, *, self_contained: bool = False) ->
     try:
         program = export_program(model.generator, channels=model.channels, window=model.translator.window)
     except InputError as error:
-        if self_contained:
-            raise
         without = str(error)
     with atomic_folder(folder) as made:
         for name in ("configs", "models", "docs"):
@@ -73,33 +70,40 @@ def write_bundle(model: Model, folder: Path, *, self_contained: bool = False) ->
         if program is not None:
             save_program(program, made / "models" / "model.pt2")
         torch.save(model.generator.state_dict(), made / "models" / "model.pt")
-        configs = {"metadata": metadata(model, program, self_contained), "schema": SCHEMA}
-        if self_contained:
-            if program is None:
-                raise ValueError("a self-contained bundle has a program")
-            configs["inference"] = self_contained_inference(model, program)
-        else:
-            configs |= {"inference": inference(model), "train": training(model), "multi_gpu_train": multi_gpu(model)}
-            if model.translator.modality == "CT":
-                configs["evaluate"] = evaluation(model)
+        configs = {"metadata": metadata(model, program), "schema": SCHEMA}
+        _refuse_expressions(model, configs["metadata"])
+        configs |= {"inference": inference(model), "train": training(model), "multi_gpu_train": multi_gpu(model)}
+        if model.translator.modality == "CT":
+            configs["evaluate"] = evaluation(model)
         for name, content in configs.items():
             (made / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if not self_contained:
-            text = yaml.safe_dump(model.experiment, sort_keys=False)
-            (made / "configs" / "experiment.yaml").write_text(text, encoding="utf-8")
+        text = yaml.safe_dump(model.experiment, sort_keys=False)
+        (made / "configs" / "experiment.yaml").write_text(text, encoding="utf-8")
         picture = newest_picture(model)
         if picture is not None:
             shutil.copyfile(picture, made / "docs" / "picture.png")
         write_card(
             made / "docs" / "README.md",
             model,
-            form="self-contained bundle" if self_contained else "bundle",
+            form="bundle",
             picture="picture.png" if picture is not None else None,
             program=program,
             without=without,
         )
         (made / "LICENSE").write_text(LICENSE, encoding="utf-8")
     return without
+
+
+def _refuse_expressions(model: Model, described: Config) -> None:
+    """Refuse what comes from the run or checkpoint and MONAI would evaluate once it stands in a bundle's config."""
+    translator = model.translator
+    taken = {
+        "metadata": described,
+        "scaler": translator.scaler.to_dict(),
+        "preparation": asdict(translator.preparation),
+        "description": translator.description,
+    }
+    raise_all(hidden_code(taken, model.name), f"{model.folder} cannot become a bundle:")
 
 
 def refuse_existing(folder: Path) -> None:
@@ -112,15 +116,13 @@ def newest_picture(model: Model) -> Path | None:
     return pictures[-1] if pictures else None
 
 
-def metadata(model: Model, program: Program | None, self_contained: bool) -> Config:
+def metadata(model: Model, program: Program | None) -> Config:
     """`configs/metadata.json`, with every key that the bundle specification calls mandatory."""
     translator = model.translator
     smallest = program.smallest if program is not None else 16
     shape: list[int | str] = [f"{smallest}*{'np'[axis % 2]}" for axis in range(translator.spatial_dims)]
     rule = program.shape_rule() if program is not None else "any size of at least 16 voxels along every axis"
-    if self_contained and program is not None and program.size is not None:
-        shape = list(program.size)
-    elif program is not None and program.size is not None:
+    if program is not None and program.size is not None:
         rule = f"any size; models/model.pt2 takes {rule}"
     neighbors = translator.neighbors
     slices = {str(n): f"slice {n - neighbors:+d}" if n != neighbors else "the slice" for n in range(model.channels)}
@@ -133,7 +135,7 @@ def metadata(model: Model, program: Program | None, self_contained: bool) -> Con
         "monai_version": version("monai"),
         "pytorch_version": str(torch.__version__).split("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": _required(self_contained),
+        "required_packages_version": {"medcyclegan": __version__},
         "optional_packages_version": {},
         "name": model.name,
         "task": f"Translation of {model.source} volumes to synthetic {model.target}",
@@ -144,7 +146,7 @@ def metadata(model: Model, program: Program | None, self_contained: bool) -> Con
         "copyright": "See LICENSE",
         "data_source": "The volumes that the run was trained on; not part of the bundle and not named in it. Describe "
         "them here before you publish",
-        "data_type": "volumes with an affine: NIfTI" + ("" if self_contained else ", MHA, NRRD, DICOM"),
+        "data_type": "volumes with an affine: NIfTI, MHA, NRRD, DICOM",
         "image_classes": f"{model.source}, one channel",
         "pred_classes": f"synthetic {model.target}, one channel",
         "eval_metrics": model.scores,
@@ -321,6 +323,7 @@ def training(model: Model) -> Config:
                 "device": "@device",
                 "max_epochs": 1,
                 "steps": "@steps",
+                "allow": list(model.allow),
                 "handlers": "@train#handlers",
             },
         },
@@ -455,12 +458,6 @@ def _evaluator() -> Config:
         "postprocessing": "@postprocessing",
         "val_handlers": "@handlers",
     }
-
-
-def _required(self_contained: bool) -> dict[str, str]:
-    if self_contained:
-        return {name: version(name) for name in ("nibabel", "pytorch-ignite", "scipy", "scikit-image")}
-    return {"medcyclegan": __version__}
 
 
 def _training_words(model: Model) -> str:

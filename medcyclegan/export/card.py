@@ -35,7 +35,7 @@ def write_card(
     Args:
         path: the Markdown file to write.
         model: what is exported.
-        form: "bundle", "self-contained bundle", "onnx", "pt2" or "slicer"; it picks the section on how to use it.
+        form: "bundle", "onnx", "pt2" or "slicer"; it picks the section on how to use it.
         picture: file beside `path` to show.
         program: the exported program, if there is one.
         without: why there is none.

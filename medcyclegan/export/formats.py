@@ -27,7 +27,6 @@ def export_run(
     *,
     file_format: str = "bundle",
     direction: str = "ab",
-    self_contained: bool = False,
     scores: Path | None = None,
     allow: Iterable[str] = (),
 ) -> dict[str, Any]:
@@ -38,7 +37,6 @@ def export_run(
         output: the folder; for both directions one folder each is made in it, `ab` and `ba`.
         file_format: "bundle" (MONAI), "onnx", "pt2" (torch.export) or "slicer" (3D Slicer's ModalityConverter).
         direction: "ab", "ba" or "both".
-        self_contained: a bundle that needs MONAI and torch only.
         scores: folder that `medcyclegan evaluate` wrote, for the model card.
         allow: as in `load_translator`.
 
@@ -57,8 +55,6 @@ def export_run(
         raise InputError(f"there is no format '{file_format}'; allowed are {', '.join(FORMATS)}.")
     if direction not in DIRECTIONS:
         raise InputError(f"direction is ab, ba or both, got '{direction}'.")
-    if self_contained and file_format != "bundle":
-        raise InputError(f"--self-contained is for bundles; {file_format} is so anyway.", "Leave it out.")
     if scores is not None and direction == "both":
         raise InputError("scores are of one direction, and both are exported.", "Export the directions one by one.")
     if file_format in ("onnx", "slicer"):
@@ -70,7 +66,7 @@ def export_run(
     with atomic_folder(output) as made:
         for model in models:
             into = made / model.direction if direction == "both" else made / "export"
-            described = _export(model, into, file_format, self_contained)
+            described = _export(model, into, file_format)
             final = output / model.direction if direction == "both" else output
             written[model.direction] = {"folder": str(final), "finished": model.finished, **described}
         if direction != "both":
@@ -80,9 +76,9 @@ def export_run(
     return written
 
 
-def _export(model: Model, folder: Path, file_format: str, self_contained: bool) -> dict[str, Any]:
+def _export(model: Model, folder: Path, file_format: str) -> dict[str, Any]:
     if file_format == "bundle":
-        without = write_bundle(model, folder, self_contained=self_contained)
+        without = write_bundle(model, folder)
         return {"without_program": without} if without else {}
     program = export_program(model.generator, channels=model.channels, window=model.translator.window)
     if file_format == "slicer":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from medcyclegan.build import load_translator
+from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError
 from medcyclegan.inference.translator import Translator
 from medcyclegan.registry import GENERATORS, Part
@@ -36,6 +35,7 @@ class Model:
         imported: the weights come from elsewhere, and nothing is known of their training.
         scores: what was measured, name -> value.
         scored: what the scores are of, in words.
+        allow: modules of the user's own that its parts come from.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Model:
     imported: bool
     scores: dict[str, float]
     scored: str
+    allow: tuple[str, ...] = ()
 
     @property
     def generator(self) -> nn.Module:
@@ -97,6 +98,7 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     Raises:
         InputError: there is no such checkpoint, direction or evaluation.
     """
+    allow = tuple(allow)
     translator = load_translator(run, direction=direction, device="cpu", allow=allow)
     translator.bf16 = False
     if translator.contrasts:
@@ -125,6 +127,7 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
         imported=imported,
         scores=measured,
         scored=words,
+        allow=allow,
     )
 
 
@@ -150,7 +153,7 @@ def _scores(folder: Path, scores: Path | None, direction: str, imported: bool) -
     if scores is not None:
         path = scores / SUMMARY if scores.is_dir() else scores
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, f"summary {path}")
             metrics: Mapping[str, Any] = content["metrics"]
             found = {name: float(value["mean"]) for name, value in metrics.items() if value["mean"] is not None}
             cases = max(int(value["n"]) for value in metrics.values())
@@ -161,8 +164,7 @@ def _scores(folder: Path, scores: Path | None, direction: str, imported: bool) -
         return found, f"means over {cases} cases, as `medcyclegan evaluate` found them ({content['protocol']})"
     table = folder / "validation.csv"
     if direction == "ab" and not imported and table.is_file():
-        with table.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = read_table(table, f"table {table}")[1]
         if rows:
             last = rows[-1]
             found = {name: float(value) for name, value in last.items() if name != "step" and _is_number(value)}

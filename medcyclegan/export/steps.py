@@ -6,7 +6,6 @@ anybody's `Compose`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,8 @@ class WriteVolumed(MapTransform):
 class BundleTrainer:
     """The `trainer` of a bundle's `train.json`: the training that made the bundle, on other data.
 
-    The whole training is one epoch, as `CycleGANTrainer` has it. Its output is a run of `medcyclegan train`, which can
-    be resumed, converted with and exported again.
+    The whole training is one epoch, as `CycleGANTrainer` has it; under torchrun the processes train it together. Its
+    output is a run of `medcyclegan train`, which can be resumed, converted with and exported again.
 
     Args:
         experiment: the config of the run, a YAML file.
@@ -138,6 +137,7 @@ class BundleTrainer:
         max_epochs: 1.
         steps: length of the training; None: as in `experiment`.
         handlers: further MONAI or ignite handlers.
+        allow: modules or packages of your own from which the experiment may name parts; importing runs their code.
 
     Raises:
         InputError: the data or the experiment cannot be used.
@@ -152,12 +152,12 @@ class BundleTrainer:
         max_epochs: int = 1,
         steps: int | None = None,
         handlers: Sequence[Any] = (),
+        allow: Sequence[str] = (),
     ) -> None:
         if max_epochs != 1:
             raise InputError(f"max_epochs is {max_epochs}; a whole training is one epoch.", "Give more steps instead.")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not hasattr(build, "ranks"):
-            raise InputError("this version of medcyclegan trains in one process.", "Start it without torchrun.")
-        chosen = config.load(Path(experiment), [] if steps is None else [f"training.steps={int(steps)}"])
+        overrides = [] if steps is None else [f"training.steps={int(steps)}"]
+        chosen = config.load(Path(experiment), overrides, allow=allow)
         folder = Path(dataset_dir)
         self.experiment = config.with_data(chosen, {"a": folder / "a", "b": folder / "b"})
         self.out = Path(run)

@@ -15,7 +15,7 @@ It is a dictionary of tensors and plain data:
     optimizers, schedulers, objective, random      the rest of the training's state
 
 It is loaded with `weights_only=True`: nothing in it can run. Classes that its experiment names by a dotted path are
-imported only from this program, `monai.networks.nets` and modules that the user allows.
+imported only as `trust` says, as those of a config are.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ignite.engine import Engine, Events
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
-from medcyclegan.registry import require_trusted
 from medcyclegan.training.guards import weights_are_finite
+from medcyclegan.trust import require_trusted
 
 FORMAT = "medcyclegan-checkpoint"
 VERSION = 1

@@ -7,12 +7,12 @@ CT is left out.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 
 from medcyclegan.data.layouts.scan import Scan, require_scans, text
 from medcyclegan.data.layouts.tree import Tree, is_volume, join
+from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import case_id
 
@@ -67,13 +67,9 @@ def _read_sites(tree: Tree) -> dict[str, str]:
     if "participants.tsv" not in tree.files():
         return {}
     path = tree.path("participants.tsv")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
+    rows = read_table(path, f"table {path}", delimiter="\t")[1]
     found = {}
     for row in rows:
-        told = [row[key] for key in row if key and key.lower() in _SITES and row[key] not in (None, "", "n/a")]
+        told = [row[key] for key in row if key.lower() in _SITES and row[key] not in ("", "n/a")]
         found[text(row.get("participant_id") or "")] = " ".join(told)
     return found

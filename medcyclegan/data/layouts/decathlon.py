@@ -7,12 +7,12 @@ beside each other, each with what its channels are.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import PurePosixPath
 
 from medcyclegan.data.layouts.scan import Scan, modality_of, patient_of, require_scans, text
 from medcyclegan.data.layouts.tree import Tree, is_volume, join
+from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
 
@@ -77,10 +77,7 @@ def _homes(tree: Tree) -> list[str]:
 
 def _description(tree: Tree, home: str) -> dict[str, object]:
     path = tree.path(join(home, "dataset.json"))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
+    content = read_json(path, f"description {path}")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold an object.")
     return content

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
 from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
 
@@ -37,18 +38,18 @@ def read(tree: Tree) -> list[Scan]:
             f"Give the file itself: {SHAPE}.",
         )
     (path,) = tables
-    columns, rows = _content(path)
-    problems = []
-    if unknown := sorted(columns - _ALLOWED):
+    problems: list[str] = []
+    columns, rows = read_table(path, f"table {path}", problems=problems)
+    if _NEEDED not in columns:
+        raise InputError(f"{path} has the columns {', '.join(sorted(columns)) or '(none)'}.", f"It needs {SHAPE}.")
+    if unknown := sorted(set(columns) - _ALLOWED):
         problems.append(f"there is no column {', '.join(unknown)}; allowed: {', '.join(sorted(_ALLOWED))}")
-    if not columns & {"domain", "modality"}:
+    if not set(columns) & {"domain", "modality"}:
         problems.append("a column domain (a, b) or modality (MR, CT) is needed")
     found = []
     for number, row in enumerate(rows, start=2):
         line = f"line {number}"
-        values = {key: text((value or "").strip()) for key, value in row.items() if key in _ALLOWED}
-        if None in row:
-            problems.append(f"{line}: more values than columns")
+        values = {key: text(value.strip()) for key, value in row.items() if key in _ALLOWED}
         if not values["image"]:
             problems.append(f"{line}: the image is empty")
             continue
@@ -60,8 +61,8 @@ def read(tree: Tree) -> list[Scan]:
             if values.get(key, "") not in allowed
         ]
         # As it is written, not in one spelling: the file system may know only that one.
-        image = path.parent / (row["image"] or "").strip()
-        body = (row.get("body") or "").strip()
+        image = path.parent / row["image"].strip()
+        body = row.get("body", "").strip()
         case = values.get("case") or text(case_id(image))
         found.append(
             Scan(
@@ -90,19 +91,6 @@ def _tables(tree: Tree) -> list[Path]:
 def _columns(path: Path) -> set[str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            return set(csv.DictReader(stream).fieldnames or ())
+            return set(next(csv.reader(stream), ()))
     except (OSError, UnicodeDecodeError, csv.Error):
         return set()  # some other table; if it was meant, the message names what is needed
-
-
-def _content(path: Path) -> tuple[set[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
-    columns = set(reader.fieldnames or ())
-    if _NEEDED not in columns:
-        raise InputError(f"{path} has the columns {', '.join(sorted(columns)) or '(none)'}.", f"It needs {SHAPE}.")
-    return columns, rows
