@@ -17,6 +17,7 @@ from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_coh
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.progress import Progress
+from medcyclegan.registry import OBJECTIVES
 
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
@@ -115,6 +116,7 @@ def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, floa
         seed=experiment.seed,
         minimum_body=patches.minimum_body,
         matching=patches.matching,
+        paired=OBJECTIVES.class_of(experiment.objective).paired,
         spacing=prepared.preparations["a"].spacing,
     )
     return dataset.left_out

@@ -30,13 +30,13 @@ from medcyclegan.data.datalist import Case, Cohort, Pair, check_cohort
 from medcyclegan.data.duplicates import Fingerprint, fingerprints
 from medcyclegan.data.layouts import read_layout
 from medcyclegan.data.layouts.scan import Scan, text
+from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.splits import SPLITS, fold_patients, split_patients, strata
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
 from medcyclegan.progress import Progress
 
 DOMAINS = ("a", "b")
-_SAME_GRID_MM = 0.1  # as for the pairs of a prepared cohort
 _ENTRIES = {"train": ("a", "b"), "val": ("val_a", "val_b"), "test": ("test_a", "test_b")}
 
 
@@ -429,7 +429,7 @@ def _pairs(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> tuple[t
         if a.domain != "a" or not a.patient or a.image not in prints:
             continue
         grid = prints[a.image].grid
-        fitting = [b for b in by_patient[a.patient] if prints[b.image].grid.matches(grid, _SAME_GRID_MM)]
+        fitting = [b for b in by_patient[a.patient] if on_one_grid(prints[b.image].grid, grid)]
         if len(fitting) == 1:
             found.append((a, fitting[0]))
     return tuple(found)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.heights import profile_heights
+from medcyclegan.data.pairs import require_pairs as _require_pairs
 from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.errors import InputError, raise_all
 
@@ -108,7 +109,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     Args:
         a: cases of domain a.
-        b: cases of domain b; with `paired` the same patients in the same order, on the same grids.
+        b: cases of domain b; with `paired` the same patients in the same order, on the same grids, see `data.pairs`.
         shape: of the patches. What is longer than the patch is cropped at random where the body is, what is shorter is
             placed at random and surrounded by background.
         batch_size: patches of each domain in a step, all processes together.
@@ -121,8 +122,9 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
         matching: "off", "extent", "vertex" or "profile".
-        paired: the patch of b is of the same patient and place as that of a.
-        augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
+        paired: the patch of b is of the same patient and place as that of a: one box around the body that both halves
+            have in common, outside which both are background, mirrored and moved alike.
+        augmentation: "a", "b" -> what else is varied; with `paired`, movements must be the same.
         spacing: of the working grid, mm; of meaning for `matching` "profile" only.
 
     Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
@@ -133,7 +135,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     Raises:
         InputError: if a case has nothing to learn from, paired cases do not fit, or no height is in both domains.
-        ValueError: if the batch cannot be cut like that.
+        ValueError: if the batch cannot be cut like that, or paired patches would be moved apart.
     """
 
     def __init__(
@@ -175,10 +177,16 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         self.axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
         if paired:
             _require_pairs(self.cases["a"], self.cases["b"])
-        self.slices = {
-            d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
-        }
-        if matching == "vertex":
+            _require_moving_alike(self.augmentation)
+        if paired:
+            both = zip(*self.cases.values(), strict=True)
+            common = [eligible_in_both(a, b, minimum_body, self.axis) for a, b in both]
+            self.slices = {"a": common, "b": common}
+        else:
+            self.slices = {
+                d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
+            }
+        if matching == "vertex" and not paired:
             _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
         self.heights = self._measured() if matching != "off" and not paired else {"a": [], "b": []}
         if matching == "profile" and not paired:
@@ -236,10 +244,13 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             places = self._draw(random)
             if position not in self.own:
                 continue
-            for domain, (case, middle, seed) in places.items():
-                image, body = self._patch(domain, self.cases[domain][case], middle, seed)
-                drawn[domain].append(image)
-                drawn[f"body_{domain}"].append(body)
+            # The halves of a pair are cut together, other patches one by one.
+            for together in [list(places)] if self.paired else [[domain] for domain in places]:
+                _, middle, seed = places[together[0]]
+                cases = {domain: self.cases[domain][places[domain][0]] for domain in together}
+                for domain, (image, body) in self._patches(cases, middle, seed).items():
+                    drawn[domain].append(image)
+                    drawn[f"body_{domain}"].append(body)
         return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
     def describe(self, step: int) -> str:
@@ -284,32 +295,48 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         near = eligible[apart <= max(MATCH_TOLERANCE, apart.min())]
         return int(random.choice(near))
 
-    def _patch(self, domain: str, case: PatchSource, middle: int, seed: int) -> tuple[Floats, Bools]:
-        """Cut, place, mirror and vary one patch; placed anew while it shows too little."""
+    def _patches(self, cases: dict[str, PatchSource], middle: int, seed: int) -> dict[str, tuple[Floats, Bools]]:
+        """Cut, place, mirror and vary the patch of one case, or alike those of both halves of a pair.
+
+        It is placed anew while a patch shows too little.
+        """
         boxes = self.shape.spatial_dims == 3
-        body = _slab(case.body, self.axis, middle, self.shape)
+        slabs = [_slab(case.body, self.axis, middle, self.shape) for case in cases.values()]
+        body = slabs[0] if len(slabs) == 1 else np.logical_and(*slabs)
         # Of a box only what is cut is read; a slice is taken out whole.
-        image: Floats | StoredImage = case.image
-        contrasts = image.shape[0] if image.ndim == 4 else 1
+        images: dict[str, Floats | StoredImage] = {domain: case.image for domain, case in cases.items()}
+        contrasts = {domain: image.shape[0] if image.ndim == 4 else 1 for domain, image in images.items()}
         if not boxes:
-            image = stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
+            images = {
+                domain: stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
+                for domain, image in images.items()
+            }
         for attempt in range(TRIES):
             random = np.random.default_rng([seed, attempt])
-            start = None if self.shape.spatial_dims == 2 else {3: middle}
-            source, target = choose_window(body, self.shape.size, random, start)
-            patch = np.full((contrasts * self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
-            inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
+            source, target = choose_window(body, self.shape.size, random, {3: middle} if boxes else None)
             cut: tuple[Any, ...] = (..., *source[1:]) if boxes else source
-            patch[target] = image[cut]
+            inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
             inside[target] = body[source]
-            if _shows_something(patch, contrasts):
+            patches = {}
+            for domain, image in images.items():
+                channels = contrasts[domain] * self.shape.channels
+                patch = np.full((channels, *self.shape.size), BACKGROUND, dtype=np.float32)
+                patch[target] = image[cut]
+                if len(cases) > 1:
+                    patch[~np.concatenate([inside] * contrasts[domain])] = BACKGROUND
+                patches[domain] = patch
+            if all(_shows_something(patch, contrasts[domain]) for domain, patch in patches.items()):
                 break
-        inside = np.concatenate([inside] * contrasts) if contrasts > 1 else inside
-        if self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0):
-            patch, inside = patch[:, ::-1].copy(), inside[:, ::-1].copy()
-        if domain in self.augmentation:
-            patch, inside = self.augmentation[domain](patch, inside, seed)
-        return patch, inside
+        mirrored = self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0)
+        made = {}
+        for domain, patch in patches.items():
+            shown = np.concatenate([inside] * contrasts[domain]) if contrasts[domain] > 1 else inside
+            if mirrored:
+                patch, shown = patch[:, ::-1].copy(), shown[:, ::-1].copy()
+            if domain in self.augmentation:
+                patch, shown = self.augmentation[domain](patch, shown, seed)
+            made[domain] = patch, shown
+        return made
 
     def loader(self, start: int = 0, *, workers: int = 0, pin_memory: bool = False) -> DataLoader[dict[str, Tensor]]:
         """The batches of the steps `start` to the end, in order."""
@@ -361,17 +388,37 @@ def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> np
     Raises:
         InputError: if the case has no such slice.
     """
-    area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
-    enough = np.flatnonzero(area >= max(1, minimum_body * area.max()))
-    image = case.image
-    slices = ((k, np.asarray(image.take(k, axis=axis - 3))) for k in enough)
-    chosen = [k for k, shown in slices if _shows_something(shown if image.ndim == 4 else shown[None])]
-    if not chosen:
+    chosen = _eligible(case, np.asarray(case.body), minimum_body, axis)
+    if not len(chosen):
         raise InputError(
             f"case {case.id} has no slice with body and contrast to learn from.",
             "Look at the volume, and leave it out or give a body mask.",
         )
-    return np.array(chosen)
+    return chosen
+
+
+def eligible_in_both(a: PatchSource, b: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
+    """Slices with enough of the common body of a pair in which both halves show something: see `eligible_slices`."""
+    body = a.body & b.body
+    chosen = np.intersect1d(_eligible(a, body, minimum_body, axis), _eligible(b, body, minimum_body, axis))
+    if not len(chosen):
+        raise InputError(
+            f"pair {a.id} has no slice in which both a and b show body and contrast.",
+            "Look at both volumes, and leave the pair out or give body masks.",
+        )
+    return chosen
+
+
+def _eligible(case: PatchSource, body: Bools, minimum_body: float, axis: int) -> npt.NDArray[np.intp]:
+    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
+    image, chosen = case.image, []
+    for k in np.flatnonzero(area >= max(1, minimum_body * area.max())):
+        # Not `take`, which would first copy an array in Fortran order.
+        inside = body[(slice(None),) * axis + (k,)]
+        shown = np.where(inside, np.asarray(image.take(k, axis=axis - 3)), np.float32(BACKGROUND))
+        if _shows_something(shown if image.ndim == 4 else shown[None]):
+            chosen.append(k)
+    return np.array(chosen, dtype=np.intp)
 
 
 def _shows_something(image: Floats, contrasts: int | None = None) -> bool:
@@ -478,15 +525,10 @@ def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> 
     return stack_of_slices(volume, axis, middle, shape.neighbors)
 
 
-def _require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource]) -> None:
-    problems = []
-    if [case.id for case in a] != [case.id for case in b]:
-        alone = sorted({case.id for case in a} ^ {case.id for case in b})
-        problems.append(f"these cases have no partner of the same id: {', '.join(alone)}")
-    else:
-        problems += [
-            f"{x.id}: a is {x.body.shape} and b {y.body.shape} voxels on the working grid"
-            for x, y in zip(a, b, strict=True)
-            if x.body.shape != y.body.shape
-        ]
-    raise_all(problems, "paired training needs every patient in both domains, on the same grid:")
+def _require_moving_alike(augmentation: dict[str, Augmentation]) -> None:
+    """Halves of a pair that moved apart would not be one place any more."""
+    movements = {
+        (vary.spacing, vary.rotate, vary.scale, vary.translate, vary.resize_jitter) for vary in augmentation.values()
+    }
+    if augmentation and (len(movements) > 1 or len(augmentation) < 2):
+        raise ValueError("paired patches need the same movements in a and b")

@@ -31,6 +31,7 @@ from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.data.datalist import Case, Cohort, contrast_names
 from medcyclegan.data.facts import measure_values
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.data.pairs import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 from medcyclegan.data.parallel import Crew
 from medcyclegan.data.registered import register_onto, save_picture
 from medcyclegan.data.stored_image import StoredImage, encode
@@ -43,6 +44,7 @@ from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
+from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
 from medcyclegan.transforms.pipeline import FurtherContrast, Preparation, PreparedCase
 from medcyclegan.transforms.standardization import fit_landmarks
@@ -215,7 +217,7 @@ def prepare_cohort(
             for domain in ("a", "b")
         }
         further = {domain: (preparations[domain],) * (len(called) - 1) for domain, called in names.items()}
-        _refuse_misfits(cohort, known, failed, register_pairs)
+        _refuse_misfits(cohort, known, failed, chosen, register_pairs)
         if mr_standardization == "nyul":
             shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
             for domain, rows in shares.items():
@@ -405,16 +407,23 @@ def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality
     return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
 
 
-def _refuse_misfits(cohort: Cohort, known: Mapping[str, _Source], failed: dict[str, str], register_pairs: bool) -> None:
+def _refuse_misfits(
+    cohort: Cohort,
+    known: Mapping[str, _Source],
+    failed: dict[str, str],
+    spacing: tuple[float, float, float],
+    register_pairs: bool,
+) -> None:
     """Pairs whose two files lie on different grids fail, unless one is going to be moved onto the other."""
     for pair in cohort.pairs:
         names = [f"pairs_a/{pair.id}", f"pairs_b/{pair.id}"]
         if all(name in known for name in names) and not register_pairs:
             a, b = (known[name].grid for name in names)
-            if not a.matches(b, tolerance_mm=0.1):
+            if not (on_one_grid(a, b) and on_one_grid(*(working_grid(grid, spacing) for grid in (a, b)))):
                 failed[names[1]] = (
                     f"{pair.b} does not lie on the grid of {pair.a}: shapes {b.shape} and {a.shape}, up to "
-                    f"{a.distance(b):.1f} mm apart. Resample one onto the other, or set preparation.register_pairs."
+                    f"{a.distance(b):.1f} mm apart (at most {SAME_GRID_MM:g} mm and {SAME_GRID_VOXELS:g} of a voxel "
+                    "are allowed). Resample one onto the other, or set preparation.register_pairs."
                 )
 
 
