@@ -360,6 +360,7 @@ def train(
             overrides=overrides or (),
             allow_changes=allow_changes,
             device=device,
+            progress=Terminal(),
             allow=allow or (),
         )
     else:
