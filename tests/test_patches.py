@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from medcyclegan.build.watching import _picture_batch
+from medcyclegan.data import patches as patches_module
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.patches import (
@@ -276,6 +277,69 @@ def test_profile_matching_pairs_equal_cross_sections_of_cut_scans_and_leaves_the
     assert dataset.left_out["a"] == pytest.approx(1 - len(dataset.slices["a"][0]) / top)
     shown = dataset.slices["a"][0]
     assert top - 5 - 4 <= shown.max() + 1 <= top - 5 + 4 and shown.min() <= 10
+
+
+def at_heights(monkeypatch: pytest.MonkeyPatch, *heights: float) -> None:
+    """Profile matching that lays the scans at these heights, in this order; slices are 0.1 apart."""
+
+    def laid(areas: list[np.ndarray], distance: float) -> list[np.ndarray]:
+        return [start + 0.1 * np.arange(len(area)) for start, area in zip(heights, areas, strict=True)]
+
+    monkeypatch.setattr(patches_module, "profile_heights", laid)
+
+
+@pytest.mark.parametrize("domain", ["a", "b"])
+def test_scans_that_profile_matching_drops_are_named_and_counted(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hips among heads: no head has their heights. 6 slices of each scan show body."""
+    heads, hips = [Volume("head1"), Volume("head2")], [Volume(f"hip{n}") for n in range(5)]
+    given = {"a": heads, "b": heads[:1]} | {domain: [*heads, *hips]}
+    starts = {"a": [0.0] * 2, "b": [0.0] * len(given["b"])} | {domain: [0.0, 0.0, *[50.0] * 5]}
+    at_heights(monkeypatch, *starts["a"], *starts["b"])
+    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 30, "seed": 0}
+    with pytest.warns(UserWarning) as told:
+        dataset = UnpairedPatches(given["a"], given["b"], matching="profile", **arguments)
+    (line,) = [str(w.message) for w in told if "leaves out" in str(w.message)]
+    assert f"5 of 7 scans of {domain} as a whole, and in all 71 % of the slices" in line
+    assert "hip0, hip1, hip2 and 2 more" in line
+    assert dataset.left_out == pytest.approx({"a": 0.0, "b": 0.0} | {domain: 5 / 7})
+    assert {dataset.describe(step).count("hip") for step in range(30)} == {0}
+
+
+def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_heights(monkeypatch, 0.0, 50.0)
+    with pytest.raises(InputError, match="profile finds no height that both domains have"):
+        UnpairedPatches(
+            [Volume("a")], [Volume("b")], shape=Shape((16, 16)), batch_size=1, steps=1, seed=0, matching="profile"
+        )
+
+
+@pytest.mark.parametrize("matching", ["off", "extent", "vertex", "profile"])
+def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
+    """Whatever the way to choose a partner, all slices of body that come up, counted one by one."""
+    a, b = [Cone("a1", 2, 3, 1), Cone("a2", 2, 8, 2)], [Cone("b1", 2, 25, 6), Cone("b2", 2, 4, 0)]
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        dataset = UnpairedPatches(
+            a, b, shape=Shape((48, 48)), batch_size=4, steps=400, seed=0, matching=matching, minimum_body=0.0
+        )
+    random, seen = np.random.default_rng(0), {"a": set(), "b": set()}
+    for _ in range(6000):
+        for domain, (case, middle, _) in dataset._draw(random).items():
+            seen[domain].add((dataset.cases[domain][case].id, middle))
+    for domain, cases in (("a", a), ("b", b)):
+        bodies = sum(int(case.body.any(axis=(0, 1)).sum()) for case in cases)
+        assert dataset.left_out[domain] == pytest.approx(1 - len(seen[domain]) / bodies), domain
+    assert (dataset.left_out["b"] > 0.2) == (matching in ("vertex", "profile"))
+
+
+def test_matched_slices_that_lie_far_apart_are_told() -> None:
+    """The neck of a, which no scan of b has, is shown beside the lowest slice of b."""
+    arguments: dict[str, Any] = {"shape": Shape((48, 48)), "batch_size": 1, "steps": 1, "seed": 0, "minimum_body": 0.0}
+    with pytest.warns(UserWarning, match=r"vertex: for \d\d % of the patches of a, the scan of b has nothing at a sim"):
+        UnpairedPatches([Cone("a", 2, 30, 1)], [Cone("b", 2, 3, 1)], matching="vertex", **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        UnpairedPatches([Cone("a", 2, 3, 1)], [Cone("b", 2, 30, 1)], matching="vertex", **arguments)
 
 
 def test_extent_matching_pairs_the_same_share_of_the_body() -> None:

@@ -37,6 +37,11 @@ class Half(Protocol):
         ...
 
 
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def on_one_grid(a: Grid, b: Grid) -> bool:
     """Whether voxels of the same index show the same place: to within 0.1 mm and a tenth of the smallest spacing."""
     finest = float(min(a.spacing.min(), b.spacing.min()))
@@ -72,10 +77,9 @@ def require_pairs(a: Sequence[Half], b: Sequence[Half]) -> None:
                 differing.append(f"{x.id} ({100 * (1 - shares[0]):.0f} % of a's, {100 * (1 - shares[1]):.0f} % of b's)")
     raise_all(problems, "paired training needs every patient in both domains, on the same grid:")
     if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         warnings.warn(
             f"the bodies of a and b differ in {len(differing)} of {len(a)} pairs, and only what they have in common is "
-            f"trained on; left out: {', '.join(differing[:3])}{more}. Look at their masks and at the registration.",
+            f"trained on; left out: {few(differing)}. Look at their masks and at the registration.",
             stacklevel=3,
         )
 

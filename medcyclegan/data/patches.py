@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.heights import profile_heights
+from medcyclegan.data.pairs import few
 from medcyclegan.data.pairs import require_pairs as _require_pairs
 from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.errors import InputError, raise_all
@@ -34,6 +35,7 @@ PLANES: dict[str, int] = {
 }  # the axis of the working grid that a slice is cut across
 CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
+MOST_FAR = 0.1  # share of matched patches that may differ by more before it is told
 TRIES = 20
 LEAST_FILLED = 0.25  # of a patch by the largest volume: below, the networks would mostly see background
 CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
@@ -131,7 +133,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
     the B patches of this process, piece by piece.
 
     Attributes:
-        left_out: "a", "b" -> share of the slices with body that are never the middle of a patch.
+        left_out: "a", "b" -> share of the slices with body, of all cases that were given, that are never the middle of
+            a patch.
 
     Raises:
         InputError: if a case has nothing to learn from, paired cases do not fit, or no height is in both domains.
@@ -186,15 +189,30 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             self.slices = {
                 d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
             }
-        if matching == "vertex" and not paired:
-            _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
-        self.heights = self._measured() if matching != "off" and not paired else {"a": [], "b": []}
-        if matching == "profile" and not paired:
-            self._keep_common()
-        self.left_out = {
-            d: 1 - sum(map(len, self.slices[d])) / sum(int((areas(case, self.axis) > 0).sum()) for case in cases)
-            for d, cases in self.cases.items()
-        }
+        body = {d: sum(int((areas(case, self.axis) > 0).sum()) for case in cases) for d, cases in self.cases.items()}
+        self.heights: dict[str, list[npt.NDArray[np.float64]]] = {"a": [], "b": []}
+        lost: dict[str, list[str]] = {"a": [], "b": []}
+        drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
+        if matching != "off" and not paired:
+            if matching == "vertex":
+                _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
+            self.heights = self._measured()
+            if matching == "profile":
+                lost = self._keep_common()
+                drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
+            else:
+                drawn["b"] = self._reached()
+        self.left_out = {d: 1 - drawn[d] / body[d] for d in body}
+        for domain, other in (("a", "b"), ("b", "a")):
+            if lost[domain]:
+                warnings.warn(
+                    f"patches.matching profile leaves out {len(lost[domain])} of "
+                    f"{len(lost[domain]) + len(self.cases[domain])} scans of {domain} as a whole, and in all "
+                    f"{100 * self.left_out[domain]:.0f} % of the slices with body, because no scan of {other} has "
+                    f"their heights: {few(lost[domain])}. Do they show the same part of the body? Take them out "
+                    "of the data, or take another matching.",
+                    stacklevel=2,
+                )
 
     def _measured(self) -> dict[str, list[npt.NDArray[np.float64]]]:
         if self.matching != "profile":
@@ -210,28 +228,53 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         count = len(self.cases["a"])
         return {"a": every[:count], "b": every[count:]}
 
-    def _keep_common(self) -> None:
-        """Leave out what no scan of the other domain has at its height."""
+    def _keep_common(self) -> dict[str, list[str]]:
+        """Leave out what no scan of the other domain has at its height; the ids of scans that are left out whole."""
+        kept: dict[str, list[npt.NDArray[np.intp]]] = {}
         for domain, other in (("a", "b"), ("b", "a")):
             there = np.concatenate([h[k] for h, k in zip(self.heights[other], self.slices[other], strict=True)])
-            kept = []
-            for heights, eligible in zip(self.heights[domain], self.slices[domain], strict=True):
-                apart = np.abs(heights[eligible][:, None] - there[None]).min(axis=1)
-                kept.append(eligible[apart <= MATCH_TOLERANCE])
-            if domain == "a":
-                chosen = kept
-                continue
-            self.slices = {"a": chosen, "b": kept}
+            kept[domain] = [
+                eligible[np.abs(heights[eligible][:, None] - there[None]).min(axis=1) <= MATCH_TOLERANCE]
+                for heights, eligible in zip(self.heights[domain], self.slices[domain], strict=True)
+            ]
+        lost = {}
         for domain in ("a", "b"):
-            filled = [i for i, k in enumerate(self.slices[domain]) if len(k)]
+            filled = [i for i, k in enumerate(kept[domain]) if len(k)]
             if not filled:
                 raise InputError(
                     "patches.matching profile finds no height that both domains have.",
-                    "Do both show the same part of the body? Otherwise take matching off.",
+                    "Do both show the same part of the body? Otherwise take another matching.",
                 )
+            lost[domain] = [case.id for case, k in zip(self.cases[domain], kept[domain], strict=True) if not len(k)]
             self.cases[domain] = [self.cases[domain][i] for i in filled]
-            self.slices[domain] = [self.slices[domain][i] for i in filled]
+            self.slices[domain] = [kept[domain][i] for i in filled]
             self.heights[domain] = [self.heights[domain][i] for i in filled]
+        return lost
+
+    def _reached(self) -> int:
+        """How many slices of b are drawn for any slice of a; warns where many partners are far from its height."""
+        wanted = np.sort(np.concatenate([h[k] for h, k in zip(self.heights["a"], self.slices["a"], strict=True)]))
+        reached, far = 0, 0
+        for heights, eligible in zip(self.heights["b"], self.slices["b"], strict=True):
+            there = heights[eligible]  # rising
+            near = np.searchsorted(wanted, there + MATCH_TOLERANCE, "right") > np.searchsorted(
+                wanted, there - MATCH_TOLERANCE, "left"
+            )
+            place = np.searchsorted(there, wanted)
+            beside = np.clip([place - 1, place], 0, len(there) - 1)
+            apart = np.abs(there[beside] - wanted)
+            near[beside[apart == apart.min(axis=0)]] = True
+            reached += int(near.sum())
+            far += int((apart.min(axis=0) > MATCH_TOLERANCE).sum())
+        share = far / (len(wanted) * len(self.slices["b"]))
+        if share > MOST_FAR:
+            warnings.warn(
+                f"patches.matching {self.matching}: for {100 * share:.0f} % of the patches of a, the scan of b has "
+                "nothing at a similar height, and the nearest slice is taken. If the scans cover different parts of "
+                "the body, take matching profile, which leaves such slices out.",
+                stacklevel=3,
+            )
+        return reached
 
     def __len__(self) -> int:
         return self.steps
@@ -455,7 +498,7 @@ def _warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
             cut.append(case.id)
     if cut:
         warnings.warn(
-            f"patches.matching is vertex, but the top of the head is not in {', '.join(cut)}; they are matched as if "
+            f"patches.matching is vertex, but the top of the head is not in {few(cut)}; they are matched as if "
             "their uppermost slice were the top. Leave them out, or take matching extent.",
             stacklevel=3,
         )
