@@ -362,6 +362,7 @@ def train(
             overrides=overrides or (),
             allow_changes=allow_changes,
             device=device,
+            progress=Terminal(),
             allow=allow or (),
         )
     else:

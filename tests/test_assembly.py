@@ -270,6 +270,9 @@ def test_pairs_need_one_grid_and_one_partner(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("\n".join(rows))
     found = make(tmp_path)
     assert [(a.case, b.case) for a, b in found.pairs] == [("a1", "b1")]
+    none = "no pairs for validation or testing, because"
+    assert f"{none} no scan of b lies on the grid of that of a: a2" in found.notes
+    assert f"{none} several scans of b lie on the grid of that of a: a3" in found.notes
     # The CT of a patient who validates have no split of their own, and go with the patient.
     assert found.counts() == {"a": 1, "b": 1, "pairs": 1, "val_a": 3, "val_b": 4}
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 import warnings
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,8 @@ def work(number: int, folder: str) -> int:
         warnings.warn("three is odd", stacklevel=1)
     if number == 4:
         os.kill(os.getpid(), signal.SIGKILL)
+    if number == 6:
+        raise MemoryError
     if number == 5:
         raise KeyError("a fault of the program")
     return number * number
@@ -30,10 +35,11 @@ def work(number: int, folder: str) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failure_leaves_the_others_alone(workers: int, tmp_path: Path) -> None:
-    tasks = {str(n): (n, str(tmp_path)) for n in (0, 1, 2, 3)}
+    tasks = {str(n): (n, str(tmp_path)) for n in (0, 1, 2, 3, 6)}
     with pytest.warns(UserWarning, match="three is odd"), Crew(workers, Silent()) as crew:
         results = dict(crew.each(work, tasks, "working"))
-    assert {n: r for n, r in results.items() if n != "2"} == {"0": 0, "1": 1, "3": 9}
+    assert {n: r for n, r in results.items() if n not in "26"} == {"0": 0, "1": 1, "3": 9}
+    assert isinstance(results["6"], InputError) and "more memory than there is" in str(results["6"])
     assert isinstance(results["2"], InputError) and str(results["2"]) == "two is not liked. Take three."
     assert all((tmp_path / n).read_text() == "x" for n in tasks)
 
@@ -58,3 +64,38 @@ def test_workers(tmp_path: Path) -> None:
         assert crew._pool is None
     with pytest.raises(InputError, match="workers is -1"):
         Crew(-1, Silent())
+
+
+def begin_and_die(folder: str) -> None:
+    """A program that is killed while two processes work for it."""
+    with Crew(2, Silent()) as crew:
+        list(crew.each(begin_and_wait, {str(n): (folder,) for n in (1, 2)}, "working"))
+
+
+def begin_and_wait(folder: str) -> None:
+    (Path(folder) / f"{os.getpid()}").touch()
+    time.sleep(60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_processes_end_with_the_program_that_was_killed(tmp_path: Path) -> None:
+    """Otherwise they would finish what they have begun, beside those of the next try."""
+    program = get_context("spawn").Process(target=begin_and_die, args=(str(tmp_path),))
+    program.start()
+    deadline = time.monotonic() + 120
+    while len(started := [int(f.name) for f in tmp_path.iterdir()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    program.kill()
+    program.join()
+    while any(works(pid) for pid in started):
+        assert time.monotonic() < deadline, "they work on"
+        time.sleep(0.05)
+
+
+def works(process: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from medcyclegan.build.watching import _picture_batch
+from medcyclegan.data import patches as patches_module
 from medcyclegan.data.augment import Augmentation
+from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.patches import (
     Shape,
     UnpairedPatches,
@@ -19,6 +25,7 @@ from medcyclegan.data.patches import (
     stack_of_slices,
 )
 from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
 
 
 @dataclass
@@ -215,9 +222,11 @@ def test_vertex_matching_pairs_equal_cross_sections_whatever_the_coverage() -> N
     dataset = UnpairedPatches(
         [short], [long], shape=Shape((48, 48)), batch_size=1, steps=60, seed=0, minimum_body=0.0, matching="vertex"
     )
-    areas = [[int(dataset[i][f"body_{d}"].sum()) for d in ("a", "b")] for i in range(60)]
-    assert all(a == b for a, b in areas) or np.corrcoef(np.array(areas).T)[0, 1] > 0.98
-    assert len({a for a, _ in areas}) > 4
+    # A cone of half width h at a slice has (2 h)^2 voxels there; the matched slices lie at most 0.05 widths, one slice
+    # of 20 voxels' width, apart, and the width grows by 2 from slice to slice.
+    widths = [[math.isqrt(int(dataset[i][f"body_{d}"].sum())) for d in ("a", "b")] for i in range(60)]
+    assert max(abs(a - b) for a, b in widths) <= 2 and any(a != b for a, b in widths)
+    assert len({a for a, _ in widths}) > 4
 
 
 def test_vertex_height_does_not_depend_on_head_size_or_coverage() -> None:
@@ -263,7 +272,74 @@ def test_profile_matching_pairs_equal_cross_sections_of_cut_scans_and_leaves_the
     assert apart.max() <= 4 and apart.mean() < 2  # a slice further up is 2 voxels narrower
     tip = int(np.sqrt(whole.body.sum(axis=(0, 1))[top - 2]))
     assert min(a for a, _ in sizes) > tip**2
-    assert dataset.left_out["a"] > 0 and dataset.left_out["b"] == 0
+    # The tip of `whole`, which no scan of b has: slices of body above the uppermost that was drawn.
+    assert dataset.left_out["b"] == 0
+    assert dataset.left_out["a"] == pytest.approx(1 - len(dataset.slices["a"][0]) / top)
+    shown = dataset.slices["a"][0]
+    assert top - 5 - 4 <= shown.max() + 1 <= top - 5 + 4 and shown.min() <= 10
+
+
+def at_heights(monkeypatch: pytest.MonkeyPatch, *heights: float) -> None:
+    """Profile matching that lays the scans at these heights, in this order; slices are 0.1 apart."""
+
+    def laid(areas: list[np.ndarray], distance: float) -> list[np.ndarray]:
+        return [start + 0.1 * np.arange(len(area)) for start, area in zip(heights, areas, strict=True)]
+
+    monkeypatch.setattr(patches_module, "profile_heights", laid)
+
+
+@pytest.mark.parametrize("domain", ["a", "b"])
+def test_scans_that_profile_matching_drops_are_named_and_counted(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five hips among heads: no head has their heights. 6 slices of each scan show body."""
+    heads, hips = [Volume("head1"), Volume("head2")], [Volume(f"hip{n}") for n in range(5)]
+    given = {"a": heads, "b": heads[:1]} | {domain: [*heads, *hips]}
+    starts = {"a": [0.0] * 2, "b": [0.0] * len(given["b"])} | {domain: [0.0, 0.0, *[50.0] * 5]}
+    at_heights(monkeypatch, *starts["a"], *starts["b"])
+    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 30, "seed": 0}
+    with pytest.warns(UserWarning) as told:
+        dataset = UnpairedPatches(given["a"], given["b"], matching="profile", **arguments)
+    (line,) = [str(w.message) for w in told if "leaves out" in str(w.message)]
+    assert f"5 of 7 scans of {domain} as a whole, and in all 71 % of the slices" in line
+    assert "hip0, hip1, hip2 and 2 more" in line
+    assert dataset.left_out == pytest.approx({"a": 0.0, "b": 0.0} | {domain: 5 / 7})
+    assert {dataset.describe(step).count("hip") for step in range(30)} == {0}
+
+
+def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_heights(monkeypatch, 0.0, 50.0)
+    with pytest.raises(InputError, match="profile finds no height that both domains have"):
+        UnpairedPatches(
+            [Volume("a")], [Volume("b")], shape=Shape((16, 16)), batch_size=1, steps=1, seed=0, matching="profile"
+        )
+
+
+@pytest.mark.parametrize("matching", ["off", "extent", "vertex", "profile"])
+def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
+    """Whatever the way to choose a partner, all slices of body that come up, counted one by one."""
+    a, b = [Cone("a1", 2, 3, 1), Cone("a2", 2, 8, 2)], [Cone("b1", 2, 25, 6), Cone("b2", 2, 4, 0)]
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        dataset = UnpairedPatches(
+            a, b, shape=Shape((48, 48)), batch_size=4, steps=400, seed=0, matching=matching, minimum_body=0.0
+        )
+    random, seen = np.random.default_rng(0), {"a": set(), "b": set()}
+    for _ in range(6000):
+        for domain, (case, middle, _) in dataset._draw(random).items():
+            seen[domain].add((dataset.cases[domain][case].id, middle))
+    for domain, cases in (("a", a), ("b", b)):
+        bodies = sum(int(case.body.any(axis=(0, 1)).sum()) for case in cases)
+        assert dataset.left_out[domain] == pytest.approx(1 - len(seen[domain]) / bodies), domain
+    assert (dataset.left_out["b"] > 0.2) == (matching in ("vertex", "profile"))
+
+
+def test_matched_slices_that_lie_far_apart_are_told() -> None:
+    """The neck of a, which no scan of b has, is shown beside the lowest slice of b."""
+    arguments: dict[str, Any] = {"shape": Shape((48, 48)), "batch_size": 1, "steps": 1, "seed": 0, "minimum_body": 0.0}
+    with pytest.warns(UserWarning, match=r"vertex: for \d\d % of the patches of a, the scan of b has nothing at a sim"):
+        UnpairedPatches([Cone("a", 2, 30, 1)], [Cone("b", 2, 3, 1)], matching="vertex", **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        UnpairedPatches([Cone("a", 2, 3, 1)], [Cone("b", 2, 30, 1)], matching="vertex", **arguments)
 
 
 def test_extent_matching_pairs_the_same_share_of_the_body() -> None:
@@ -277,16 +353,160 @@ def test_extent_matching_pairs_the_same_share_of_the_body() -> None:
         assert abs(share_a - share_b) <= 0.05 + 1e-3
 
 
-def test_paired_patches_show_the_same_place_even_when_moved() -> None:
-    a = [Ramp("p1"), Ramp("p2", coefficients=(0.01, 0.005, 0.02))]
-    varied = {d: Augmentation(spacing=(1, 1), rotate=10, translate=3, resize_jitter=1.2) for d in ("a", "b")}
-    dataset = UnpairedPatches(
-        a, a, shape=Shape((16, 16)), batch_size=2, steps=20, seed=0, flip=True, paired=True, augmentation=varied
+@dataclass
+class Half:
+    """One half of a pair: its own body, its own contrast, and the same numbers where both show the same place.
+
+    The value of a voxel is unique along both axes of every plane: 0.02 along x, 0.001 along y, 0.015 along z.
+    """
+
+    id: str
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+    brightness: float = 0.0
+    shift: float = 0.0  # of the grid, mm
+    shape: tuple[int, int, int] = (40, 36, 24)
+
+    @property
+    def grid(self) -> Grid:
+        affine = np.eye(4)
+        affine[0, 3] = self.shift
+        return Grid(self.shape, affine)
+
+    @property
+    def body(self) -> np.ndarray:
+        body = np.zeros(self.shape, bool)
+        body[tuple(slice(start, stop) for start, stop in zip(self.low, self.high, strict=True))] = True
+        return body
+
+    @property
+    def image(self) -> np.ndarray:
+        values = np.tensordot((0.02, 0.001, 0.015), np.indices(self.shape), axes=1) - 0.7 + self.brightness
+        return np.where(self.body, values, -1).astype(np.float32)
+
+
+def halves(**of_b: object) -> tuple[Half, Half]:
+    """The body of b begins 10 slices higher, is wider to the right, narrower in front, and brighter by 0.1."""
+    a = Half("p1", (6, 5, 2), (34, 31, 22))
+    return a, Half(**{"id": "p1", "low": (4, 5, 12), "high": (38, 24, 24), "brightness": 0.1, **of_b})  # type: ignore[arg-type]
+
+
+WHATEVER_IS_CUT = [
+    Shape((16, 16)),
+    Shape((48, 48)),
+    Shape((20, 64), "axial", neighbors=1),
+    Shape((24, 20), "coronal", neighbors=2),
+    Shape((16, 32), "sagittal"),
+    Shape((16, 16, 16)),
+    Shape((48, 16, 32)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:the bodies of a and b differ")
+@pytest.mark.parametrize("shape", WHATEVER_IS_CUT, ids=str)
+def test_a_pair_is_cut_mirrored_and_blanked_alike_whatever_its_masks(shape: Shape) -> None:
+    a, b = halves()
+    dataset = UnpairedPatches([a], [b], shape=shape, batch_size=1, steps=40, seed=0, flip=True, paired=True)
+    common = a.body & b.body
+    mirrored, places = set(), set()
+    for step in range(40):
+        item = {name: tensor.numpy() for name, tensor in dataset[step].items()}
+        inside = item["body_a"]
+        assert np.array_equal(inside, item["body_b"]) and inside.any()
+        assert (item["a"][~inside] == -1).all() and (item["b"][~inside] == -1).all()
+        np.testing.assert_allclose(item["b"][inside] - item["a"][inside], 0.1, atol=1e-6)
+        rises = np.diff(item["a"], axis=2)[inside[:, :, 1:] & inside[:, :, :-1]]
+        mirrored.add(bool(rises[0] < 0))
+        places.add(float(item["a"][inside].min()))
+        # Only what is in both bodies is shown, and all of it where the patch is larger than the volume.
+        assert np.isin(item["a"][inside].round(4), a.image[common].round(4)).all()
+        if shape.size == (48, 48):
+            assert inside.sum() == common[:, :, 12].sum()
+    assert mirrored == ({False} if shape.plane == "sagittal" else {False, True})
+    assert len(places) > 3
+    # Slices 2 to 11 are in the body of a alone, 22 and 23 in that of b alone.
+    assert (
+        dataset.slices["a"][0].tolist()
+        == dataset.slices["b"][0].tolist()
+        == np.flatnonzero(common.any(axis=tuple(i for i in range(3) if i != dataset.axis))).tolist()
     )
-    for step in range(20):
-        assert torch.equal(dataset[step]["a"], dataset[step]["b"])
-    plain = UnpairedPatches(a, a, shape=Shape((16, 16)), batch_size=2, steps=20, seed=0, paired=True)
-    assert not torch.equal(plain[0]["a"], dataset[0]["a"])
+    if dataset.axis == 2:
+        assert dataset.left_out == pytest.approx({"a": 10 / 20, "b": 2 / 12})
+
+
+@pytest.mark.filterwarnings("ignore:the bodies of a and b differ")
+@pytest.mark.parametrize("size", [(16, 16), (16, 16, 16)], ids=str)
+def test_a_pair_is_varied_alike_whatever_its_masks(size: tuple[int, ...]) -> None:
+    """Space varies together; the difference of the halves, which is constant in the common body, tells."""
+    vary = Augmentation(spacing=(1,) * len(size), rotate=20, scale=0.1, translate=3, resize_jitter=1.2)
+    arguments: dict[str, Any] = {"shape": Shape(size), "batch_size": 2, "steps": 10, "seed": 0, "paired": True}
+    a, b = halves()
+    dataset = UnpairedPatches([a], [b], flip=True, augmentation={"a": vary, "b": vary}, **arguments)
+    for step in range(10):
+        item = dataset[step]
+        assert torch.equal(item["body_a"], item["body_b"])
+        whole = (item["a"] > -0.75) & item["body_a"]  # not mixed with the background by interpolation
+        # What lies at the border is mixed alike in both: 0.1 times the share of body.
+        difference = (item["b"] - item["a"])[whole]
+        assert difference.min() > -1e-5 and difference.max() < 0.1 + 1e-5
+        assert (difference > 0.0999).float().mean() > 0.6
+    for other in ({"a": vary}, {"a": vary, "b": replace(vary, rotate=5)}):
+        with pytest.raises(ValueError, match="same movements in a and b"):
+            UnpairedPatches([a], [b], augmentation=other, **arguments)
+    recolored = {"a": replace(vary, gamma=0.3, noise=0.05), "b": vary}
+    assert UnpairedPatches([a], [b], augmentation=recolored, **arguments)[0]["a"].shape == (2, 1, *size)
+
+
+def test_pairs_whose_bodies_differ_are_told_and_those_without_a_common_slice_refused() -> None:
+    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
+    # 28 x 26 x 20 and 34 x 19 x 12 voxels, 28 x 19 x 10 of them common.
+    with pytest.warns(UserWarning, match=r"differ in 1 of 1 pairs.*p1 \(63 % of a's, 31 % of b's\)"):
+        UnpairedPatches(*([half] for half in halves()), **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a, _ = halves()
+        UnpairedPatches([a], [replace(a, brightness=0.1, high=(33, 31, 22))], **arguments)
+    with pytest.raises(InputError, match="p1: the bodies of a and b have no voxel in common"):
+        UnpairedPatches(*([half] for half in halves(low=(4, 5, 22))), **arguments)
+
+
+@pytest.mark.parametrize(("shift", "fits"), [(0.09, True), (0.11, False), (500.0, False)])
+def test_paired_volumes_lie_on_one_grid_and_not_only_in_one_shape(shift: float, fits: bool) -> None:
+    a, _ = halves()
+    b = replace(a, brightness=0.1, shift=shift)
+    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
+    if fits:
+        UnpairedPatches([a], [b], **arguments)
+        return
+    with pytest.raises(InputError, match=rf"p1: .* up to {shift:.4g} mm apart \(at most 0.1 mm and 0.1 of a voxel"):
+        UnpairedPatches([a], [b], **arguments)
+
+
+@pytest.mark.parametrize("shape", [Shape((48, 48)), Shape((16, 16), "coronal", 1), Shape((16, 16, 16))], ids=str)
+def test_the_pictures_of_a_pair_show_one_place(shape: Shape) -> None:
+    a, b = halves()
+    pairs = SimpleNamespace(cases={"pairs_a": (a,), "pairs_b": (b,), "a": (), "b": ()})
+    batch = _picture_batch(pairs, shape)  # type: ignore[arg-type]
+    both = (batch["a"] > -1) & (batch["b"] > -1)
+    assert both.flatten(1).any(dim=1).all()
+    torch.testing.assert_close((batch["b"] - batch["a"])[both], torch.full((int(both.sum()),), 0.1), atol=1e-5, rtol=0)
+    # Of two patients each is shown by its own body: the slices at 40 and 65 % of 20 and of 12 slices.
+    others = SimpleNamespace(cases={"pairs_a": (), "pairs_b": (), "a": (a,), "b": (replace(b, id="p2"),)})
+    apart = _picture_batch(others, Shape((48, 48)))  # type: ignore[arg-type]
+    lowest = [float(apart[d][n][apart[d][n] > -1].min()) for d in ("a", "b") for n in (0, 1)]
+    expected = [0.02 * 6 + 0.001 * 5 + 0.015 * k - 0.7 for k in (9, 14)]
+    expected += [0.02 * 4 + 0.001 * 5 + 0.015 * k - 0.6 for k in (16, 19)]
+    assert lowest == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_grid_is_meant_in_voxels_where_they_are_small() -> None:
+    """Voxels of 0.01 mm may lie 0.001 mm apart, not 0.1 mm."""
+    small, moved = np.diag([0.01, 0.01, 0.02, 1.0]), np.diag([0.01, 0.01, 0.02, 1.0])
+    moved[1, 3] = 0.0009
+    assert on_one_grid(Grid((9, 9, 9), small), Grid((9, 9, 9), moved))
+    moved[1, 3] = 0.0011
+    assert not on_one_grid(Grid((9, 9, 9), small), Grid((9, 9, 9), moved))
+    assert not on_one_grid(Grid((9, 9, 9), np.eye(4)), Grid((9, 9, 8), np.eye(4)))
 
 
 def test_patients_without_a_partner_are_refused_by_name() -> None:

@@ -104,7 +104,7 @@ def test_settings_that_stay_cost_nothing_and_another_volume_moves_the_landmarks(
 def test_two_processes_make_what_one_makes(cohort: phantom.Cohort, stepped: PreparedCohort, tmp_path: Path) -> None:
     build.prepare(experiment(cohort, **STEPS), tmp_path / "prepared", workers=2)
     files = [f.relative_to(stepped.folder) for f in stepped.folder.rglob("*") if f.is_file()]
-    assert len(files) == 14  # four cases of three files, landmarks.json and prepared.json
+    assert len(files) == 15  # four cases of three files, landmarks.json, prepared.json and the lock
     for file in files:
         assert (tmp_path / "prepared" / file).read_bytes() == (stepped.folder / file).read_bytes(), file
 

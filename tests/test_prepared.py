@@ -11,9 +11,10 @@ import pytest
 from scipy import ndimage
 
 from medcyclegan import build, config, phantom
-from medcyclegan.data.datalist import from_folders
-from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
+from medcyclegan.data.datalist import Cohort, Pair, from_folders
+from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, _Source, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 
 MODALITIES = {"a": "MR", "b": "CT"}
@@ -120,6 +121,18 @@ def test_pairs_on_different_grids_are_refused(cohort: phantom.Cohort, tmp_path: 
     result = prepare_cohort(listed, tmp_path / "prepared", modalities=MODALITIES)
     assert "5.0 mm apart" in result.failed["pairs_b/head"]
     assert result.cases["pairs_a"] == result.cases["pairs_b"] == ()
+
+
+def test_pairs_whose_working_grids_differ_by_rounding_are_refused(tmp_path: Path) -> None:
+    """Voxels of 0.5 and 0.50002 mm lie 0.002 mm apart at most, and 100 of them become 50 and 51 voxels of 1 mm."""
+    a, b = (Grid((100, 40, 40), np.diag([step, 0.5, 0.5, 1.0])) for step in (0.5, 0.50002))
+    known = {f"pairs_{d}/p": _Source({}, grid, False, (), None) for d, grid in (("a", a), ("b", b))}
+    cohort = Cohort((), (), (Pair("p", tmp_path / "a.nii", tmp_path / "b.nii"),))
+    failed: dict[str, str] = {}
+    _refuse_misfits(cohort, known, failed, (2.0, 2.0, 2.0), False)
+    assert not failed
+    _refuse_misfits(cohort, known, failed, (1.0, 1.0, 1.0), False)
+    assert list(failed) == ["pairs_b/p"] and "does not lie on the grid" in failed["pairs_b/p"]
 
 
 def test_foreign_folders_are_not_touched(folders: tuple[Path, Path], tmp_path: Path) -> None:

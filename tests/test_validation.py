@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_early_stop_best_and_conversion_with_it(
     assert done.model == f"{result.run / 'best.pt'} (model run step 2)"
 
 
+def test_a_resumed_training_checks_its_data(run: Path, prepared: PreparedCohort, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(prepared.folder, tmp_path / "prepared"))
+    raw = bytearray((copied / "b/ct_001/image.npy").read_bytes())
+    raw[-1000] ^= 1
+    (copied / "b/ct_001/image.npy").write_bytes(raw)
+    overrides = [f"data.prepared={copied}", "training.steps=6"]
+    with pytest.raises(InputError, match=r"b/ct_001/image\.npy is damaged or was changed"):
+        build.resume(run, overrides=overrides, allow_changes=True, device="cpu")
+
+
 def test_a_word_or_a_run_without_a_best_checkpoint(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkpoint is 'last' or 'best', got 'newest'"):
         build.load_translator(run, device="cpu", checkpoint="newest")
@@ -174,6 +185,7 @@ def test_without_pairs_the_proxy_chooses(experiment: Experiment, prepared: Prepa
         build.make_trainer(build.cohorts.resolve(experiment, alone), alone, tmp_path, torch.device("cpu")),
         experiment,
         tmp_path,
+        alone,
     )
     with (tmp_path / "validation.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

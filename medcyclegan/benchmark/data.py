@@ -15,6 +15,7 @@ from medcyclegan.config import Experiment
 from medcyclegan.data.patches import Shape, UnpairedPatches
 from medcyclegan.data.prepared import open_prepared
 from medcyclegan.errors import InputError
+from medcyclegan.registry import OBJECTIVES
 
 
 def benchmark_data(
@@ -41,6 +42,8 @@ def benchmark_data(
         minimum_body=patches.minimum_body,
         flip=patches.flip,
         matching=patches.matching,
+        paired=OBJECTIVES.class_of(experiment.objective).paired,
+        spacing=prepared.preparations["a"].spacing,
     )
     workers = experiment.training.workers
     started = time.perf_counter()

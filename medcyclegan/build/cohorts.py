@@ -17,6 +17,7 @@ from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_coh
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.progress import Progress
+from medcyclegan.registry import OBJECTIVES
 
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
@@ -115,15 +116,24 @@ def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, floa
         seed=experiment.seed,
         minimum_body=patches.minimum_body,
         matching=patches.matching,
+        paired=OBJECTIVES.class_of(experiment.objective).paired,
         spacing=prepared.preparations["a"].spacing,
     )
     return dataset.left_out
 
 
 def prepare_or_open(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
+    """The prepared cohort, every array of it checked; for one process, see `PreparedCohort.verify`."""
     if experiment.data.prepared is not None:
-        return open_prepared(experiment.data.prepared)
+        return verified(experiment.data.prepared, progress)
     return prepare(experiment, run / "prepared", progress, workers)
+
+
+def verified(folder: Path, progress: Progress) -> PreparedCohort:
+    """Open a prepared folder and compare every array with its checksum."""
+    prepared = open_prepared(folder)
+    prepared.verify(progress)
+    return prepared
 
 
 def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:

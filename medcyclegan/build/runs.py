@@ -14,7 +14,7 @@ from typing import Any
 
 from medcyclegan import config, ranks
 from medcyclegan.atomic import atomic_file
-from medcyclegan.build.cohorts import prepare_or_open, resolve
+from medcyclegan.build.cohorts import prepare_or_open, resolve, verified
 from medcyclegan.build.devices import choose_device
 from medcyclegan.build.trainers import make_trainer
 from medcyclegan.changes import changes, replaced, require_allowed
@@ -87,7 +87,7 @@ def train(
         trainer = make_trainer(resolved, prepared, run, where, handlers=handlers, given=_given(experiment))
         if ranks.is_first():
             _save_config(resolved, run)
-        return _run(trainer, resolved, run)
+        return _run(trainer, resolved, run, prepared)
 
 
 def resume(
@@ -97,6 +97,7 @@ def resume(
     overrides: Sequence[str] = (),
     allow_changes: bool = False,
     device: str = "auto",
+    progress: Progress | None = None,
     handlers: Any = (),
     allow: Iterable[str] = (),
 ) -> TrainingResult:
@@ -107,7 +108,7 @@ def resume(
         config_file, overrides: the experiment to go on with, as for a new one; by default the run's own.
         allow_changes: go on although that differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is
             warned of and recorded in the checkpoint.
-        device, handlers: as in `train`. With other processes than before, a step still takes the same patches.
+        device, progress, handlers: as in `train`. With other processes, a step still takes the same patches.
         allow: as in `load_translator`.
 
     Raises:
@@ -142,7 +143,10 @@ def resume(
         if experiment.training.steps == step:
             more = f"--set training.steps={2 * step} --allow-changes"
             warnings.warn(f"{run} has done all its {step} steps already; go on with, for example, {more}", stacklevel=2)
-        prepared = open_prepared(Path(str(experiment.data.prepared)))
+        folder_of_data = Path(str(experiment.data.prepared))
+        prepared = ranks.first_then_all(
+            lambda: verified(folder_of_data, progress or Silent()), lambda: open_prepared(folder_of_data)
+        )
         resolve(experiment, prepared)
         if checkpoint and checkpoint.get("cohort", prepared.fingerprint()) != prepared.fingerprint():
             raise InputError(
@@ -167,7 +171,7 @@ def resume(
             require_not_exhausted(validation, step)
         if ranks.is_first() and (found or not (folder / "config.yaml").exists()):
             _save_config(experiment, folder)
-        return _run(trainer, experiment, folder)
+        return _run(trainer, experiment, folder, prepared)
 
 
 def _given(experiment: Experiment) -> dict[str, Any]:
@@ -188,11 +192,11 @@ def _save_config(experiment: Experiment, run: Path) -> None:
         config.save(experiment, temporary)
 
 
-def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path) -> TrainingResult:
+def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path, prepared: PreparedCohort) -> TrainingResult:
     loader: Any = trainer.data_loader
     started = time.monotonic()
     try:
-        with _alone(run) if ranks.is_first() else nullcontext():
+        with prepared.in_use(), _alone(run) if ranks.is_first() else nullcontext():
             trainer.run()
     except RuntimeError as error:
         if not ranks.is_loss(error):

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from medcyclegan import __version__, config, ranks
 from medcyclegan.config import Experiment
+from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, stack_of_slices
-from medcyclegan.data.prepared import PreparedCohort, StoredCase
+from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
+from medcyclegan.data.stored_case import StoredCase
 from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
@@ -121,12 +123,19 @@ def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
 
 
 def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
-    """Two patches of each domain's first case, around 40 and 65 % of the body's extent across the slices."""
+    """Two patches of each domain's first case, around 40 and 65 % of the body's extent across the slices.
+
+    Of a pair both domains show the same places, by the body that they have in common.
+    """
     batch = {}
     axis = PLANES[shape.plane]
-    for domain in ("a", "b"):
-        case = (prepared.cases[f"pairs_{domain}"] or prepared.cases[domain])[0]
-        image, body = np.asarray(case.image), np.asarray(case.body)
+    cases = {domain: (prepared.cases[f"pairs_{domain}"] or prepared.cases[domain])[0] for domain in ("a", "b")}
+    bodies = {domain: np.asarray(case.body) for domain, case in cases.items()}
+    if cases["a"].id == cases["b"].id and on_one_grid(cases["a"].grid, cases["b"].grid):
+        common = bodies["a"] & bodies["b"]
+        bodies = dict.fromkeys(bodies, common) if common.any() else bodies
+    for domain, case in cases.items():
+        image, body = np.asarray(case.image), bodies[domain]
         slices = np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != axis)))
         chosen = [int(slices[int(share * (len(slices) - 1))]) for share in (0.4, 0.65)]
         random = np.random.default_rng(0)

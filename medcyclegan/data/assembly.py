@@ -29,6 +29,7 @@ from medcyclegan.data.datalist import Case, Cohort, Pair, check_cohort
 from medcyclegan.data.duplicates import Fingerprint, fingerprints
 from medcyclegan.data.layouts import read_layout
 from medcyclegan.data.layouts.scan import Scan, text
+from medcyclegan.data.pairs import few, on_one_grid
 from medcyclegan.data.splits import SPLITS, fold_patients, split_patients, strata
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
@@ -36,7 +37,6 @@ from medcyclegan.io.reader import case_id
 from medcyclegan.progress import Progress
 
 DOMAINS = ("a", "b")
-_SAME_GRID_MM = 0.1  # as for the pairs of a prepared cohort
 _ENTRIES = {"train": ("a", "b"), "val": ("val_a", "val_b"), "test": ("test_a", "test_b")}
 
 
@@ -182,7 +182,8 @@ def assemble(
     about: dict[str, Any] = {"root": str(root), "layout": found.layout, "reason": found.reason, "seed": seed}
     about |= {"val": val, "test": test, "folds": folds, "modalities": dict(modalities)}
     about |= {"contrasts": {d: c for d, c in (contrasts or {}).items() if c}}
-    return Assembly(tuple(taken), where, _pairs(taken, prints), failed, (*notes, *merged), about, names)
+    pairs, unpaired = _pairs(taken, prints, where)
+    return Assembly(tuple(taken), where, pairs, failed, (*notes, *merged, *unpaired), about, names)
 
 
 def _named_patients(scans: Iterable[Scan], root: Path, pattern: str) -> list[Scan]:
@@ -418,21 +419,33 @@ def _require_training(scans: Sequence[Scan], failed: Mapping[Path, str]) -> None
     )
 
 
-def _pairs(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> tuple[tuple[Scan, Scan], ...]:
-    """(a, b) of one patient on one grid, where there is one such b only."""
+def _pairs(
+    scans: Sequence[Scan], prints: Mapping[Path, Fingerprint], folds: Mapping[str, int]
+) -> tuple[tuple[tuple[Scan, Scan], ...], list[str]]:
+    """(a, b) of one patient on one grid, where there is one such b only; and who is no pair although both were scanned.
+
+    The latter of patients who validate or test.
+    """
     by_patient = defaultdict(list)
     for scan in scans:
         if scan.domain == "b" and scan.patient and scan.image in prints:
             by_patient[scan.patient].append(scan)
     found = []
+    alone: dict[str, list[str]] = defaultdict(list)
     for a in scans:
         if a.domain != "a" or not a.patient or a.image not in prints:
             continue
         grid = prints[a.image].grid
-        fitting = [b for b in by_patient[a.patient] if prints[b.image].grid.matches(grid, _SAME_GRID_MM)]
+        fitting = [b for b in by_patient[a.patient] if on_one_grid(prints[b.image].grid, grid)]
         if len(fitting) == 1:
             found.append((a, fitting[0]))
-    return tuple(found)
+        elif by_patient[a.patient] and (a.split != "train" or folds):
+            alone["several scans of b lie" if fitting else "no scan of b lies"].append(a.case)
+    notes = [
+        f"no pairs for validation or testing, because {reason} on the grid of that of a: {few(cases)}"
+        for reason, cases in alone.items()
+    ]
+    return tuple(found), notes
 
 
 def _relative_images(scan: Scan, folder: Path) -> str | list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +19,7 @@ from medcyclegan.machine import cores
 from medcyclegan.progress import Progress
 
 WORTH_A_PROCESS = 6  # tasks that take as long as a process takes to load its libraries
+_MORE_MEMORY = "Give more memory, use fewer --workers, or leave it out."
 Outcome = tuple[Any, list[tuple[str, type[Warning]]]]
 
 
@@ -60,7 +64,8 @@ class Crew:
 
         Yields:
             (name, result), every name once. A task whose process was killed, most often because memory ran out, gives
-            an `InputError` that says so; the others are done again on their own. Any other exception ends everything.
+            an `InputError` that says so, as does one that needs more memory than there is; the others are done again
+            on their own. Any other exception ends everything.
         """
         alone = len(tasks) < 2 or (self.workers or min(cores(), len(tasks) // WORTH_A_PROCESS)) < 2
         outcomes = _here(function, tasks) if alone else self._side_by_side(function, tasks)
@@ -94,10 +99,16 @@ class Crew:
 
 def _here(function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Outcome]]:
     for name, arguments in tasks.items():
-        try:
-            yield name, (function(*arguments), [])
-        except InputError as error:
-            yield name, (error, [])
+        yield name, (_outcome(function, arguments), [])
+
+
+def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any | InputError:
+    try:
+        return function(*arguments)
+    except InputError as error:
+        return error
+    except MemoryError:
+        return InputError("it needs more memory than there is.", _MORE_MEMORY)
 
 
 def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
@@ -108,7 +119,7 @@ def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
             return future.result()
     except BrokenProcessPool:
         reason = "the process that worked on it was killed; most often that means that memory ran out."
-        return InputError(reason, "Give more memory, use fewer --workers, or leave it out."), []
+        return InputError(reason, _MORE_MEMORY), []
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -117,8 +128,9 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    """Processes that share the cores must not each start a thread per core."""
+    """Processes that share the cores must not each start a thread per core, nor go on when nobody waits for them."""
     interruption.heed_in_tasks()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import SimpleITK as sitk
     import torch
 
@@ -126,12 +138,16 @@ def _start_worker() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody; its processes would write what they have begun, beside the next ones'."""
+    if (parent := parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _listened(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
     """The result and the warnings, which would otherwise end in another process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        try:
-            result = function(*arguments)
-        except InputError as error:
-            result = error
+        result = _outcome(function, arguments)
     return result, [(str(w.message), w.category) for w in caught if issubclass(w.category, UserWarning)]

@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.heights import profile_heights
+from medcyclegan.data.pairs import few
+from medcyclegan.data.pairs import require_pairs as _require_pairs
 from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.errors import InputError, raise_all
 
@@ -33,6 +35,7 @@ PLANES: dict[str, int] = {
 }  # the axis of the working grid that a slice is cut across
 CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
+MOST_FAR = 0.1  # share of matched patches that may differ by more before it is told
 TRIES = 20
 LEAST_FILLED = 0.25  # of a patch by the largest volume: below, the networks would mostly see background
 CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
@@ -108,7 +111,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     Args:
         a: cases of domain a.
-        b: cases of domain b; with `paired` the same patients in the same order, on the same grids.
+        b: cases of domain b; with `paired` the same patients in the same order, on the same grids, see `data.pairs`.
         shape: of the patches. What is longer than the patch is cropped at random where the body is, what is shorter is
             placed at random and surrounded by background.
         batch_size: patches of each domain in a step, all processes together.
@@ -121,19 +124,21 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
         matching: "any", "extent", "vertex" or "profile".
-        paired: the patch of b is of the same patient and place as that of a.
-        augmentation: "a", "b" -> what else is varied; with `paired`, space is varied alike.
+        paired: the patch of b is of the same patient and place as that of a: one box around the body that both halves
+            have in common, outside which both are background, mirrored and moved alike.
+        augmentation: "a", "b" -> what else is varied; with `paired`, movements must be the same.
         spacing: of the working grid, mm; of meaning for `matching` "profile" only.
 
     Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
     the B patches of this process, piece by piece.
 
     Attributes:
-        left_out: "a", "b" -> share of the slices with body that are never the middle of a patch.
+        left_out: "a", "b" -> share of the slices with body, of all cases that were given, that are never the middle of
+            a patch.
 
     Raises:
         InputError: if a case has nothing to learn from, paired cases do not fit, or no height is in both domains.
-        ValueError: if the batch cannot be cut like that.
+        ValueError: if the batch cannot be cut like that, or paired patches would be moved apart.
     """
 
     def __init__(
@@ -175,18 +180,39 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         self.axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
         if paired:
             _require_pairs(self.cases["a"], self.cases["b"])
-        self.slices = {
-            d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
-        }
-        if matching == "vertex":
-            _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
-        self.heights = self._measured() if matching != "any" and not paired else {"a": [], "b": []}
-        if matching == "profile" and not paired:
-            self._keep_common()
-        self.left_out = {
-            d: 1 - sum(map(len, self.slices[d])) / sum(int((areas(case, self.axis) > 0).sum()) for case in cases)
-            for d, cases in self.cases.items()
-        }
+            _require_moving_alike(self.augmentation)
+        if paired:
+            both = zip(*self.cases.values(), strict=True)
+            common = [eligible_in_both(a, b, minimum_body, self.axis) for a, b in both]
+            self.slices = {"a": common, "b": common}
+        else:
+            self.slices = {
+                d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
+            }
+        body = {d: sum(int((areas(case, self.axis) > 0).sum()) for case in cases) for d, cases in self.cases.items()}
+        self.heights: dict[str, list[npt.NDArray[np.float64]]] = {"a": [], "b": []}
+        lost: dict[str, list[str]] = {"a": [], "b": []}
+        drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
+        if matching != "any" and not paired:
+            if matching == "vertex":
+                _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
+            self.heights = self._measured()
+            if matching == "profile":
+                lost = self._keep_common()
+                drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
+            else:
+                drawn["b"] = self._reached()
+        self.left_out = {d: 1 - drawn[d] / body[d] for d in body}
+        for domain, other in (("a", "b"), ("b", "a")):
+            if lost[domain]:
+                warnings.warn(
+                    f"patches.matching profile leaves out {len(lost[domain])} of "
+                    f"{len(lost[domain]) + len(self.cases[domain])} scans of {domain} as a whole, and in all "
+                    f"{100 * self.left_out[domain]:.0f} % of the slices with body, because no scan of {other} has "
+                    f"their heights: {few(lost[domain])}. Do they show the same part of the body? Take them out "
+                    "of the data, or take another matching.",
+                    stacklevel=2,
+                )
 
     def _measured(self) -> dict[str, list[npt.NDArray[np.float64]]]:
         if self.matching != "profile":
@@ -202,28 +228,53 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         count = len(self.cases["a"])
         return {"a": every[:count], "b": every[count:]}
 
-    def _keep_common(self) -> None:
-        """Leave out what no scan of the other domain has at its height."""
+    def _keep_common(self) -> dict[str, list[str]]:
+        """Leave out what no scan of the other domain has at its height; the ids of scans that are left out whole."""
+        kept: dict[str, list[npt.NDArray[np.intp]]] = {}
         for domain, other in (("a", "b"), ("b", "a")):
             there = np.concatenate([h[k] for h, k in zip(self.heights[other], self.slices[other], strict=True)])
-            kept = []
-            for heights, eligible in zip(self.heights[domain], self.slices[domain], strict=True):
-                apart = np.abs(heights[eligible][:, None] - there[None]).min(axis=1)
-                kept.append(eligible[apart <= MATCH_TOLERANCE])
-            if domain == "a":
-                chosen = kept
-                continue
-            self.slices = {"a": chosen, "b": kept}
+            kept[domain] = [
+                eligible[np.abs(heights[eligible][:, None] - there[None]).min(axis=1) <= MATCH_TOLERANCE]
+                for heights, eligible in zip(self.heights[domain], self.slices[domain], strict=True)
+            ]
+        lost = {}
         for domain in ("a", "b"):
-            filled = [i for i, k in enumerate(self.slices[domain]) if len(k)]
+            filled = [i for i, k in enumerate(kept[domain]) if len(k)]
             if not filled:
                 raise InputError(
                     "patches.matching profile finds no height that both domains have.",
                     "Do both show the same part of the body? Otherwise take matching any.",
                 )
+            lost[domain] = [case.id for case, k in zip(self.cases[domain], kept[domain], strict=True) if not len(k)]
             self.cases[domain] = [self.cases[domain][i] for i in filled]
-            self.slices[domain] = [self.slices[domain][i] for i in filled]
+            self.slices[domain] = [kept[domain][i] for i in filled]
             self.heights[domain] = [self.heights[domain][i] for i in filled]
+        return lost
+
+    def _reached(self) -> int:
+        """How many slices of b are drawn for any slice of a; warns where many partners are far from its height."""
+        wanted = np.sort(np.concatenate([h[k] for h, k in zip(self.heights["a"], self.slices["a"], strict=True)]))
+        reached, far = 0, 0
+        for heights, eligible in zip(self.heights["b"], self.slices["b"], strict=True):
+            there = heights[eligible]  # rising
+            near = np.searchsorted(wanted, there + MATCH_TOLERANCE, "right") > np.searchsorted(
+                wanted, there - MATCH_TOLERANCE, "left"
+            )
+            place = np.searchsorted(there, wanted)
+            beside = np.clip([place - 1, place], 0, len(there) - 1)
+            apart = np.abs(there[beside] - wanted)
+            near[beside[apart == apart.min(axis=0)]] = True
+            reached += int(near.sum())
+            far += int((apart.min(axis=0) > MATCH_TOLERANCE).sum())
+        share = far / (len(wanted) * len(self.slices["b"]))
+        if share > MOST_FAR:
+            warnings.warn(
+                f"patches.matching {self.matching}: for {100 * share:.0f} % of the patches of a, the scan of b has "
+                "nothing at a similar height, and the nearest slice is taken. If the scans cover different parts of "
+                "the body, take matching profile, which leaves such slices out.",
+                stacklevel=3,
+            )
+        return reached
 
     def __len__(self) -> int:
         return self.steps
@@ -236,10 +287,13 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             places = self._draw(random)
             if position not in self.own:
                 continue
-            for domain, (case, middle, seed) in places.items():
-                image, body = self._patch(domain, self.cases[domain][case], middle, seed)
-                drawn[domain].append(image)
-                drawn[f"body_{domain}"].append(body)
+            # The halves of a pair are cut together, other patches one by one.
+            for together in [list(places)] if self.paired else [[domain] for domain in places]:
+                _, middle, seed = places[together[0]]
+                cases = {domain: self.cases[domain][places[domain][0]] for domain in together}
+                for domain, (image, body) in self._patches(cases, middle, seed).items():
+                    drawn[domain].append(image)
+                    drawn[f"body_{domain}"].append(body)
         return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
     def describe(self, step: int) -> str:
@@ -284,32 +338,48 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         near = eligible[apart <= max(MATCH_TOLERANCE, apart.min())]
         return int(random.choice(near))
 
-    def _patch(self, domain: str, case: PatchSource, middle: int, seed: int) -> tuple[Floats, Bools]:
-        """Cut, place, mirror and vary one patch; placed anew while it shows too little."""
+    def _patches(self, cases: dict[str, PatchSource], middle: int, seed: int) -> dict[str, tuple[Floats, Bools]]:
+        """Cut, place, mirror and vary the patch of one case, or alike those of both halves of a pair.
+
+        It is placed anew while a patch shows too little.
+        """
         boxes = self.shape.spatial_dims == 3
-        body = _slab(case.body, self.axis, middle, self.shape)
+        slabs = [_slab(case.body, self.axis, middle, self.shape) for case in cases.values()]
+        body = slabs[0] if len(slabs) == 1 else np.logical_and(*slabs)
         # Of a box only what is cut is read; a slice is taken out whole.
-        image: Floats | StoredImage = case.image
-        contrasts = image.shape[0] if image.ndim == 4 else 1
+        images: dict[str, Floats | StoredImage] = {domain: case.image for domain, case in cases.items()}
+        contrasts = {domain: image.shape[0] if image.ndim == 4 else 1 for domain, image in images.items()}
         if not boxes:
-            image = stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
+            images = {
+                domain: stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
+                for domain, image in images.items()
+            }
         for attempt in range(TRIES):
             random = np.random.default_rng([seed, attempt])
-            start = None if self.shape.spatial_dims == 2 else {3: middle}
-            source, target = choose_window(body, self.shape.size, random, start)
-            patch = np.full((contrasts * self.shape.channels, *self.shape.size), BACKGROUND, dtype=np.float32)
-            inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
+            source, target = choose_window(body, self.shape.size, random, {3: middle} if boxes else None)
             cut: tuple[Any, ...] = (..., *source[1:]) if boxes else source
-            patch[target] = image[cut]
+            inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
             inside[target] = body[source]
-            if _shows_something(patch, contrasts):
+            patches = {}
+            for domain, image in images.items():
+                channels = contrasts[domain] * self.shape.channels
+                patch = np.full((channels, *self.shape.size), BACKGROUND, dtype=np.float32)
+                patch[target] = image[cut]
+                if len(cases) > 1:
+                    patch[~np.concatenate([inside] * contrasts[domain])] = BACKGROUND
+                patches[domain] = patch
+            if all(_shows_something(patch, contrasts[domain]) for domain, patch in patches.items()):
                 break
-        inside = np.concatenate([inside] * contrasts) if contrasts > 1 else inside
-        if self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0):
-            patch, inside = patch[:, ::-1].copy(), inside[:, ::-1].copy()
-        if domain in self.augmentation:
-            patch, inside = self.augmentation[domain](patch, inside, seed)
-        return patch, inside
+        mirrored = self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0)
+        made = {}
+        for domain, patch in patches.items():
+            shown = np.concatenate([inside] * contrasts[domain]) if contrasts[domain] > 1 else inside
+            if mirrored:
+                patch, shown = patch[:, ::-1].copy(), shown[:, ::-1].copy()
+            if domain in self.augmentation:
+                patch, shown = self.augmentation[domain](patch, shown, seed)
+            made[domain] = patch, shown
+        return made
 
     def loader(self, start: int = 0, *, workers: int = 0, pin_memory: bool = False) -> DataLoader[dict[str, Tensor]]:
         """The batches of the steps `start` to the end, in order."""
@@ -361,17 +431,37 @@ def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> np
     Raises:
         InputError: if the case has no such slice.
     """
-    area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
-    enough = np.flatnonzero(area >= max(1, minimum_body * area.max()))
-    image = case.image
-    slices = ((k, np.asarray(image.take(k, axis=axis - 3))) for k in enough)
-    chosen = [k for k, shown in slices if _shows_something(shown if image.ndim == 4 else shown[None])]
-    if not chosen:
+    chosen = _eligible(case, np.asarray(case.body), minimum_body, axis)
+    if not len(chosen):
         raise InputError(
             f"case {case.id} has no slice with body and contrast to learn from.",
             "Look at the volume, and leave it out or give a body mask.",
         )
-    return np.array(chosen)
+    return chosen
+
+
+def eligible_in_both(a: PatchSource, b: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
+    """Slices with enough of the common body of a pair in which both halves show something: see `eligible_slices`."""
+    body = a.body & b.body
+    chosen = np.intersect1d(_eligible(a, body, minimum_body, axis), _eligible(b, body, minimum_body, axis))
+    if not len(chosen):
+        raise InputError(
+            f"pair {a.id} has no slice in which both a and b show body and contrast.",
+            "Look at both volumes, and leave the pair out or give body masks.",
+        )
+    return chosen
+
+
+def _eligible(case: PatchSource, body: Bools, minimum_body: float, axis: int) -> npt.NDArray[np.intp]:
+    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
+    image, chosen = case.image, []
+    for k in np.flatnonzero(area >= max(1, minimum_body * area.max())):
+        # Not `take`, which would first copy an array in Fortran order.
+        inside = body[(slice(None),) * axis + (k,)]
+        shown = np.where(inside, np.asarray(image.take(k, axis=axis - 3)), np.float32(BACKGROUND))
+        if _shows_something(shown if image.ndim == 4 else shown[None]):
+            chosen.append(k)
+    return np.array(chosen, dtype=np.intp)
 
 
 def _shows_something(image: Floats, contrasts: int | None = None) -> bool:
@@ -408,7 +498,7 @@ def _warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
             cut.append(case.id)
     if cut:
         warnings.warn(
-            f"patches.matching is vertex, but the top of the head is not in {', '.join(cut)}; they are matched as if "
+            f"patches.matching is vertex, but the top of the head is not in {few(cut)}; they are matched as if "
             "their uppermost slice were the top. Leave them out, or take matching extent.",
             stacklevel=3,
         )
@@ -478,15 +568,10 @@ def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> 
     return stack_of_slices(volume, axis, middle, shape.neighbors)
 
 
-def _require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource]) -> None:
-    problems = []
-    if [case.id for case in a] != [case.id for case in b]:
-        alone = sorted({case.id for case in a} ^ {case.id for case in b})
-        problems.append(f"these cases have no partner of the same id: {', '.join(alone)}")
-    else:
-        problems += [
-            f"{x.id}: a is {x.body.shape} and b {y.body.shape} voxels on the working grid"
-            for x, y in zip(a, b, strict=True)
-            if x.body.shape != y.body.shape
-        ]
-    raise_all(problems, "paired training needs every patient in both domains, on the same grid:")
+def _require_moving_alike(augmentation: dict[str, Augmentation]) -> None:
+    """Halves of a pair that moved apart would not be one place any more."""
+    movements = {
+        (vary.spacing, vary.rotate, vary.scale, vary.translate, vary.resize_jitter) for vary in augmentation.values()
+    }
+    if augmentation and (len(movements) > 1 or len(augmentation) < 2):
+        raise ValueError("paired patches need the same movements in a and b")

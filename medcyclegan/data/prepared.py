@@ -1,15 +1,7 @@
-"""The prepared cache: every case once on the working grid, on disk, memory-mapped.
+"""Prepare a cohort into a folder: see `prepared_folder` for what it holds.
 
-    PREPARED/prepared.json            what was prepared, how, and what failed
-    PREPARED/a/<case>/case.json       grids, scaler, and the key that says what the case was made from
-    PREPARED/a/<case>/image.npy       int16, [-1, 1] times 32767, (X, Y, Z), axial slices contiguous
-    PREPARED/a/<case>/body.npy        bool, the same shape
-                                      of several contrasts image.npy is (C, X, Y, Z), body.npy still (X, Y, Z)
-    PREPARED/b/..., pairs_a/..., pairs_b/...    the same for domain b and for the validation pairs
-    PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
-
-A case is made again exactly when its files' content or the settings have changed. Everything is written beside and then
-renamed, so a crash leaves whole cases only.
+A case is made again exactly when its files' content or the settings have changed, or what is stored is damaged.
+Everything is written beside and then renamed, so a crash leaves whole cases only; the next preparation goes on there.
 """
 
 from __future__ import annotations
@@ -18,8 +10,10 @@ import hashlib
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +21,30 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.atomic import atomic_folder, write_json
+from medcyclegan.atomic import atomic_folder, claimed, sweep
 from medcyclegan.data.datalist import Case, Cohort, contrast_names
 from medcyclegan.data.facts import measure_values
 from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.data.pairs import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 from medcyclegan.data.parallel import Crew
+from medcyclegan.data.prepared_folder import (
+    FORMAT,
+    GROUPS,
+    VERSION,
+    PreparedCohort,
+    open_prepared,
+    opened,
+    read_own,
+)
 from medcyclegan.data.registered import register_onto, save_picture
-from medcyclegan.data.stored_image import StoredImage, encode
+from medcyclegan.data.stored_case import (
+    FILES,
+    key_digest,
+    open_case,
+    read_record,
+    save_arrays,
+    write_record,
+)
 from medcyclegan.data.suspicions import NOTE, Member, of_volume
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
@@ -43,97 +54,12 @@ from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
-from medcyclegan.transforms.intensity import CT_WINDOW, Scaler
-from medcyclegan.transforms.pipeline import FurtherContrast, Preparation, PreparedCase
+from medcyclegan.transforms.geometry import working_grid
+from medcyclegan.transforms.intensity import CT_WINDOW
+from medcyclegan.transforms.pipeline import Preparation, PreparedCase
 from medcyclegan.transforms.standardization import fit_landmarks
 
-FORMAT = "medcyclegan-prepared"
-VERSION = 3  # raise it when the preparation of the same input gives other values
-GROUPS = ("a", "b", "pairs_a", "pairs_b")
-
-
-@dataclass(frozen=True)
-class StoredCase:
-    """A prepared case on disk; its arrays are opened on use and not read into memory."""
-
-    id: str
-    folder: Path
-    grid: Grid
-    source_grid: Grid
-    scaler: Scaler
-    image_file: Path  # where the scan came from
-    blanked_ml: float = 0.0  # of an MR that was defaced, mL
-    further: tuple[FurtherContrast, ...] = ()  # contrasts after the first, in order
-
-    @property
-    def image(self) -> StoredImage:
-        """(X, Y, Z), of several contrasts (C, X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
-        return StoredImage(np.load(self.folder / "image.npy", mmap_mode="r"))
-
-    @property
-    def body(self) -> npt.NDArray[np.bool_]:
-        """(X, Y, Z), memory-mapped."""
-        return np.load(self.folder / "body.npy", mmap_mode="r")
-
-    @property
-    def scalers(self) -> tuple[Scaler, ...]:
-        """Of all contrasts, in order."""
-        return (self.scaler, *(contrast.scaler for contrast in self.further))
-
-
-@dataclass(frozen=True)
-class PreparedCohort:
-    """A prepared folder.
-
-    Attributes:
-        folder: where it lies.
-        preparations: "a" and "b" -> how their volumes were prepared.
-        cases: each of `GROUPS` -> its cases, sorted by id; `pairs_a` and `pairs_b` run in parallel.
-        failed: "group/case" -> why it could not be prepared.
-        warnings: what was suspicious, one line each.
-        register_pairs: whether b of each pair was moved onto a.
-        contrasts: "a" and "b" -> the names of its contrasts in the order of the channels; of a domain with several.
-        further: likewise, how the volumes of each contrast after the first were prepared.
-    """
-
-    folder: Path
-    preparations: dict[str, Preparation]
-    cases: dict[str, tuple[StoredCase, ...]]
-    failed: dict[str, str]
-    warnings: tuple[str, ...]
-    register_pairs: bool = False
-    contrasts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    further: dict[str, tuple[Preparation, ...]] = field(default_factory=dict)
-
-    def of_contrasts(self, domain: str) -> tuple[Preparation, ...]:
-        """How each contrast of a domain was prepared, in order; one, where it has a single one."""
-        return (self.preparations[domain], *self.further.get(domain, ()))
-
-    def fingerprint(self) -> str:
-        """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
-        digest = hashlib.blake2b(digest_size=16)
-        for group in ("a", "b"):
-            for case in self.cases[group]:
-                key = json.loads((case.folder / "case.json").read_text(encoding="utf-8"))["key"]
-                digest.update(json.dumps([group, case.id, key], sort_keys=True).encode())
-        return digest.hexdigest()
-
-    def typical_scaler(self, domain: str, contrast: int = 0) -> Scaler:
-        """The median of the training volumes' scalers: what a translation into this domain is scaled back with.
-
-        Args:
-            domain: "a" or "b".
-            contrast: which of its contrasts, from 0.
-        """
-        scalers = [case.scalers[contrast] for case in self.cases[domain]]
-        low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
-        # A volume whose deciles coincided has fewer landmarks; those of the others say where they lie.
-        most = max(len(s.landmarks) for s in scalers)
-        bent = [s for s in scalers if len(s.landmarks) == most]
-        shares = [share for _, share in bent[0].landmarks]
-        places = [float(np.median([(s.landmarks[i][0] - s.low) / (s.high - s.low) for s in bent])) for i in range(most)]
-        landmarks = tuple((low + place * (high - low), share) for place, share in zip(places, shares, strict=True))
-        return Scaler(low, high, scalers[0].inverted, scalers[0].floor, landmarks)
+__all__ = ["PreparedCohort", "open_prepared", "prepare_cohort"]
 
 
 def prepare_cohort(
@@ -175,96 +101,112 @@ def prepare_cohort(
             the usual `if __name__ == "__main__":`.
 
     Raises:
-        InputError: if `output` holds something else, the domains seem swapped, or no case of a domain is usable.
+        InputError: if `output` holds something else or is in use, the domains seem swapped, or no case of a domain is
+            usable.
     """
     _check_output(output)
+    settings = {
+        "ct_window": ct_window,
+        "mr_percentiles": mr_percentiles,
+        "mr_inverted": mr_inverted,
+        "mr_floor": mr_floor,
+        "interpolation": interpolation,
+        "crop_margin": crop_margin,
+        "mr_n4_shrink": mr_n4_shrink,
+        "mr_standardization": mr_standardization,
+        "mr_exclude_blanked": mr_exclude_blanked,
+    }
     names = {
         domain: tuple(cohort.contrasts.get(domain) or contrast_names(count))
         for domain in ("a", "b")
         if (count := cohort.files_per_case(domain)) > 1
     }
     _refuse_impossible(names, modalities, register_pairs)
+    with _kept_alone(output), Crew(workers, progress or Silent()) as crew:
+        return _prepare(cohort, output, modalities, spacing, settings, names, register_pairs, crew)
+
+
+def _prepare(
+    cohort: Cohort,
+    output: Path,
+    modalities: Mapping[str, str],
+    spacing: tuple[float, float, float] | None,
+    settings: Mapping[str, Any],
+    names: Mapping[str, tuple[str, ...]],
+    register_pairs: bool,
+    crew: Crew,
+) -> PreparedCohort:
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
     known: dict[str, _Source] = {}
-    with Crew(workers, progress or Silent()) as crew:
-        looks = {name: (job, output / name, modalities[_domain(name)]) for name, job in jobs.items()}
-        for name, found in crew.each(_examine, looks, "checking volumes"):
-            if isinstance(found, InputError):
-                failed[name] = str(found)
-            else:
-                known[name] = found
-        known = {name: known[name] for name in jobs if name in known}  # they come as they are done
-        warnings = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
-        _require_both(known, failed)
-        chosen = spacing or _median_spacing([source.grid for source in known.values()])
-        preparations = {
-            domain: Preparation(
-                modalities[domain],
-                chosen,
-                ct_window,
-                mr_percentiles,
-                mr_inverted,
-                mr_floor,
-                interpolation,
-                crop_margin,
-                mr_n4_shrink,
-                mr_standardization,
-                mr_exclude_blanked=mr_exclude_blanked,
-            )
-            for domain in ("a", "b")
-        }
-        further = {domain: (preparations[domain],) * (len(called) - 1) for domain, called in names.items()}
-        _refuse_misfits(cohort, known, failed, register_pairs)
-        if mr_standardization == "nyul":
-            shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
-            for domain, rows in shares.items():
-                fitted = [
-                    replace(preparations[domain], mr_landmarks=fit_landmarks(list(of_contrast)))
-                    for of_contrast in zip(*rows, strict=True)
-                ]
-                preparations[domain] = fitted[0]
-                further |= {domain: tuple(fitted[1:])} if domain in names else {}
-        tasks = {}
-        for name, source in known.items():
-            if name in failed:
-                continue
-            every = [preparations[_domain(name)], *further.get(_domain(name), ())]
-            fixed = None
-            if name.startswith("pairs_"):
-                every = [replace(preparation, crop_margin=None) for preparation in every]
-                if register_pairs and name.startswith("pairs_b/"):
-                    partner = name.replace("pairs_b/", "pairs_a/", 1)
-                    if partner not in known:
-                        failed[name] = "its partner in a could not be read, so that there is nothing to move it onto."
-                        continue
-                    fixed = jobs[partner]
-            key = {"version": VERSION, "content": source.content, "preparation": asdict(every[0])}
-            if len(every) > 1:
-                key["further"] = [asdict(preparation) for preparation in every[1:]]
-            if fixed is not None:
-                key["registered_to"] = known[f"pairs_a/{fixed.id}"].content
-            if source.stored is None or source.stored.get("key") != json.loads(json.dumps(key)):
-                called = names.get(_domain(name), ())
-                tasks[name] = (jobs[name], every, called, key, source, output / name, fixed, modalities["a"])
-        for name, error in crew.each(_store, tasks, "preparing volumes"):
-            if isinstance(error, InputError):
-                failed[name] = str(error)
+    looks = {name: (job, output / name, modalities[_domain(name)]) for name, job in jobs.items()}
+    for name, found in crew.each(_examine, looks, "checking volumes"):
+        if isinstance(found, InputError):
+            failed[name] = str(found)
+        else:
+            known[name] = found
+    known = {name: known[name] for name in jobs if name in known}  # they come as they are done
+    told = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
+    _require_both(known, failed)
+    chosen = spacing or _median_spacing([source.grid for source in known.values()])
+    preparations = {domain: Preparation(modalities[domain], chosen, **settings) for domain in ("a", "b")}
+    further = {domain: (preparations[domain],) * (len(called) - 1) for domain, called in names.items()}
+    _refuse_misfits(cohort, known, failed, chosen, register_pairs)
+    if settings["mr_standardization"] == "nyul":
+        shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
+        for domain, rows in shares.items():
+            fitted = [
+                replace(preparations[domain], mr_landmarks=fit_landmarks(list(of_contrast)))
+                for of_contrast in zip(*rows, strict=True)
+            ]
+            preparations[domain] = fitted[0]
+            further |= {domain: tuple(fitted[1:])} if domain in names else {}
+    tasks: dict[str, tuple[Any, ...]] = {}
+    keys: dict[str, dict[str, Any]] = {}
+    for name, source in known.items():
+        if name in failed:
+            continue
+        every = [preparations[_domain(name)], *further.get(_domain(name), ())]
+        fixed = None
+        if name.startswith("pairs_"):
+            every = [replace(preparation, crop_margin=None) for preparation in every]
+            if register_pairs and name.startswith("pairs_b/"):
+                partner = name.replace("pairs_b/", "pairs_a/", 1)
+                if partner not in known:
+                    failed[name] = "its partner in a could not be read, so that there is nothing to move it onto."
+                    continue
+                fixed = jobs[partner]
+        key: dict[str, Any] = {"version": VERSION, "content": source.content, "preparation": asdict(every[0])}
+        if len(every) > 1:
+            key["further"] = [asdict(preparation) for preparation in every[1:]]
+        if fixed is not None:
+            key["registered_to"] = known[f"pairs_a/{fixed.id}"].content
+        keys[name] = json.loads(json.dumps(key))
+        called = names.get(_domain(name), ())
+        tasks[name] = (jobs[name], every, called, keys[name], source, output / name, fixed, modalities["a"])
+    same = {n: (output / n,) for n in tasks if (known[n].stored or {}).get("key") == keys[n]}
+    for name, damaged in crew.each(_damage, same, "checking prepared volumes"):
+        if damaged:
+            warnings.warn(f"made anew: {damaged}", stacklevel=4)
+        else:
+            del tasks[name]
+    for name, error in crew.each(_store, tasks, "preparing volumes"):
+        if isinstance(error, InputError):
+            failed[name] = str(error)
     done = {name for name in known if name not in failed}
     _require_both(done, failed)
-    _remove_strangers(output, done)
     cases = {group: sorted(n.split("/", 1)[1] for n in done if n.startswith(f"{group}/")) for group in GROUPS}
     both = set(cases["pairs_a"]) & set(cases["pairs_b"])
     cases |= {group: [case for case in cases[group] if case in both] for group in ("pairs_a", "pairs_b")}
-    write_json(
+    write_record(
         output / "prepared.json",
         {
             "format": FORMAT,
             "version": VERSION,
             "preparations": {domain: asdict(preparation) for domain, preparation in preparations.items()},
-            "cases": cases,
+            "cases": {g: {case: key_digest(keys[f"{g}/{case}"]) for case in cases[g]} for g in GROUPS},
             "failed": dict(sorted(failed.items())),
-            "warnings": warnings + _blanked_lines(output, done) + _contrast_lines(output, done, names),
+            "warnings": told + _blanked_lines(output, done) + _contrast_lines(output, done, names),
             "register_pairs": register_pairs,
             **(
                 {
@@ -276,50 +218,38 @@ def prepare_cohort(
             ),
         },
     )
-    return open_prepared(output)
+    _remove_strangers(output, done)
+    return opened(output)
 
 
-def open_prepared(folder: Path) -> PreparedCohort:
-    """Open a prepared folder.
-
-    Raises:
-        InputError: if it is not one, or one of another version.
-    """
-    file = folder / "prepared.json"
+@contextmanager
+def _kept_alone(output: Path) -> Iterator[None]:
+    """Keep everybody else out of the folder, and clear away what a killed preparation was writing."""
+    new = not output.exists()
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise KeyError("format")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{folder} is not a prepared folder: it has no usable prepared.json.",
-            "Make one with `medcyclegan prepare --a MR_DIR --b CT_DIR -o PREPARED`.",
-        ) from None
-    if content["version"] != VERSION:
-        raise InputError(
-            f"{folder} was prepared by another version of this program (format {content['version']}, now {VERSION}).",
-            "Run `medcyclegan prepare` on it again.",
-        )
-    return PreparedCohort(
-        folder=folder,
-        preparations={domain: Preparation(**values) for domain, values in content["preparations"].items()},
-        cases={group: tuple(_open_case(folder / group / case) for case in content["cases"][group]) for group in GROUPS},
-        failed=content["failed"],
-        warnings=tuple(content["warnings"]),
-        register_pairs=content["register_pairs"],
-        contrasts={domain: tuple(names) for domain, names in content.get("contrasts", {}).items()},
-        further={
-            domain: tuple(Preparation(**values) for values in every)
-            for domain, every in content.get("further", {}).items()
-        },
-    )
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claimed(output))
+            except BlockingIOError:
+                raise InputError(
+                    f"{output} is in use: another process prepares it or trains on it at this moment.",
+                    "Wait for it, or give another folder as output.",
+                ) from None
+            _check_output(output)  # once more, now that nobody else writes there
+            for folder in (output, *(output / group for group in GROUPS)):
+                sweep(folder)
+            yield
+    finally:
+        # What was refused leaves nothing behind.
+        if new and output.is_dir() and [entry.name for entry in output.iterdir()] == [".lock"]:
+            shutil.rmtree(output)
 
 
 @dataclass(frozen=True)
 class _Source:
     """What the first look at a case's files told."""
 
-    content: dict[str, str | list[str] | None]  # hashes of the files
+    content: dict[str, Any]  # hashes of the files
     grid: Grid
     hu: bool
     suspicions: tuple[str, ...]
@@ -360,8 +290,9 @@ def _domain(name: str) -> str:
     return name.split("/", 1)[0][-1]
 
 
-def _examine(job: Case, folder: Path, modality: str) -> _Source:
-    content: dict[str, str | list[str] | None] = {
+def _content(job: Case) -> dict[str, Any]:
+    """Hashes of all files that a case is made from, and how pictures are understood."""
+    content: dict[str, Any] = {
         "image": _content_hash(job.image),
         "body": _content_hash(job.body) if job.body else None,
     }
@@ -369,12 +300,17 @@ def _examine(job: Case, folder: Path, modality: str) -> _Source:
         content["further"] = [_content_hash(image) for image in job.further]
     if job.levels is not None and job.image.name.lower().endswith(PICTURE_SUFFIXES):
         content["levels"] = repr(job.levels)
+    return content
+
+
+def _examine(job: Case, folder: Path, modality: str) -> _Source:
+    content = _content(job)
     try:
-        stored = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        stored = read_record(folder / "case.json")
         if stored["key"]["content"] == content:
-            told = tuple(stored.get("suspicions", ()))
+            told = tuple(stored["suspicions"])
             return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
     first: Grid | None = None
     hu: list[bool] = []
@@ -405,16 +341,23 @@ def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality
     return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
 
 
-def _refuse_misfits(cohort: Cohort, known: Mapping[str, _Source], failed: dict[str, str], register_pairs: bool) -> None:
+def _refuse_misfits(
+    cohort: Cohort,
+    known: Mapping[str, _Source],
+    failed: dict[str, str],
+    spacing: tuple[float, float, float],
+    register_pairs: bool,
+) -> None:
     """Pairs whose two files lie on different grids fail, unless one is going to be moved onto the other."""
     for pair in cohort.pairs:
         names = [f"pairs_a/{pair.id}", f"pairs_b/{pair.id}"]
         if all(name in known for name in names) and not register_pairs:
             a, b = (known[name].grid for name in names)
-            if not a.matches(b, tolerance_mm=0.1):
+            if not (on_one_grid(a, b) and on_one_grid(*(working_grid(grid, spacing) for grid in (a, b)))):
                 failed[names[1]] = (
                     f"{pair.b} does not lie on the grid of {pair.a}: shapes {b.shape} and {a.shape}, up to "
-                    f"{a.distance(b):.1f} mm apart. Resample one onto the other, or set preparation.register_pairs."
+                    f"{a.distance(b):.1f} mm apart (at most {SAME_GRID_MM:g} mm and {SAME_GRID_VOXELS:g} of a voxel "
+                    "are allowed). Resample one onto the other, or set preparation.register_pairs."
                 )
 
 
@@ -437,8 +380,8 @@ def _landmark_shares(
         for n in names
     }
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = read_record(file)
+    except InputError:
         kept = {}
     # Of a single contrast there are nine numbers, of several a list of them for each.
     shares = {
@@ -451,7 +394,7 @@ def _landmark_shares(
         else:
             shares[name] = found
     _require_both({n for n in known if n not in failed}, failed)
-    write_json(file, {keys[n]: shares[n] if jobs[n].further else shares[n][0] for n in sorted(shares)})
+    write_record(file, {keys[n]: shares[n] if jobs[n].further else shares[n][0] for n in sorted(shares)})
     return {d: rows for d in ("a", "b") if (rows := [shares[n] for n in sorted(shares) if n[0] == d])}
 
 
@@ -465,7 +408,7 @@ def _shares_of(job: Case, preparation: Preparation) -> list[list[float]]:
 def _contrast_lines(output: Path, done: set[str], names: Mapping[str, tuple[str, ...]]) -> list[str]:
     lines = []
     for name in sorted(name for name in done if _domain(name) in names):
-        content = json.loads((output / name / "case.json").read_text(encoding="utf-8"))
+        content = read_record(output / name / "case.json")
         first, *others = names[_domain(name)]
         for called, told in zip(others, content["further"], strict=True):
             if told["covered"] < 0.995:
@@ -484,7 +427,7 @@ def _contrast_lines(output: Path, done: set[str], names: Mapping[str, tuple[str,
 def _blanked_lines(output: Path, done: set[str]) -> list[str]:
     lines = []
     for name in sorted(done):
-        blanked = float(json.loads((output / name / "case.json").read_text(encoding="utf-8"))["blanked_ml"])
+        blanked = float(read_record(output / name / "case.json")["blanked_ml"])
         if blanked:
             lines.append(
                 f"{name}: {blanked:.0f} mL at the body were overwritten (defaced?); they are left out of the body, and "
@@ -513,15 +456,16 @@ def _store(
     body = body if covered is None or body is None else body & covered
     prepared = prepare_contrasts([volume, *others], preparations, body, names=names)
     with atomic_folder(folder) as temporary:
-        _save(prepared, temporary)
+        checksums = save_arrays(prepared, temporary)
         if picture is not None:
             save_picture(picture, temporary / "registration.png")
-        write_json(
+        write_record(
             temporary / "case.json",
             {
                 "id": job.id,
                 "image_file": str(job.image),
                 "key": key,
+                "checksums": checksums,
                 "hu": source.hu,
                 "suspicions": list(source.suspicions),
                 "grid": prepared.grid.to_dict(),
@@ -546,48 +490,49 @@ def _further(job: Case, prepared: PreparedCase) -> list[dict[str, Any]]:
     ]
 
 
-def _save(prepared: PreparedCase, folder: Path) -> None:
-    # Fortran order makes an axial slice [..., k], with all its contrasts, one contiguous piece of the file.
-    np.save(folder / "image.npy", np.asfortranarray(encode(prepared.image)))
-    np.save(folder / "body.npy", np.asfortranarray(prepared.body))
-
-
-def _open_case(folder: Path) -> StoredCase:
+def _damage(folder: Path) -> str:
+    """What is wrong with a stored case, or nothing."""
     try:
-        content = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-        return StoredCase(
-            id=content["id"],
-            folder=folder,
-            grid=Grid.from_dict(content["grid"]),
-            source_grid=Grid.from_dict(content["source_grid"]),
-            scaler=Scaler.from_dict(content["scaler"]),
-            image_file=Path(content["image_file"]),
-            blanked_ml=float(content["blanked_ml"]),
-            further=tuple(
-                FurtherContrast(
-                    Scaler.from_dict(told["scaler"]),
-                    float(told["covered"]),
-                    math.nan if told["apart_mm"] is None else float(told["apart_mm"]),
-                )
-                for told in content.get("further", ())
-            ),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the prepared case {folder} is damaged ({error}).", "Delete it and run `medcyclegan prepare` again."
-        ) from None
+        return " ".join(open_case(folder).damage())
+    except InputError as error:
+        return str(error)
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
+    """Refuse what is no folder of ours: preparing replaces and removes what lies in the folders of its groups."""
+    if not output.exists():
+        return
+    if not output.is_dir():
         raise InputError(f"{output} is a file.", "Give a folder as output.")
-    if output.is_dir() and not (output / "prepared.json").exists():
-        others = [entry.name for entry in _visible(output) if entry.name not in (*GROUPS, "landmarks.json")]
-        if others:
-            raise InputError(
-                f"{output} exists and holds something else ({', '.join(sorted(others)[:3])}).",
-                "Give a new folder, or an earlier prepared one.",
-            )
+    others = []
+    if not _is_ours(output):
+        others += [entry.name for entry in _visible(output) if entry.name not in (*GROUPS, "landmarks.json")]
+    for group in GROUPS:
+        folder = output / group
+        if folder.is_dir():
+            others += [f"{group}/{entry.name}" for entry in _visible(folder) if not _is_case(entry)]
+        elif folder.exists():
+            others.append(group)
+    if others:
+        raise InputError(
+            f"{output} exists and holds something else ({', '.join(sorted(others)[:3])}).",
+            "Give a new folder, or an earlier prepared one.",
+        )
+
+
+def _is_ours(output: Path) -> bool:
+    """By its record or, where that is missing or damaged, by a case."""
+    try:
+        if read_own(output) is not None:
+            return True
+    except InputError:
+        pass
+    cases = (case for group in GROUPS if (output / group).is_dir() for case in _visible(output / group))
+    return any((case / "case.json").exists() and (case / "image.npy").exists() for case in cases)
+
+
+def _is_case(folder: Path) -> bool:
+    return folder.is_dir() and {entry.name for entry in _visible(folder)} <= FILES
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -635,15 +580,19 @@ def _remove_strangers(output: Path, done: set[str]) -> None:
 
 
 def _content_hash(path: Path) -> str:
-    """BLAKE2b of a volume's files, of the data file of a detached header (.mhd, .nrrd), of the choice of a series."""
+    """BLAKE2b of all of a volume's files, of their sizes, and of the choice of a series."""
     digest = hashlib.blake2b(split_choice(path)[1].encode(), digest_size=16)
-    for file in (*(volume_files(path) or [path]), *_detached_data(path)):
+    # `volume_files` names data files of detached headers, too.
+    for file in dict.fromkeys([*(volume_files(path) or [path]), *_detached_data(path)]):
         try:
             with file.open("rb") as stream:
+                size = 0
                 while block := stream.read(1 << 22):
                     digest.update(block)
+                    size += len(block)
         except OSError as error:
             raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+        digest.update(f" {size} ".encode())
     return digest.hexdigest()
 
 

@@ -1,0 +1,98 @@
+"""Registered pairs: both halves show one patient on one grid, and a patch of a pair is one place in both.
+
+Words used here. *Halves*: the volumes of a and of b. *Common body*: voxels that lie in the body of both halves. It
+decides where a patch is cut and what it shows. Outside it at least one half is background, because its mask ends there
+and not because the patient does: from such a place a network would learn to erase or to invent tissue.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from medcyclegan.errors import raise_all
+from medcyclegan.io.grid import Grid
+
+# Voxels of the same index lie at most this far apart in both halves: mm, and share of the smallest spacing.
+SAME_GRID_MM = 0.1
+SAME_GRID_VOXELS = 0.1
+SMALLEST_COMMON = 0.9  # share of each half's body that lies in the other's; below, it is told
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Half(Protocol):
+    """One half of a pair; with a `grid` (`io.grid.Grid`), where it lies is compared too."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def body(self) -> Bools:
+        """(X, Y, Z)."""
+        ...
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def on_one_grid(a: Grid, b: Grid) -> bool:
+    """Whether voxels of the same index show the same place: to within 0.1 mm and a tenth of the smallest spacing."""
+    finest = float(min(a.spacing.min(), b.spacing.min()))
+    return a.matches(b, min(SAME_GRID_MM, SAME_GRID_VOXELS * finest))
+
+
+def require_pairs(a: Sequence[Half], b: Sequence[Half]) -> None:
+    """Refuse what is no list of pairs; tell of pairs whose bodies differ much.
+
+    Raises:
+        InputError: naming every case that has no partner of its id at its place, lies on another grid or shares no
+            body with it.
+    """
+    problems, differing = [], []
+    if [case.id for case in a] != [case.id for case in b]:
+        alone = sorted({case.id for case in a} ^ {case.id for case in b})
+        problems.append(
+            f"these cases have no partner of the same id: {', '.join(alone)}"
+            if alone
+            else "the cases of a and b are not in the same order"
+        )
+    else:
+        for x, y in zip(a, b, strict=True):
+            if problem := _misfit(x, y):
+                problems.append(problem)
+                continue
+            bodies = np.asarray(x.body), np.asarray(y.body)
+            common = int((bodies[0] & bodies[1]).sum())
+            shares = [common / max(1, int(body.sum())) for body in bodies]
+            if not common:
+                problems.append(f"{x.id}: the bodies of a and b have no voxel in common")
+            elif min(shares) < SMALLEST_COMMON:
+                differing.append(f"{x.id} ({100 * (1 - shares[0]):.0f} % of a's, {100 * (1 - shares[1]):.0f} % of b's)")
+    raise_all(problems, "paired training needs every patient in both domains, on the same grid:")
+    if differing:
+        warnings.warn(
+            f"the bodies of a and b differ in {len(differing)} of {len(a)} pairs, and only what they have in common is "
+            f"trained on; left out: {few(differing)}. Look at their masks and at the registration.",
+            stacklevel=3,
+        )
+
+
+def _misfit(a: Half, b: Half) -> str | None:
+    """Why two halves of one id do not lie on each other."""
+    if a.body.shape != b.body.shape:
+        return f"{a.id}: a is {a.body.shape} and b {b.body.shape} voxels on the working grid"
+    grids: list[Any] = [getattr(half, "grid", None) for half in (a, b)]
+    if None in grids or on_one_grid(*grids):
+        return None
+    return (
+        f"{a.id}: a and b have one shape, but voxels of the same index lie up to {grids[0].distance(grids[1]):.4g} "
+        f"mm apart (at most {SAME_GRID_MM:g} mm and {SAME_GRID_VOXELS:g} of a voxel are allowed); register one onto "
+        "the other's grid"
+    )

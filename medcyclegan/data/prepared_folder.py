@@ -1,0 +1,217 @@
+"""A prepared folder: every case of a cohort once, on its working grid, memory-mapped.
+
+    PREPARED/prepared.json      the record: what was prepared, how, the key of every case, and what failed
+    PREPARED/landmarks.json     what every volume contributes to the landmarks of "nyul"
+    PREPARED/a/<case>/...       a case, see `stored_case`; likewise b, and pairs_a and pairs_b, the validation pairs
+    PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
+    PREPARED/.lock              see `atomic.claimed`: who prepares keeps all others out, who trains keeps those out
+
+The record is written last. A case whose key is not the one in the record is of another preparation, one that was
+interrupted for example, and the folder is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcyclegan.atomic import claimed
+from medcyclegan.data.stored_case import StoredCase, key_digest, open_case, read_json
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.progress import Progress
+from medcyclegan.transforms.intensity import Scaler
+from medcyclegan.transforms.pipeline import Preparation
+
+FORMAT = "medcyclegan-prepared"
+VERSION = 4  # raise it when the preparation of the same input gives other values
+GROUPS = ("a", "b", "pairs_a", "pairs_b")
+
+
+@dataclass(frozen=True)
+class PreparedCohort:
+    """A prepared folder.
+
+    Attributes:
+        folder: where it lies.
+        preparations: "a" and "b" -> how their volumes were prepared.
+        cases: each of `GROUPS` -> its cases, sorted by id; `pairs_a` and `pairs_b` run in parallel.
+        failed: "group/case" -> why it could not be prepared.
+        warnings: what was suspicious, one line each.
+        register_pairs: whether b of each pair was moved onto a.
+        contrasts: "a" and "b" -> the names of its contrasts in the order of the channels; of a domain with several.
+        further: likewise, how the volumes of each contrast after the first were prepared.
+        digest: of the record; another one after every preparation that changed anything.
+    """
+
+    folder: Path
+    preparations: dict[str, Preparation]
+    cases: dict[str, tuple[StoredCase, ...]]
+    failed: dict[str, str]
+    warnings: tuple[str, ...]
+    register_pairs: bool = False
+    contrasts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    further: dict[str, tuple[Preparation, ...]] = field(default_factory=dict)
+    digest: str = ""
+
+    def of_contrasts(self, domain: str) -> tuple[Preparation, ...]:
+        """How each contrast of a domain was prepared, in order; one, where it has a single one."""
+        return (self.preparations[domain], *self.further.get(domain, ()))
+
+    def fingerprint(self) -> str:
+        """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
+        digest = hashlib.blake2b(digest_size=16)
+        for group in ("a", "b"):
+            for case in self.cases[group]:
+                digest.update(json.dumps([group, case.id, case.key]).encode())
+        return digest.hexdigest()
+
+    def verify(self, progress: Progress) -> None:
+        """Read every array and compare its checksum.
+
+        Raises:
+            InputError: naming every array that is not as it was written.
+        """
+        cases = [case for group in GROUPS for case in self.cases[group]]
+        size = sum(case.size for case in cases) / 1e9
+        watched = progress.track(cases, len(cases), f"checking {size:.1f} GB of prepared volumes")
+        _refuse(self.folder, [line for case in watched for line in case.damage()])
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let nobody prepare this folder while the block runs.
+
+        Raises:
+            InputError: it is being prepared at this moment, or was since it was opened.
+        """
+        with _read_alone(self.folder):
+            if opened(self.folder).digest != self.digest:
+                raise InputError(f"{self.folder} was prepared anew a moment ago.", "Start again.")
+            yield
+
+    def typical_scaler(self, domain: str, contrast: int = 0) -> Scaler:
+        """The median of the training volumes' scalers: what a translation into this domain is scaled back with.
+
+        Args:
+            domain: "a" or "b".
+            contrast: which of its contrasts, from 0.
+        """
+        scalers = [case.scalers[contrast] for case in self.cases[domain]]
+        low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
+        # A volume whose deciles coincided has fewer landmarks; those of the others say where they lie.
+        most = max(len(s.landmarks) for s in scalers)
+        bent = [s for s in scalers if len(s.landmarks) == most]
+        shares = [share for _, share in bent[0].landmarks]
+        places = [float(np.median([(s.landmarks[i][0] - s.low) / (s.high - s.low) for s in bent])) for i in range(most)]
+        landmarks = tuple((low + place * (high - low), share) for place, share in zip(places, shares, strict=True))
+        return Scaler(low, high, scalers[0].inverted, scalers[0].floor, landmarks)
+
+
+def open_prepared(folder: Path) -> PreparedCohort:
+    """Open a prepared folder; of the arrays, headers and sizes are looked at. `PreparedCohort.verify` reads them.
+
+    Raises:
+        InputError: if it is none, is being prepared, was made by another version, or holds a case that is damaged or of
+            another preparation.
+    """
+    _own_record(folder)  # nothing is locked in a folder of something else
+    with _read_alone(folder):
+        return opened(folder)
+
+
+def opened(folder: Path) -> PreparedCohort:
+    """`open_prepared` for who keeps the folder already."""
+    content = _own_record(folder)
+    digest = content.pop("digest", "")
+    if digest != key_digest(content):
+        _refuse(folder, [f"{folder / 'prepared.json'} is damaged or was changed: its digest is another."])
+    cases = _opened_cases(folder, content["cases"])
+    return PreparedCohort(
+        folder=folder,
+        preparations={domain: Preparation(**values) for domain, values in content["preparations"].items()},
+        cases=cases,
+        failed=content["failed"],
+        warnings=tuple(content["warnings"]),
+        register_pairs=content["register_pairs"],
+        contrasts={domain: tuple(names) for domain, names in content.get("contrasts", {}).items()},
+        further={
+            domain: tuple(Preparation(**values) for values in every)
+            for domain, every in content.get("further", {}).items()
+        },
+        digest=digest,
+    )
+
+
+def read_own(folder: Path) -> dict[str, Any] | None:
+    """The content of prepared.json, its digest not looked at; None where there is none or it is not of this program.
+
+    Raises:
+        InputError: it is there and cannot be read.
+    """
+    file = folder / "prepared.json"
+    if not file.exists():
+        return None
+    content = read_json(file)
+    return content if content.get("format") == FORMAT and "version" in content else None
+
+
+def _own_record(folder: Path) -> dict[str, Any]:
+    content = read_own(folder)
+    if content is None:
+        begun = any((folder / group).is_dir() for group in GROUPS)
+        raise InputError(
+            f"{folder} is not a prepared folder: it has no usable prepared.json.",
+            "Its preparation was interrupted, it seems: run the same command again, which goes on where it stopped."
+            if begun
+            else "Make one with `medcyclegan prepare --a MR_DIR --b CT_DIR -o PREPARED`.",
+        )
+    if content["version"] != VERSION:
+        raise InputError(
+            f"{folder} was prepared by another version of this program (format {content['version']}, now {VERSION}).",
+            "Run `medcyclegan prepare` on it again.",
+        )
+    return content
+
+
+def _opened_cases(folder: Path, listed: dict[str, dict[str, str]]) -> dict[str, tuple[StoredCase, ...]]:
+    """Every case of every group, with the key that is listed."""
+    cases: dict[str, list[StoredCase]] = {group: [] for group in GROUPS}
+    problems = []
+    for group in GROUPS:
+        for name, key in listed[group].items():
+            try:
+                case = open_case(folder / group / name)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if case.key != key:
+                problems.append(f"{group}/{name} is of another preparation, which was interrupted or failed.")
+            cases[group].append(case)
+    _refuse(folder, problems)
+    return {group: tuple(found) for group, found in cases.items()}
+
+
+def _refuse(folder: Path, problems: list[str], most: int = 10) -> None:
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    raise_all(
+        [*problems[:most], *more],
+        f"{folder} cannot be used; prepare it again from the same volumes with the same settings (`medcyclegan prepare "
+        f"... -o {folder}`), by which what is damaged is made anew and the rest kept:",
+    )
+
+
+@contextmanager
+def _read_alone(folder: Path) -> Iterator[None]:
+    """Refuse to read what is being written."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(folder, shared=True))
+        except BlockingIOError:
+            raise InputError(f"{folder} is being prepared by another process at this moment.", "Wait for it.") from None
+        yield

@@ -1,0 +1,207 @@
+"""One prepared case on disk, and how it is noticed that it is damaged or another one than was meant.
+
+    <case>/case.json    the record: grids, scaler, the key, a checksum of each array, and a digest of all that
+    <case>/image.npy    int16, [-1, 1] times 32767, (X, Y, Z), axial slices contiguous
+    <case>/body.npy     bool, the same shape
+                        of several contrasts image.npy is (C, X, Y, Z), body.npy still (X, Y, Z)
+
+Words used here. *Record*: a JSON file with a digest of its own content. *Key*: what a case was made from, the hashes of
+its files and the settings. The checksums are CRC-32: they notice damage (every changed bit, and every changed run of up
+to 32 bits), not malice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from isal import isal_zlib
+
+from medcyclegan.atomic import write_json
+from medcyclegan.data.stored_image import StoredImage, encode
+from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
+from medcyclegan.transforms.intensity import Scaler
+from medcyclegan.transforms.pipeline import FurtherContrast, PreparedCase
+
+FILES = {"case.json", "image.npy", "body.npy", "registration.png"}  # what a case's folder may hold
+_BLOCK = 1 << 22  # bytes read at once
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A prepared case on disk; its arrays are opened on use and not read into memory."""
+
+    id: str
+    folder: Path
+    grid: Grid
+    source_grid: Grid
+    scaler: Scaler
+    image_file: Path  # where the scan came from
+    blanked_ml: float = 0.0  # of an MR that was defaced, mL
+    further: tuple[FurtherContrast, ...] = ()  # contrasts after the first, in order
+    key: str = ""  # digest of what it was made from
+    checksums: Mapping[str, int] = field(default_factory=dict)  # "image.npy", "body.npy" -> CRC-32 of the file
+
+    @property
+    def image(self) -> StoredImage:
+        """(X, Y, Z), of several contrasts (C, X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
+        contrasts = (1 + len(self.further),) if self.further else ()
+        return StoredImage(_mapped(self.folder / "image.npy", np.dtype(np.int16), (*contrasts, *self.grid.shape)))
+
+    @property
+    def body(self) -> npt.NDArray[np.bool_]:
+        """(X, Y, Z), memory-mapped."""
+        return _mapped(self.folder / "body.npy", np.dtype(np.bool_), self.grid.shape)
+
+    @property
+    def scalers(self) -> tuple[Scaler, ...]:
+        """Of all contrasts, in order."""
+        return (self.scaler, *(contrast.scaler for contrast in self.further))
+
+    @property
+    def size(self) -> int:
+        """Of both arrays, bytes."""
+        return sum((self.folder / name).stat().st_size for name in self.checksums)
+
+    def damage(self) -> Iterator[str]:
+        """What is wrong with the arrays, found by reading all of them; nothing if they are as they were written."""
+        for name, wanted in self.checksums.items():
+            try:
+                found = checksum(self.folder / name)
+            except InputError as error:
+                yield str(error)
+                continue
+            if found != wanted:
+                yield f"{self.folder / name} is damaged or was changed: its checksum is another."
+
+
+def save_arrays(prepared: PreparedCase, folder: Path) -> dict[str, int]:
+    """Write image and body; the checksum of each file."""
+    # Fortran order makes an axial slice [..., k], with all its contrasts, one contiguous piece of the file.
+    np.save(folder / "image.npy", np.asfortranarray(encode(prepared.image)))
+    np.save(folder / "body.npy", np.asfortranarray(prepared.body))
+    return {name: checksum(folder / name) for name in ("image.npy", "body.npy")}
+
+
+def open_case(folder: Path) -> StoredCase:
+    """Open a case, without reading its arrays further than their headers and sizes.
+
+    Raises:
+        InputError: it is missing, unreadable or damaged, as far as that shows.
+    """
+    content = read_record(folder / "case.json")
+    try:
+        case = StoredCase(
+            id=content["id"],
+            folder=folder,
+            grid=Grid.from_dict(content["grid"]),
+            source_grid=Grid.from_dict(content["source_grid"]),
+            scaler=Scaler.from_dict(content["scaler"]),
+            image_file=Path(content["image_file"]),
+            blanked_ml=float(content["blanked_ml"]),
+            further=tuple(
+                FurtherContrast(
+                    Scaler.from_dict(told["scaler"]),
+                    float(told["covered"]),
+                    math.nan if told["apart_mm"] is None else float(told["apart_mm"]),
+                )
+                for told in content.get("further", ())
+            ),
+            key=key_digest(content["key"]),
+            checksums={name: int(content["checksums"][name]) for name in ("image.npy", "body.npy")},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'case.json'} is damaged ({type(error).__name__}: {error}).") from None
+    _ = case.image, case.body
+    return case
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data as JSON with a digest of itself, atomically."""
+    write_json(path, {**content, "digest": key_digest(content)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote, without the digest.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is not what was written.
+    """
+    content = read_json(path)
+    digest = content.pop("digest", None)
+    if digest != key_digest(content):
+        raise InputError(f"{path} is damaged or was changed: its digest is another.")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is no JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it is no JSON object.")
+    return content
+
+
+def key_digest(key: Any) -> str:
+    """BLAKE2b of plain data."""
+    return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    value = 0
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                value = isal_zlib.crc32(block, value)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return value
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The memory-mapped array of a .npy file.
+
+    Raises:
+        InputError: it cannot be read, or is of another type, shape or length.
+    """
+    try:
+        with path.open("rb") as stream:
+            major, _ = np.lib.format.read_magic(stream)
+            read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            found, in_fortran_order, kind = read_header(stream)
+            if (found, kind) != (shape, dtype):
+                raise InputError(f"{path} is damaged: it is {kind} {found}, and {dtype} {shape} was written.")
+            start, size = stream.tell(), path.stat().st_size
+            if size != start + math.prod(shape) * dtype.itemsize:
+                raise InputError(f"{path} is damaged: it has {size} bytes, which is not what its shape needs.")
+        return np.memmap(path, dtype, "r", start, shape, "F" if in_fortran_order else "C")
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except Exception as error:  # whatever numpy finds in a header that is damaged
+        raise InputError(f"{path} is damaged: its header cannot be read ({error}).") from None
