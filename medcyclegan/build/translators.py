@@ -13,7 +13,7 @@ from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
 from medcyclegan.training.checkpoint import BEST_NAME, load_checkpoint
-from medcyclegan.training.trainer import bf16_is_safe
+from medcyclegan.training.trainer import averaged_state, bf16_is_safe
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
@@ -62,7 +62,7 @@ def load_translator(
             f"{path} holds no generator for the direction '{direction}'; it has {', '.join(content['ema'])}."
         )
     generator = make_network(name, experiment)
-    generator.load_state_dict(content["ema"][name])
+    generator.load_state_dict(averaged_state(content, name, generator))
     source, target = (content["domains"][domain] for domain in direction)
     if len(made := [contrast["name"] for contrast in target.get("contrasts", ())]) > 1:
         raise InputError(
@@ -77,7 +77,7 @@ def load_translator(
     backward = None
     if back in content["ema"]:
         backward = make_network(back, experiment)
-        backward.load_state_dict(content["ema"][back])
+        backward.load_state_dict(averaged_state(content, back, backward))
         backward.eval().requires_grad_(False).to(where)
     for network in (generator, backward):
         if network is not None:

@@ -100,7 +100,7 @@ def guarded_step(
 
 
 def weights_are_finite(modules: Iterable[nn.Module]) -> bool:
-    """Whether every parameter is; the host waits for the device."""
+    """Whether every parameter is; the host waits for the device. The trainer keeps buffers finite."""
     parameters = [p.detach() for module in modules for p in module.parameters()]
     return not parameters or bool(torch.stack([torch.isfinite(p).all() for p in parameters]).all())
 
@@ -148,9 +148,12 @@ class FiniteGuard:
 
     def _look(self, engine: Any, step: int) -> None:
         bad: list[tuple[int, list[str]]] = []
-        for (seen, names, _), finite in zip(
-            self.pending, torch.stack([finite for *_, finite in self.pending]).cpu().tolist(), strict=True
-        ):
+        # Flags of steps before a resumption come from the checkpoint, onto the CPU, and from so many processes as
+        # there were then. One transfer for all of them.
+        newest = self.pending[-1][-1].device
+        flags = torch.cat([finite.to(newest) for *_, finite in self.pending]).tolist()
+        for seen, names, _ in self.pending:
+            finite, flags = flags[: len(names)], flags[len(names) :]
             wrong = [name for name, fine in zip(names, finite, strict=True) if not fine]
             self.in_a_row = self.in_a_row + 1 if wrong else 0
             if wrong:

@@ -6,7 +6,7 @@ import copy
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, Protocol
@@ -57,7 +57,8 @@ class ExponentialMovingAverage:
     """Averaged copies of networks, which translate better than the last weights of an adversarial game.
 
     average <- d average + (1 - d) weights with d = min(decay, (1 + n) / (10 + n)) at step n, so that the first steps,
-    whose weights are still random, are soon forgotten.
+    whose weights are still random, are soon forgotten. Buffers, such as the running statistics of a batch norm, are
+    means already or mean nothing between two values: they are taken as they are, at every update.
 
     Args:
         networks: name -> network to follow.
@@ -76,6 +77,24 @@ class ExponentialMovingAverage:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, network in self.sources.items():
             torch._foreach_lerp_(list(self.averages[name].parameters()), list(network.parameters()), weight)
+            for average, buffer in zip(self.averages[name].buffers(), network.buffers(), strict=True):
+                average.copy_(buffer)
+
+
+def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) -> dict[str, Tensor]:
+    """State dict of an averaged network out of a checkpoint or snapshot.
+
+    Its buffers are those of the network that it follows. Earlier programs left them in the averages as they were before
+    the first step; so the averages in their checkpoints are mended here.
+
+    Args:
+        content: "ema" and, unless it was imported, "networks": name -> state dict.
+        name: of the network.
+        network: of the same kind; which of its entries are buffers.
+    """
+    state = dict(content["ema"][name])
+    followed = content.get("networks", {}).get(name, {})
+    return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
 class Half(nn.Module):
@@ -165,7 +184,7 @@ class CycleGANTrainer(Trainer):
         if device.type == "cpu":
             for network in networks.values():
                 use_channels_last(network)
-        self.lanes = Lanes(device, bf16)
+        self.lanes = Lanes(device, bf16, list(networks.buffers()))
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
@@ -199,6 +218,7 @@ class CycleGANTrainer(Trainer):
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
         at_step(self.objective, self.state.iteration)
         self.finite = {}
+        before = [buffer.clone() for buffer in self.objective.networks.buffers()]
         pieces = [
             dict(zip(batch, piece, strict=True))
             for piece in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
@@ -208,10 +228,32 @@ class CycleGANTrainer(Trainer):
             {f"real_{d}": piece[d] for d in ("a", "b")} | fakes for piece, fakes in zip(pieces, made, strict=True)
         ]
         discriminator_losses, _ = self._descend("discriminators", list(zip(pieces, images, strict=True)))
+        self._settle_buffers(before)
         self.ema.update(self.state.iteration)
         self.images = {name: torch.cat([piece[name] for piece in images]) for name in images[0]}
         self.losses = generator_losses | discriminator_losses
         return self.losses
+
+    @torch.no_grad()
+    def _settle_buffers(self, before: Sequence[Tensor]) -> None:
+        """Let running statistics be means over the processes, and what they were where the step is left out.
+
+        A forward pass writes them, before anyone knows whether the step is good, and a value that is not finite would
+        stay in them for ever.
+        """
+        buffers = list(self.objective.networks.buffers())
+        if not buffers:
+            return
+        if ranks.here()[1] > 1:
+            for buffer in buffers:
+                if buffer.is_floating_point():
+                    buffer.copy_(ranks.mean(buffer))
+        pairs = list(zip(buffers, before, strict=True))
+        # A constant may be infinite, as in masks of attention; what has become so may not.
+        sound = [(torch.isfinite(new) | ~torch.isfinite(old)).all() for new, old in pairs]
+        good = torch.stack([*self.finite.values(), *sound]).all()
+        for new, old in pairs:
+            new.copy_(torch.where(good, new, old))
 
     def _descend(self, role: str, pieces: list[tuple[Images, Images]]) -> tuple[Losses, list[Images]]:
         """One step of a role's optimizer on the mean over the pieces: its losses, and the images of each piece."""
@@ -358,8 +400,8 @@ class CycleGANTrainer(Trainer):
     def _restore_networks(self, snapshot: dict[str, Any]) -> None:
         for name, state in snapshot["networks"].items():
             self.objective.networks[name].load_state_dict(state)
-        for name, state in snapshot["ema"].items():
-            self.ema.averages[name].load_state_dict(state)
+        for name, average in self.ema.averages.items():
+            average.load_state_dict(averaged_state(snapshot, name, average))
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(snapshot["optimizers"][role])
