@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan import config, ranks
-from medcyclegan.atomic import atomic_file
+from medcyclegan.atomic import atomic_file, is_temporary, sweep
 from medcyclegan.build.cohorts import prepare_or_open, resolve, verified
 from medcyclegan.build.devices import choose_device
 from medcyclegan.build.trainers import make_trainer
@@ -184,7 +184,7 @@ def _given(experiment: Experiment) -> dict[str, Any]:
 
 
 def _visible(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".partial-")}
+    return {entry.name for entry in folder.iterdir() if not is_temporary(entry)}
 
 
 def _save_config(experiment: Experiment, run: Path) -> None:
@@ -247,9 +247,7 @@ def _alone(run: Path) -> Iterator[None]:
                 time.sleep(0.5)
             except OSError:  # a file system without locks
                 break
-        for left in run.glob(".partial-*"):
-            if left.is_file():
-                left.unlink(missing_ok=True)
+        sweep(run)
         yield
     finally:
         os.close(folder)
