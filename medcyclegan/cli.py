@@ -19,16 +19,20 @@ import typer
 
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
+from medcyclegan.progress import Notices
 
 
 class _Verbs(typer.core.TyperGroup):
-    """Typer would end an interrupted verb without a word."""
+    """Typer would end an interrupted verb without a word. Warnings come before its errors, one line per kind."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            _notices.release()
             _fail("interrupted.", 130)
+        finally:
+            _notices.release()
 
 
 app = typer.Typer(
@@ -363,6 +367,7 @@ def train(
             allow_changes=allow_changes,
             device=device,
             progress=Terminal(),
+            handlers=(_notices,),
             allow=allow or (),
         )
     else:
@@ -376,7 +381,7 @@ def train(
             experiment = _planned(experiment, overrides or (), output, device)
         from medcyclegan import build
 
-        result = build.train(experiment, output, device=device, progress=Terminal(), workers=0)
+        result = build.train(experiment, output, device=device, progress=Terminal(), handlers=(_notices,), workers=0)
     if as_json and first:
         _print_json(
             {
@@ -861,7 +866,11 @@ def _note(text: str) -> None:
 
 
 def _warn(text: str) -> None:
-    _note(f"warning: {text}")
+    """Warn, once what is alike has come together."""
+    _notices.take(text)
+
+
+_notices = Notices(lambda text: _note(f"warning: {text}"))
 
 
 def _print_json(content: Any) -> None:
@@ -881,6 +890,7 @@ def _left_out_line(shares: dict[str, float]) -> str:
 
 def _end_with_failures(failed: dict[str, str]) -> None:
     if failed:
+        _notices.release()
         _note(f"{len(failed)} failed:")
         for case, reason in failed.items():
             _note(f"  {case}: {reason}")

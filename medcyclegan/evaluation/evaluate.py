@@ -330,6 +330,8 @@ def _attempt(name: str, files: CaseFiles, *, protocol: Protocol, settings: Setti
         return grade(name, files, protocol, settings)
     except InputError as error:
         return str(error)
+    except MemoryError:
+        return "there is not enough memory."
     # A damaged file can make a reader raise anything at all; it must cost this case only, and be seen.
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -280,8 +280,9 @@ def _is_one(path: Path, volumes: Mapping[str, Path]) -> bool:
 
 def _patients(folder: Path, stem: str) -> dict[str, Path]:
     """Patient to its `stem` volume, in the SynthRAD layout; empty if the folder is not laid out so."""
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    if any(path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) for path in folder.iterdir()):
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    inner = [path for path in visible if path.is_dir()]
+    if any(path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) for path in visible):
         return {}
     found = {path.name: volume for path in inner if (volume := _named(path, stem))}
     # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer patients.
@@ -371,8 +372,9 @@ def _by_template(folder: Path, template: str) -> dict[str, Path]:
     expression = re.escape(template).replace(r"\*", "[^/]*").replace(r"\{case\}", "([^/]+)")
     found: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob(template.replace("{case}", "*"))):
-        match = re.fullmatch(expression, path.relative_to(folder).as_posix())
-        if match and path.is_file():
+        inner = path.relative_to(folder)
+        match = re.fullmatch(expression, inner.as_posix())
+        if match and path.is_file() and not any(part.startswith(".") for part in inner.parts):
             found[match[1]].append(path)
     if not found:
         raise InputError(f"No file in {folder} fits the pattern '{template}'.")
