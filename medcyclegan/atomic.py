@@ -95,10 +95,19 @@ def alone(path: str | os.PathLike[str]) -> Iterator[None]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with _locked(target.with_name(f".{target.name}.lock"), os.O_CREAT, wait=True) as held:
+        with _locked(_lock_of(target), os.O_CREAT, wait=True) as held:
             if held:
                 yield
                 return
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a lock file of `alone`: a process is in the block, or was when it was killed."""
+    return _lock_of(Path(path)).exists()
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
 
 
 def sweep(folder: str | os.PathLike[str], name: str | None = None) -> None:

@@ -452,6 +452,7 @@ def convert(
         str, typer.Option("--format", help="nifti, mha, nrrd, or dicom: a CT series in a folder of its own.")
     ] = "nifti",
     trust: Annotated[bool, typer.Option("--trust", help="Write trust maps too.")] = False,
+    masks: MaskFolder = None,
     planes: Annotated[
         str | None, typer.Option(metavar="PLANE,...", help="Fuse slices along these: axial,coronal,sagittal.")
     ] = None,
@@ -488,6 +489,7 @@ def convert(
         progress=Terminal(),
         allow=allow or (),
         which=which,
+        masks=masks,
         **chosen,
     )
     _note(f"model: {result.model}")
