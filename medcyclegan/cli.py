@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -377,11 +378,16 @@ def train(
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or (), allow=allow or ())
         experiment = config.with_data(experiment, data)
-        if config_file is None and experiment.data.prepared is None:
-            experiment = _planned(experiment, overrides or (), output, device)
         from medcyclegan import build
 
-        result = build.train(experiment, output, device=device, progress=Terminal(), handlers=(_notices,), workers=0)
+        with ExitStack() as held:
+            if config_file is None and experiment.data.prepared is None:
+                if first:
+                    held.enter_context(build.alone_in(output))
+                experiment = _planned(experiment, overrides or (), output, device)
+            result = build.train(
+                experiment, output, device=device, progress=Terminal(), handlers=(_notices,), workers=0
+            )
     if as_json and first:
         _print_json(
             {
