@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from medcyclegan import build, config, ranks
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.training.checkpoint import load_checkpoint
-from medcyclegan.training.guards import FiniteGuard
 from medcyclegan.training.lanes import Lanes
 from medcyclegan.training.objectives import generator_parts
 from medcyclegan.training.objectives.cyclegan import CycleGAN
@@ -153,30 +151,3 @@ def test_lanes_stay_in_turn_where_running_statistics_are_written() -> None:
         lanes.differentiate(generator_parts(objective, batch()), parameters)
         lanes.close()
     assert lanes.together is False
-
-
-class Elsewhere:
-    """Flags on a device that cannot be joined with others before they are moved."""
-
-    def __init__(self, flags: Tensor, device: str) -> None:
-        self.flags, self.device = flags, device
-
-    def to(self, device: str) -> Tensor:
-        assert device == "the newest's"
-        return self.flags
-
-
-def test_flags_of_steps_before_a_resumption_join_those_of_another_device_and_number() -> None:
-    heard: list[str] = []
-    guard = FiniteGuard(
-        every=2, checkpoint=lambda: None, describe=str, report=lambda step, name, remark: heard.append(str(remark))
-    )
-    guard.load_state_dict(
-        guard.state_dict() | {"pending": [(1, ["x", "of another process"], torch.tensor([True, False]))]}
-    )
-    old = Elsewhere(guard.pending[0][-1], "cpu")
-    new = Elsewhere(torch.tensor([True]), "the newest's")
-    guard.pending = deque([(1, ["x", "of another process"], old), (2, ["x"], new)])  # type: ignore[list-item]
-    engine: Any = type("Engine", (), {"objective": trainer().objective, "ema": trainer().ema})()
-    guard._look(engine, 2)
-    assert guard.skipped == 1 and "of another process not finite at step 1" in heard[0]

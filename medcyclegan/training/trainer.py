@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from medcyclegan import ranks
+from medcyclegan.errors import InputError
 from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.training.guards import guarded_step
 from medcyclegan.training.lanes import Lanes, laid_out_like
@@ -43,6 +44,26 @@ def bf16_is_safe(device: torch.device) -> bool:
         questions = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
         return any(question is not None and question() for question in questions)
     return False
+
+
+class WrongState(InputError):
+    """A snapshot cannot be gone on from: `field` of it has the `problem`."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"the checkpoint is damaged: {field} {problem}.", "Go back to another one.")
+        self.field, self.problem = field, problem
+
+
+@contextmanager
+def _taking(field: str) -> Iterator[None]:
+    """Whatever goes wrong while a field of a snapshot is taken is told as its fault."""
+    try:
+        yield
+    except KeyError as error:
+        raise WrongState(field, f"lacks {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise WrongState(field, f"cannot be used ({' '.join(lines[:2]).rstrip('.')})") from error
 
 
 class Stateful(Protocol):
@@ -375,43 +396,60 @@ class CycleGANTrainer(Trainer):
         self.best = snapshot.get("best")
         for name, state in snapshot.get("companions", {}).items():
             if name in self.companions:
-                self.companions[name].load_state_dict(state)
+                with _taking(f"companions.{name}"):
+                    self.companions[name].load_state_dict(state)
         self._restore_networks(snapshot)
         for role, optimizer in self.optimizers.items():
             scheduler = self.schedulers[role]
-            scheduler.last_epoch = snapshot["schedulers"][role]["step"]
+            with _taking(f"schedulers.{role}"):
+                scheduler.last_epoch = int(snapshot["schedulers"][role]["step"])
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        torch.set_rng_state(snapshot["random"]["cpu"])
-        if "python" in snapshot["random"]:
-            version, key, gauss = snapshot["random"]["python"]
-            random.setstate((version, tuple(key), gauss))
-            key, *rest = snapshot["random"]["numpy"]
-            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        if "cuda" in snapshot["random"] and self.state.device.type == "cuda":
-            torch.cuda.set_rng_state(snapshot["random"]["cuda"], self.state.device)
+        with _taking("random"):
+            self._restore_random(snapshot["random"])
         self.state.iteration = snapshot["step"]
+
+    def _restore_random(self, states: dict[str, Any]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "python" in states:
+            version, key, gauss = states["python"]
+            random.setstate((version, tuple(key), gauss))
+            key, *rest = states["numpy"]
+            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        if "cuda" in states and self.state.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.state.device)
 
     def roll_back(self, snapshot: dict[str, Any]) -> None:
         """Take networks, averages, optimizers and image pools from `snapshot`; steps, data and rates go on."""
         self._restore_networks(snapshot)
 
     def _restore_networks(self, snapshot: dict[str, Any]) -> None:
-        for name, state in snapshot["networks"].items():
-            self.objective.networks[name].load_state_dict(state)
+        for name, network in self.objective.networks.items():
+            with _taking(f"networks.{name}"):
+                network.load_state_dict(snapshot["networks"][name])
         for name, average in self.ema.averages.items():
-            average.load_state_dict(averaged_state(snapshot, name, average))
+            with _taking(f"ema.{name}"):
+                average.load_state_dict(averaged_state(snapshot, name, average))
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(snapshot["optimizers"][role])
-            for group, own in zip(optimizer.param_groups, settings, strict=True):
-                group.update(own)
-            for parameter, moments in optimizer.state.items():
-                for name, moment in moments.items():
-                    if moment.shape == parameter.shape:  # may have been saved in another memory format
-                        moments[name] = laid_out_like(parameter, moment)
-        self.objective.load_state_dict(snapshot["objective"], self.state.device)
+            with _taking(f"optimizers.{role}"):
+                optimizer.load_state_dict(snapshot["optimizers"][role])
+                for group, own in zip(optimizer.param_groups, settings, strict=True):
+                    group.update(own)
+                for parameter, moments in optimizer.state.items():
+                    for name, moment in moments.items():
+                        # A fused optimizer goes through memory and does not look at shapes.
+                        if name != "step" and moment.shape != parameter.shape:
+                            raise ValueError(
+                                f"{name} has the shape {(*moment.shape,)}, its weight {(*parameter.shape,)}"
+                            )
+                        if not bool(torch.isfinite(moment).all()):
+                            raise ValueError(f"{name} holds values that are not finite")
+                        if name != "step":  # may have been saved in another memory format
+                            moments[name] = laid_out_like(parameter, moment)
+        with _taking("objective"):
+            self.objective.load_state_dict(snapshot["objective"], self.state.device)
 
 
 def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, DistributedDataParallel]:
