@@ -92,7 +92,8 @@ def _volumes(path: Path, modality: str, domain: str) -> tuple[dict[str, Path], d
 
 def _synthrad(folder: Path) -> list[Scan]:
     """The volumes of the cases below a folder in that layout; none where the folder has volumes itself."""
-    if any(is_volume(path.name) for path in folder.iterdir()):
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if any(is_volume(path.name) for path in visible) or not any(path.is_dir() for path in visible):
         return []
     tree = Tree(folder)
     kinds = ("mr", "cbct", "ct")
