@@ -285,7 +285,7 @@ def convert(
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown()
-    if result.written or result.failed:
+    if result.written or result.failed or (result.skipped and not record.is_closed()):
         seconds = round(time.monotonic() - started, 3)
         record.close(result.failed, {"device": str(translator.device), "seconds": seconds})
     return result

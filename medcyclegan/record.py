@@ -81,21 +81,11 @@ class Record:
 
         Trust maps of what is written over are removed, since they are not of the new result.
         """
-        written = {output.name, *(path.name for path in trust)}
         with self._alone():
             kept = self._kept()
-            stale: set[str] = set()
-            every = [kept.cases, *(known["cases"] for known in kept.earlier)]
-            for known in every:
-                for replaced in [c for c, entry in known.items() if _files(entry) & written]:
-                    stale |= _trust(known.pop(replaced))
-            for unfinished in (kept.unfinished, *(known.get("unfinished", {}) for known in kept.earlier)):
-                for replaced in [c for c, entry in unfinished.items() if _name(entry["output"]) == output.name]:
-                    del unfinished[replaced]
-            used = {name for known in every for entry in known.values() for name in _trust(entry)} | written
-            for name in stale - used:
+            stale = self._claim(kept, case, output, trust)
+            for name in stale:
                 trust_file(self.path, name).unlink(missing_ok=True)
-            kept.unfinished[case] = {"output": str(output), "by": self.token}
             self._write(kept, {})
 
     def add(self, case: str, entry: dict[str, Any]) -> None:
@@ -107,8 +97,7 @@ class Record:
         with self._alone():
             kept = self._kept()
             if kept.unfinished.get(case, {}).get("by") != self.token:
-                kept.cases.pop(case, None)
-                kept.unfinished[case] = {"output": entry["output"], "by": self.token}
+                self._claim(kept, case, Path(entry["output"]), [Path(path) for path in entry["trust"].values()])
                 self._write(kept, {})
                 raise InputError(
                     f"another process has written {entry['output']} at the same time: nobody knows whose it is.",
@@ -117,6 +106,24 @@ class Record:
             del kept.unfinished[case]
             kept.cases[case] = entry
             self._write(kept, {})
+
+    def _claim(self, kept: _Kept, case: str, output: Path, trust: Sequence[Path]) -> set[str]:
+        """Take the files from every case, of this model or another; gives the trust maps that are of no case then."""
+        written = {output.name, *(path.name for path in trust)}
+        stale: set[str] = set()
+        every = [kept.cases, *(known["cases"] for known in kept.earlier)]
+        for known in every:
+            for replaced in [c for c, entry in known.items() if _files(entry) & written]:
+                stale |= _trust(known.pop(replaced))
+        for unfinished in (kept.unfinished, *(known.get("unfinished", {}) for known in kept.earlier)):
+            for replaced in [c for c, entry in unfinished.items() if _name(entry["output"]) == output.name]:
+                del unfinished[replaced]
+        kept.unfinished[case] = {"output": str(output), "by": self.token}
+        return stale - written - {name for known in every for entry in known.values() for name in _trust(entry)}
+
+    def is_closed(self) -> bool:
+        """Whether a process has come to its end since the last case was added."""
+        return "device" in self._read()
 
     def close(self, failed: Mapping[str, str], tail: dict[str, Any]) -> None:
         """Add what is known in the end. Of several processes the last one to end has it there, with its `tail`."""

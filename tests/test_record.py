@@ -75,14 +75,22 @@ def test_a_file_that_is_being_written_is_nobodys(tmp_path: Path) -> None:
 
 
 def test_a_case_that_two_write_at_the_same_time_fails_in_both(tmp_path: Path) -> None:
-    one, other = (Record(tmp_path / "run.json", None, HEAD) for _ in range(2))
-    one.begin("a", tmp_path / "a_sct.nii.gz")
-    other.begin("a", tmp_path / "a_sct.nii.gz")
-    with pytest.raises(InputError, match="at the same time"):
-        one.add("a", entry("a_sct.nii.gz"))
-    with pytest.raises(InputError, match="at the same time"):
+    for head in (HEAD, OTHER):  # of the same model, and of another
+        one, other = Record(tmp_path / "run.json", None, HEAD), Record(tmp_path / "run.json", None, head)
+        one.begin("a", tmp_path / "a_sct.nii.gz")
+        other.begin("a", tmp_path / "a_sct.nii.gz")
+        with pytest.raises(InputError, match="at the same time"):
+            one.add("a", entry("a_sct.nii.gz"))
+        with pytest.raises(InputError, match="at the same time"):
+            other.add("a", entry("a_sct.nii.gz"))
+        assert not one.finished() and not other.finished() and set(other.unfinished()) == {"a"}
+        # And whichever ends first.
+        one.begin("a", tmp_path / "a_sct.nii.gz")
+        other.begin("a", tmp_path / "a_sct.nii.gz")
         other.add("a", entry("a_sct.nii.gz"))
-    assert not one.finished() and set(one.unfinished()) == {"a"}
+        with pytest.raises(InputError, match="at the same time"):
+            one.add("a", entry("a_sct.nii.gz"))
+        assert not one.finished() and not other.finished() and set(one.unfinished()) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +216,7 @@ def test_after_any_kill_resume_equals_an_undisturbed_conversion(
         assert not again.failed and len(again.written) + len(again.skipped) == 1
         assert files(out) == files(tmp_path / "whole"), (number, when)
         content = json.loads((out / "run.json").read_text())
-        assert set(content["cases"]) == {"p1"} and "unfinished" not in content
+        assert set(content["cases"]) == {"p1"} and "unfinished" not in content and content["device"] == "cpu"
 
 
 def test_what_was_being_replaced_is_claimed_by_nobody(
