@@ -79,8 +79,9 @@ def by_kind(warnings: Iterable[str]) -> list[str]:
 
 def _together(alike: list[str]) -> str:
     names = list(dict.fromkeys(warning.partition(": ")[0] for warning in alike))
-    if len(alike) == 1 or len(names) == 1:
-        return "; ".join([alike[0], *(warning.partition(": ")[2] for warning in alike[1:])])
+    if len(names) == 1:
+        more = f"; and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+        return "; ".join([alike[0], *(warning.partition(": ")[2] for warning in alike[1:NAMED])]) + more
     texts = {warning.partition(": ")[2] for warning in alike}
     told = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
     same = "" if len(texts) == 1 else f"; the numbers are those of {names[0]}"

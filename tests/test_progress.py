@@ -43,6 +43,8 @@ def test_what_is_of_no_kind_stays_as_it_is() -> None:
     assert by_kind([]) == []
     # Twice of one volume, with both numbers; of two volumes both names; whatever volumes are called.
     assert by_kind(["p1: gap of 3 mm found", "p1: gap of 5 mm found"]) == ["p1: gap of 3 mm found; gap of 5 mm found"]
+    told = by_kind([f"p1: gap of {n} mm found" for n in range(2, 7)])
+    assert told == ["p1: gap of 2 mm found; gap of 3 mm found; gap of 4 mm found; and 2 more"]
     assert by_kind(["1: lost 1 mL of body", "34: lost 34 mL of body"]) == [
         "lost 1 mL of body (2 like this: 1, 34; the numbers are those of 1)"
     ]
