@@ -27,6 +27,7 @@ from typing import Any
 
 from medcyclegan import __version__
 from medcyclegan.atomic import alone, is_locked, write_json
+from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError
 
 FORMAT = "medcyclegan-conversion"
@@ -170,20 +171,20 @@ class Record:
         Raises:
             InputError: the file cannot be read, or is no record of this program, or is damaged.
         """
-        remedy = "Move it away, or write into another folder; with --overwrite it is replaced."
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.path.exists():
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            problem = f"cannot be read ({error if isinstance(error, OSError) else f'no JSON: {error}'})"
+        try:
+            content = read_json(self.path, f"record {self.path}")
+        except InputError as error:
+            problem = str(error)
         else:
-            problem = _problem(content)
-            if not problem:
+            found = _problem(content)
+            if not found:
                 return dict(content)
+            problem = f"{self.path} {found}."
         if self.overwrite:
             return {}
-        raise InputError(f"{self.path} {problem}.", remedy)
+        raise InputError(problem, "Move it away, or write into another folder; with --overwrite it is replaced.")
 
     def _write(self, kept: _Kept, tail: dict[str, Any]) -> None:
         program = {"medcyclegan": __version__, "python": platform.python_version()}

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "transforms",
     },
     "inputs": {"data", "errors", "io"},
-    "record": {"", "atomic", "errors"},
+    "record": {"", "atomic", "documents", "errors"},
     "convert": GROUND | {"", "build", "data", "inference", "inputs", "io", "ranks", "record", "training"},
     "doctor": GROUND | {"data", "io", "report"},
     "reference_weights": GROUND | {"", "config", "networks", "training", "transforms"},

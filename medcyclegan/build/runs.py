@@ -171,9 +171,7 @@ def resume(
             moved = Change("data.prepared", str(recorded), str(place))
             found = [*(change for change in found if change.key != moved.key), moved]
             experiment = config.parse(replaced(resolved, found), "the changed experiment", allow)
-        prepared = ranks.first_then_all(
-            lambda: verified(place, progress or Silent()), lambda: open_prepared(place)
-        )
+        prepared = ranks.first_then_all(lambda: verified(place, progress or Silent()), lambda: open_prepared(place))
         resolve(experiment, prepared)
         if cohort and cohort != prepared.fingerprint():
             raise InputError(
