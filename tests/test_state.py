@@ -256,7 +256,11 @@ class TestAChangedExperiment:
                 told["key"]["content"]["image"] = "0"
                 (case / "case.json").write_text(json.dumps(told))
         if where == "far":
-            with pytest.raises(InputError, match=r"are not at .*old/x any more.*--set data\.prepared=FOLDER"):
+            with pytest.raises(InputError, match=r"are not at .*old/x any more\. Say .* --set data\.prepared=FOLDER"):
+                build.resume(run, device="cpu")
+            (run / "x").mkdir()
+            (run / "x" / "prepared.json").write_text("yesterday")  # and the reason why it is not taken is told
+            with pytest.raises(InputError, match=r"(?s)any more; near the run there is:\n  - .*renamed/x: .*JSON"):
                 build.resume(run, device="cpu")
         overrides = [f"data.prepared={data}"] if where == "far" else []
         with pytest.warns(UserWarning, match=r"goes on from step 2 with data\.prepared: .*old.* -> "):

@@ -218,6 +218,7 @@ def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
     if recorded.exists():
         return recorded
     above = run.resolve()
+    seen = {}
     for place in (above, *above.parents)[:NEAR]:
         for count in range(1, min(NEAR, len(recorded.parts)) + 1):
             candidate = place.joinpath(*recorded.parts[-count:])
@@ -228,11 +229,15 @@ def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
             try:
                 if cohort is None or open_prepared(candidate).fingerprint() == cohort:
                     return candidate
-            except InputError:
-                continue  # another one's, or of another version
+                seen[candidate] = "it holds other volumes, or they were prepared in another way."
+            except InputError as error:
+                seen[candidate] = str(error)
+    near = (
+        "\n  - ".join(["; near the run there is:", *(f"{path}: {why}" for path, why in seen.items())]) if seen else "."
+    )
     raise InputError(
-        f"the prepared data of {run} are not at {recorded} any more, and the same cases are not near the run either.",
-        "Say where they are now with --set data.prepared=FOLDER.",
+        f"the prepared data of {run} are not at {recorded} any more{near}",
+        ("\n" if seen else "") + "Say where they are now with --set data.prepared=FOLDER.",
     )
 
 

@@ -147,7 +147,7 @@ def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         value = content[field]
         if not isinstance(value, kinds) or isinstance(value, bool):
             yield field, f"is of type {type(value).__name__}, not {kinds[0].__name__}"
-        elif field in _LEAST and int(value) < _LEAST[field]:
+        elif isinstance(value, int) and value < _LEAST.get(field, value):
             yield field, f"is {value}, and at least {_LEAST[field]}"
     for field in ("networks", "ema"):
         for name, state in content.get(field, {}).items():
