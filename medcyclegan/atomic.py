@@ -3,6 +3,15 @@
 The content is written under a temporary name in the same folder and moved into place with one rename, so a crash,
 a full disk or an interruption leaves what was there before. What several processes read, change and write again, they
 change `alone`.
+
+A process that is killed leaves its temporary file or folder behind. Beside each lies a lock file, which the system lets
+go of when its process ends, whatever the reason and wherever it ran; so what the dead have left can be told from what
+the living are writing. It is swept when the same thing is written again, and by `sweep`. Where the system or the file
+system has no locks, nothing can be told, and everything stays.
+
+    .partial-<token>-<name>     what will be <name>
+    .former-<token>-<name>      the folder that was <name>, between two renames
+    .locked-<token>-<name>      locked while either is in use
 """
 
 from __future__ import annotations
@@ -10,52 +19,36 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 _FULL_BYTES = 1 << 20  # less free space than this after a failed write is the reason why it failed
+_LEFT = re.compile(r"\.(?:partial|former|locked)-([0-9a-f]{8})-(.+)", re.DOTALL)
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path with the same suffixes; on success it becomes `path`, on failure it is removed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The whole name stays at the end, because writers pick their format by ".nii.gz" and the like.
-    descriptor, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{target.name}", dir=target.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        with _full_disk_named(target):
-            yield temporary
-        # mkstemp makes files that only the owner may read; give what an ordinary open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+    with _temporary(Path(path)) as (temporary, target):
+        temporary.touch(exist_ok=False)
+        yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary folder; on success it replaces `path`, on failure it is removed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
-    try:
-        with _full_disk_named(target):
-            yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+    with _temporary(Path(path)) as (temporary, target):
+        temporary.mkdir()
+        yield temporary
         former = temporary.with_name(temporary.name.replace(".partial-", ".former-", 1))
         if target.exists():
             target.replace(former)
@@ -66,29 +59,144 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 former.replace(target)
             raise
         shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
+    """A free temporary path beside `target`, for this process alone; what is there in the end is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent, target.name)
+    while True:
+        token = secrets.token_hex(4)
+        lock = target.with_name(f".locked-{token}-{target.name}")
+        with _locked(lock, os.O_CREAT | os.O_EXCL, wait=True, without=True) as held:
+            if not held:  # another process took the new file for one that was left, and swept it
+                continue
+            # The whole name stays at the end, because writers pick their format by ".nii.gz" and the like.
+            temporary = target.with_name(f".partial-{token}-{target.name}")
+            try:
+                with _full_disk_named(target):
+                    yield temporary, target
+            finally:
+                _remove(temporary)
+            return
 
 
 @contextmanager
 def alone(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let one process at a time run the block, among all that name the same `path`; the others wait.
 
-    A process that dies leaves the block, too. The lock is on `.<name>.lock` beside `path`, which stays there: after an
-    atomic write `path` is another file, and a lock file that is removed can be locked twice.
+    A process that dies leaves the block, too. The lock is on `.<name>.lock` beside `path`, because `path` is another
+    file after an atomic write.
 
     Raises:
         OSError: the system or the file system has no locks.
     """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with _locked(_lock_of(target), os.O_CREAT, wait=True) as held:
+            if held:
+                yield
+                return
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a lock file of `alone`: a process is in the block, or was when it was killed."""
+    return _lock_of(Path(path)).exists()
+
+
+def _lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def sweep(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Remove what processes that have ended left half written in a folder, and put back what they had moved away.
+
+    Args:
+        folder: nothing below it is looked at.
+        name: of the one file or folder that was to be written; None: of all.
+    """
+    try:
+        found = {(match[1], match[2]) for entry in Path(folder).iterdir() if (match := _LEFT.fullmatch(entry.name))}
+    except OSError:
+        return
+    for token, written in sorted(found):
+        if name not in (None, written):
+            continue
+        target = Path(folder, written)
+        partial, former, lock = (Path(folder, f".{kind}-{token}-{written}") for kind in ("partial", "former", "locked"))
+        with suppress(OSError), _locked(lock, 0, wait=False) as held:
+            if held:
+                _remove(partial)
+                if former.exists() and not target.exists():
+                    former.replace(target)
+                _remove(former)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is called like what is being written, or was left when its writer was killed."""
+    return bool(_LEFT.fullmatch(path.name))
+
+
+@contextmanager
+def _locked(lock: Path, flags: int, *, wait: bool, without: bool = False) -> Iterator[bool]:
+    """Hold a lock file, and remove it in the end; False if another process holds it, or has just removed it.
+
+    Args:
+        lock: the file.
+        flags: with which it is opened, besides for reading and writing.
+        wait: until another process that holds it lets go of it.
+        without: go on where there are no locks.
+
+    Raises:
+        OSError: there are no locks, or the file cannot be opened.
+    """
     if sys.platform == "win32":
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(target))
+        if not without:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK), str(lock))
+        yield True
+        return
     import fcntl
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # closing the stream ends it
-        yield
+    descriptor = os.open(lock, os.O_RDWR | flags, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Whoever held it before has removed it: a lock on what is no longer there keeps nobody out.
+            held = _is_at(descriptor, lock)
+        except BlockingIOError:
+            held = False
+        except OSError:
+            if not without:
+                raise
+            held = True
+        try:
+            yield held
+        finally:
+            if held:
+                lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    # Opened anew and not only looked at: on network file systems that asks the server.
+    try:
+        other = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(other))
+    finally:
+        os.close(other)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -133,19 +241,6 @@ def _lock(stream: IO[str], shared: bool) -> None:
     import fcntl
 
     fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-
-
-def sweep(folder: str | os.PathLike[str]) -> None:
-    """Remove what `atomic_file` and `atomic_folder` were writing in a folder when their process was killed.
-
-    Only for who keeps others from writing there: see `claimed`.
-    """
-    for pattern in (".partial-*", ".former-*"):
-        for left in Path(folder).glob(pattern):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +20,20 @@ import typer
 
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
+from medcyclegan.progress import Notices
 
 
 class _Verbs(typer.core.TyperGroup):
-    """Typer would end an interrupted verb without a word."""
+    """Typer would end an interrupted verb without a word. Warnings come before its errors, one line per kind."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            _notices.release()
             _fail("interrupted.", 130)
+        finally:
+            _notices.release()
 
 
 app = typer.Typer(
@@ -363,6 +368,7 @@ def train(
             allow_changes=allow_changes,
             device=device,
             progress=Terminal(),
+            handlers=(_notices,),
             allow=allow or (),
         )
     else:
@@ -372,11 +378,16 @@ def train(
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or (), allow=allow or ())
         experiment = config.with_data(experiment, data)
-        if config_file is None and experiment.data.prepared is None:
-            experiment = _planned(experiment, overrides or (), output, device)
         from medcyclegan import build
 
-        result = build.train(experiment, output, device=device, progress=Terminal(), workers=0)
+        with ExitStack() as held:
+            if config_file is None and experiment.data.prepared is None:
+                if first:
+                    held.enter_context(build.alone_in(output))
+                experiment = _planned(experiment, overrides or (), output, device)
+            result = build.train(
+                experiment, output, device=device, progress=Terminal(), handlers=(_notices,), workers=0
+            )
     if as_json and first:
         _print_json(
             {
@@ -447,6 +458,7 @@ def convert(
         str, typer.Option("--format", help="nifti, mha, nrrd, or dicom: a CT series in a folder of its own.")
     ] = "nifti",
     trust: Annotated[bool, typer.Option("--trust", help="Write trust maps too.")] = False,
+    masks: MaskFolder = None,
     planes: Annotated[
         str | None, typer.Option(metavar="PLANE,...", help="Fuse slices along these: axial,coronal,sagittal.")
     ] = None,
@@ -483,6 +495,7 @@ def convert(
         progress=Terminal(),
         allow=allow or (),
         which=which,
+        masks=masks,
         **chosen,
     )
     _note(f"model: {result.model}")
@@ -861,7 +874,11 @@ def _note(text: str) -> None:
 
 
 def _warn(text: str) -> None:
-    _note(f"warning: {text}")
+    """Warn, once what is alike has come together."""
+    _notices.take(text)
+
+
+_notices = Notices(lambda text: _note(f"warning: {text}"))
 
 
 def _print_json(content: Any) -> None:
@@ -881,6 +898,7 @@ def _left_out_line(shares: dict[str, float]) -> str:
 
 def _end_with_failures(failed: dict[str, str]) -> None:
     if failed:
+        _notices.release()
         _note(f"{len(failed)} failed:")
         for case, reason in failed.items():
             _note(f"  {case}: {reason}")

@@ -1,16 +1,21 @@
-"""Progress of anything long: a bar in a terminal, plain lines elsewhere, silence in a library call.
+"""What is shown of anything long: a bar in a terminal, plain lines elsewhere, silence in a library call.
 
-Library functions take a `Progress` and call `track`; the command line decides which one.
+Library functions take a `Progress` and call `track`; the command line decides which one. Of warnings about many volumes
+it shows one line per kind. Two warnings are of a kind if they differ in nothing but the volume and the numbers.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+NAMED = 3  # volumes that a warning about several names
+_NUMBERS = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?(?:(?:, | x | and )[-+]?\d+(?:[.,]\d+)*)*", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 class Progress(Protocol):
@@ -51,3 +56,62 @@ class Terminal:
             if done == total or now - last >= self.interval_s:
                 last = now
                 print(f"{description}: {done} of {total} ({now - started:.0f} s)", file=sys.stderr, flush=True)
+
+
+def by_kind(warnings: Iterable[str]) -> list[str]:
+    """Warnings of a kind as one line, in the order in which the kinds came.
+
+    Args:
+        warnings: `NAME: text`, where NAME is a volume or a case; others are taken by their text.
+
+    Returns:
+        A warning that is the only one of its kind as it is; of several the first, with their number and the first
+        `NAMED` names. The same warning given twice counts once.
+    """
+    kinds: dict[str, dict[str, None]] = {}
+    for warning in warnings:
+        name, colon, text = warning.partition(": ")
+        kind = re.sub("#+", "#", _NUMBERS.sub("#", text.replace(name, "#"))) if colon and name else warning
+        # What has no words but values, such as a setting and what it is now, has no kind.
+        kinds.setdefault(kind if len(_WORD.findall(kind)) >= 3 else warning, {})[warning] = None
+    return [_together(list(alike)) for alike in kinds.values()]
+
+
+def _together(alike: list[str]) -> str:
+    names = list(dict.fromkeys(warning.partition(": ")[0] for warning in alike))
+    if len(names) == 1:
+        more = f"; and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+        return "; ".join([alike[0], *(warning.partition(": ")[2] for warning in alike[1:NAMED])]) + more
+    texts = {warning.partition(": ")[2] for warning in alike}
+    told = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    same = "" if len(texts) == 1 else f"; the numbers are those of {names[0]}"
+    return f"{alike[0].partition(': ')[2]} ({len(names)} like this: {told}{same})"
+
+
+class Notices:
+    """Warnings that are held back, to be shown one line per kind.
+
+    Args:
+        show: takes a line.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.show = show
+        self.held: list[str] | None = []
+
+    def take(self, warning: str) -> None:
+        """Hold a warning back, or show it where nothing is held back any more."""
+        if self.held is None:
+            self.show(warning)
+        else:
+            self.held.append(warning)
+
+    def release(self, *, hold: bool = True) -> None:
+        """Show what is held back; with `hold` False all that comes later is shown at once."""
+        lines, self.held = by_kind(self.held or ()), [] if hold else None
+        for line in lines:
+            self.show(line)
+
+    def attach(self, engine: object) -> None:
+        """As a handler of a training: from its first step on, which may be hours long, nothing is held back."""
+        self.release(hold=False)

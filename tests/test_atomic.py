@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import stat
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from medcyclegan.atomic import alone, atomic_file, atomic_folder, write_json
+from medcyclegan.atomic import alone, atomic_file, atomic_folder, sweep, write_json
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -114,3 +115,85 @@ with alone(path):
     assert json.loads(counter.read_text()) == 50 * count
     with alone(counter):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".counter.json.lock", "counter.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["counter.json"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from medcyclegan.atomic import atomic_file, atomic_folder
+folder, where = pathlib.Path(sys.argv[1]), sys.argv[2]
+if where == "in file":
+    with atomic_file(folder / "x.nii.gz") as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+with atomic_folder(folder / "series") as temporary:
+    (temporary / "1.dcm").write_bytes(b"new")
+    if where == "in folder":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if where == "between renames":
+        move = pathlib.Path.replace
+        def once(path, to):
+            if path.name.startswith(".partial-"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return move(path, to)
+        pathlib.Path.replace = once
+    if where == "after renames":
+        import shutil
+        shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("where", ["in file", "in folder", "between renames", "after renames"])
+def test_what_the_killed_have_left_is_swept_and_what_they_had_moved_away_is_put_back(
+    where: str, tmp_path: Path
+) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"old")
+    (tmp_path / "x.nii.gz").write_bytes(b"old")
+    for name in (".partial-notes", ".partial-0123456789-x", ".former-house.nii.gz"):  # not ours
+        (tmp_path / name).write_text("mine")
+    mine = {path.name for path in tmp_path.iterdir()}
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, where], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()} - mine
+    assert left and all(name[1:].startswith(("partial-", "former-", "locked-")) for name in left)
+    with atomic_file(tmp_path / "y.json") as living:  # of this process, which lives
+        sweep(tmp_path, "x.nii.gz" if where != "in file" else "series")  # of another thing
+        assert left <= {path.name for path in tmp_path.iterdir()}
+        sweep(tmp_path)
+        assert living.exists()
+        living.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == mine | {"y.json"}
+    assert (tmp_path / "x.nii.gz").read_bytes() == b"old" and (tmp_path / "y.json").read_text() == "whole"
+    assert (tmp_path / "series" / "1.dcm").read_bytes() == (b"new" if where == "after renames" else b"old")
+
+
+def test_the_same_write_sweeps_before_it_begins(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path, "in file"], cwd=Path(__file__).parents[1], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_file(tmp_path / "x.nii.gz") as temporary:
+        assert len(list(tmp_path.iterdir())) == 2
+        temporary.write_bytes(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.nii.gz"]
+
+
+def test_without_locks_everything_is_written_and_nothing_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path, "in folder"], cwd=Path(__file__).parents[1], check=False)
+    left = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    sweep(tmp_path)
+    write_json(tmp_path / "a.json", 1)
+    assert {path.name for path in tmp_path.iterdir()} == left | {"a.json"}
+    with pytest.raises(OSError, match="locks"), alone(tmp_path / "a.json"):
+        pass
+
+
+def test_an_error_within_is_never_taken_for_one_of_the_lock(tmp_path: Path) -> None:
+    for writing in (atomic_file, atomic_folder, alone):
+        for error in (FileExistsError, BlockingIOError, FileNotFoundError):
+            with pytest.raises(error, match="within"), writing(tmp_path / "x"):
+                raise error("within")
+    assert not list(tmp_path.iterdir())

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from medcyclegan import build
 from medcyclegan.errors import InputError
 from medcyclegan.training import checkpoint
 from medcyclegan.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from medcyclegan.training.recorder import _drop_rows_after
 
 
 def test_describes_itself(run: Path) -> None:
@@ -84,3 +89,110 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
         save_checkpoint({"step": 2}, file)
     assert load_checkpoint(file)["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def wrong(content: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """The checkpoint with one field another one, or without it (`...`); parts of the name are joined by a dot."""
+    changed = copy.deepcopy(content)
+    *parents, last = field.split(".")
+    place = changed
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return changed
+
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, ...) for field in ("experiment", "domains", "step", "ema", "domains.a", "domains.b.scaler")),
+        *((field, "wild") for field in ("experiment", "domains", "step", "ema", "ema.gen_ab", "domains.b.preparation")),
+        ("version", None),
+        ("version", "1"),
+        ("version", NAN),
+        ("step", NAN),
+        ("step", -1),
+        ("best", {"step": 1}),
+        ("domains.a.name", 3),
+        ("domains.a.cohort", [{"spacing_mm": "?"}]),
+        ("domains.a.preparation.spacing", (1.0, NAN, 1.0)),
+        ("domains.a.preparation.spacing", (1.0, 1.0)),
+        ("domains.a.preparation.modality", "PET"),
+        ("domains.a.preparation.more", 1),
+        ("domains.a.preparation.mr_inverted", "no"),
+        ("domains.a.preparation.mr_percentiles", (99.5, 0.5)),
+        ("domains.b.preparation.ct_window", (-1024.0, NAN)),
+        ("domains.b.scaler.inverted", "false"),
+        ("domains.b.scaler.high", -5000.0),
+    ],
+)
+def test_a_field_that_is_not_what_it_should_be_is_named(
+    field: str, value: Any, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(wrong(whole, field, value), tmp_path / "checkpoint.pt")
+    section = r"\.".join(field.split(".")[:3]) if value is not ... else field.split(".")[0]
+    with pytest.raises(InputError, match=rf"(?s){tmp_path}/checkpoint\.pt is damaged: {section}"):
+        build.load_translator(tmp_path, device="cpu")
+
+
+def test_weights_that_do_not_fit_or_are_no_numbers_are_named(whole: dict[str, Any], tmp_path: Path) -> None:
+    key, weight = next((k, w) for k, w in whole["ema"]["gen_ab"].items() if w.is_floating_point())
+    for value, told in (
+        (torch.full_like(weight, NAN), rf"ema\.gen_ab\.{re.escape(key)} holds values that are not numbers"),
+        ("wild", rf"ema\.gen_ab\.{re.escape(key)} is of type str"),
+        (weight[..., :1], "ema.gen_ab cannot be used .*size mismatch"),
+    ):
+        content = copy.deepcopy(whole)
+        content["ema"]["gen_ab"][key] = value
+        torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(InputError, match=rf"(?s)is damaged: {told}"):
+            build.load_translator(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("networks", ...),
+        ("optimizers.generators", ...),
+        ("optimizers.generators.param_groups", []),
+        ("optimizers.discriminators.state", {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(1)}}),
+        ("schedulers.generators.step", "wild"),
+        ("objective.pools.a.images", [torch.zeros(1, 2), torch.zeros(1, 3)]),
+        ("random.cpu", torch.zeros(3, dtype=torch.uint8)),
+        ("random.python", (3, (1, 2), None)),
+        ("companions.finite.pending", [(1, ["x"], torch.tensor([True, False]))]),
+        ("companions.validation", {}),
+        ("given", 3),
+    ],
+)
+def test_a_state_that_cannot_be_gone_on_from_is_named(
+    field: str, value: Any, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(wrong(whole, field, value), tmp_path / "checkpoint.pt")
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(InputError) as told, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        build.resume(tmp_path, device="cpu")
+    section = field.split(".")[0] if field.startswith(("random", "objective")) else ".".join(field.split(".")[:2])
+    assert f"{tmp_path}/checkpoint.pt is damaged: {section} " in str(told.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt"}
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"step,x\nwild,1\n", b"\xff\xfe\n\xff\n", b"step\n\n\n"])
+def test_a_damaged_table_of_a_run_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged: .*Move it away"):
+        _drop_rows_after(tmp_path / "metrics.csv", 5)
+    assert (tmp_path / "metrics.csv").read_bytes() == content

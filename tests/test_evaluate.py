@@ -315,6 +315,21 @@ def test_a_crash_leaves_the_earlier_evaluation(tmp_path: Path, monkeypatch: pyte
     assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
 
 
+def test_what_the_killed_have_left_is_no_case_and_nothing_foreign(tmp_path: Path) -> None:
+    pred, ref = folders(tmp_path, {"a": ("a_sct.nii.gz", 4)})
+    out = tmp_path / "out"
+    evaluate(pred, ref, out, protocol="synthrad2023")
+    undisturbed = rows_of(out)
+    left = [pred / ".partial-01234567-a_sct.nii.gz", ref / ".partial-01234567-a.nii.gz"]
+    left += [out / f".{kind}-01234567-cases.csv" for kind in ("partial", "locked")]
+    for path in left:
+        path.write_bytes(b"half")
+    for patterns in ((), ("pred={case}_sct.nii.gz", "ref={case}.nii.gz")):
+        evaluate(pred, ref, out, protocol="synthrad2023", patterns=patterns)
+        assert rows_of(out) == undisturbed
+        assert sorted(path.name for path in out.iterdir()) == ["cases.csv", "summary.json"]
+
+
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
     with pytest.raises(InputError, match="Did you mean 'native'"):

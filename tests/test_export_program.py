@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,3 +208,15 @@ def test_both_directions_and_a_half_trained_run(prepared: PreparedCohort, tmp_pa
         assert "Half trained" in card and "step 3 of 4" in card
         assert torch.export.load(tmp_path / "out" / direction / "model.pt2")
     assert "on the voxel grid" in card and "not for clinical" in (tmp_path / "out/ba/model.json").read_text()
+
+
+def test_a_disk_that_is_full_ends_an_export_with_an_error_and_not_the_process(tmp_path: Path) -> None:
+    made = torch.export.export(nn.Linear(60, 60), (torch.zeros(1, 60),))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # no file may become larger, as on a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_program(SimpleNamespace(exported=made), tmp_path / "model.pt2")  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -230,6 +230,43 @@ def test_ten_bad_steps_on_end_go_back_too_and_nine_do_not() -> None:
     assert returned == [35] and "10 bad steps came in a row" in heard[-2][2]
 
 
+def test_flags_of_before_a_resumption_never_meet_tensors_of_another_device() -> None:
+    heard: list[str] = []
+
+    def made() -> FiniteGuard:
+        report = lambda step, name, remark: heard.append(str(remark))  # noqa: E731
+        return FiniteGuard(every=4, checkpoint=lambda: None, describe=str, report=report)
+
+    network = nn.Linear(1, 1)
+    engine = SimpleNamespace(
+        state=SimpleNamespace(iteration=0, epoch_length=1000),
+        objective=SimpleNamespace(networks=network),
+        ema=SimpleNamespace(averages={}),
+    )
+    first = made()
+    for step, good in ((1, False), (2, True)):
+        engine.state.iteration = step
+        engine.finite = {"cycle": torch.tensor(True), "of another process": torch.tensor(good)}
+        first(engine)
+    state = first.state_dict()
+    assert not any(isinstance(flag, torch.Tensor) for *_, flags in state["pending"] for flag in flags)
+    old = state | {"pending": [(s, n, torch.tensor(flags)) for s, n, flags in state["pending"]]}  # of earlier programs
+    for known in (state, old):
+        heard.clear()
+        guard = made()
+        guard.load_state_dict(known)
+        assert not guard.pending and guard.state_dict() == state
+        engine.state.iteration = 3  # and on a device that gives nothing away before it is asked to
+        engine.finite = {"cycle": torch.empty((), dtype=torch.bool, device="meta")}
+        guard(engine)
+        assert {flags.device.type for *_, flags in guard.pending} == {"meta"}
+        guard.pending.clear()
+        engine.state.iteration, engine.finite = 4, {"cycle": torch.tensor(False)}
+        guard(engine)
+        assert guard.skipped == 2 and "of another process not finite at step 1" in heard[0]
+        assert "and at 1 more" in heard[0] and not guard.resumed
+
+
 def test_resuming_amid_bad_steps_is_exact(experiment: Experiment, tmp_path: Path) -> None:
     """Every schedule, guard and companion included: the snapshot holds all of it."""
     settings = {

@@ -141,3 +141,21 @@ def test_exchanged_folders_are_told_by_the_names_in_them(tmp_path: Path) -> None
     assert list(named.cases) == ["p1", "p2"]
     other = touch(tmp_path / "c", "sct_p1.mha", "sct_p2.mha")  # one model against another
     assert list(find_cases({"pred": other, "ref": synthetic}).cases) == ["p1_sct", "p2_sct"]
+
+
+def test_the_synthrad_layout_at_any_depth_and_as_source(tmp_path: Path) -> None:
+    root = tmp_path / "SynthRAD2023"
+    synthrad(root / "Task1" / "brain", "1BA001")
+    synthrad(root / "Task1" / "pelvis", "1PA001")
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    for case in ("1BA001", "1PA001"):
+        (pred / f"{case}_sct.nii.gz").touch()
+    found = find_cases({"pred": pred, "ref": root, "mask": root, "source": root})
+    assert list(found.cases) == ["1BA001", "1PA001"]
+    for files in found.cases.values():
+        assert files.mask == files.ref.parent / files.mask.name and files.mask.name.startswith("mask.")
+        assert files.source == files.ref.parent / files.source.name and files.source.name.startswith("mr.")
+    synthrad(root / "Task2" / "brain", "1BA001")
+    with pytest.raises(InputError, match=r"more than once.*\n  - 1BA001: "):
+        find_cases({"pred": pred, "ref": root})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import resource
 import shutil
@@ -234,6 +235,39 @@ class TestAChangedExperiment:
         assert build.resume(stopped, overrides=moved, device="cpu").step == 4
         assert apart_in_weights(stopped, run) < 1e-6
 
+    @pytest.mark.parametrize("where", ["within", "beside", "far"])
+    def test_a_run_that_was_moved_finds_its_data_or_says_how_to_name_them(
+        self, where: str, stopped: Path, prepared: PreparedCohort, tmp_path: Path
+    ) -> None:
+        old, new = tmp_path / "old", tmp_path / "new"
+        run = shutil.copytree(stopped, new / "runs" / "renamed")
+        data = {"within": run / "prepared", "beside": new / "data" / "set", "far": tmp_path / "far"}[where]
+        shutil.copytree(prepared.folder, data)
+        content = load_checkpoint(run)
+        lay = {"within": old / "runs" / "tiny" / "prepared", "beside": old / "data" / "set", "far": old / "x"}[where]
+        for part in ("experiment", "given"):
+            content[part]["data"]["prepared"] = str(lay)
+        torch.save(content, run / "checkpoint.pt")
+        strangers = new / "runs" / lay.name  # nearer to the run, and of other cases
+        if where == "beside":
+            shutil.copytree(prepared.folder, strangers)
+            for case in (strangers / "a").iterdir():
+                told = json.loads((case / "case.json").read_text())
+                told["key"]["content"]["image"] = "0"
+                (case / "case.json").write_text(json.dumps(told))
+        if where == "far":
+            with pytest.raises(InputError, match=r"are not at .*old/x any more\. Say .* --set data\.prepared=FOLDER"):
+                build.resume(run, device="cpu")
+            (run / "x").mkdir()
+            (run / "x" / "prepared.json").write_text("yesterday")  # and the reason why it is not taken is told
+            with pytest.raises(InputError, match=r"(?s)any more; near the run there is:\n  - .*renamed/x: .*JSON"):
+                build.resume(run, device="cpu")
+        overrides = [f"data.prepared={data}"] if where == "far" else []
+        with pytest.warns(UserWarning, match=r"goes on from step 2 with data\.prepared: .*old.* -> "):
+            build.resume(run, overrides=overrides, device="cpu", handlers=[StopAt(3)])
+        assert build.resume(run, device="cpu").step == 4
+        assert yaml.safe_load((run / "config.yaml").read_text())["data"]["prepared"] == str(data.resolve())
+
 
 @contextmanager
 def file_size_limit(limit: int) -> Iterator[None]:
@@ -270,6 +304,35 @@ def test_two_trainings_of_one_run_are_kept_apart(stopped: Path, monkeypatch: pyt
     finally:
         os.close(folder)
     assert build.resume(stopped, device="cpu").step == 4
+
+
+def test_a_second_training_into_a_new_folder_is_refused_before_it_looks(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.runs, "LEFTOVERS_S", 0.0)
+    new, refused = tmp_path / "run", []
+
+    class Second:
+        """Begins in a process of its own, as far as the lock can tell, when the first has seen that all is new."""
+
+        def attach(self, engine: Any) -> None:
+            monkeypatch.setattr(build.runs, "_held", set())
+            with pytest.raises(InputError, match="another process is training") as caught:
+                build.train(experiment, new, device="cpu")
+            refused.append(str(caught.value))
+            with pytest.raises(InputError, match="another process is training"):
+                build.resume(new, device="cpu")
+
+    assert build.train(experiment, new, device="cpu", handlers=[Second(), StopAt(1)]).step == 1
+    assert len(refused) == 1
+    # What is refused for another reason leaves no folder, and a folder of somebody else stays as it is.
+    impossible = changed(experiment, patches={"size": [32, 32], "plane": "axial", "neighbors": 1})
+    impossible = changed(impossible, data={"prepared": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match="not a prepared folder"):
+        build.train(impossible, tmp_path / "other", device="cpu")
+    assert not (tmp_path / "other").exists()
+    with build.alone_in(new), build.alone_in(new):
+        pass
 
 
 def test_batches_and_patches_out_of_proportion_are_refused_before_training(

@@ -94,3 +94,22 @@ def test_inferer_with_the_identity(spatial_dims: int) -> None:
     assert torch.allclose(inferer(image, lambda x: -x), -image, atol=1e-6)
     with pytest.raises(ValueError, match="B, 1, X, Y, Z"):
         inferer(image[0], nn.Identity())
+
+
+def test_a_mask_of_the_body_goes_along(translator: Translator, cohort: phantom.Cohort) -> None:
+    files = {"mr": str(cohort.test_mr[0]), "mask": str(cohort.test_mask[0])}
+    data = LoadImaged(("mr", "mask"), ensure_channel_first=True)(files)
+    inside = data["mask"].numpy()[0] > 0
+    inside[:, :, :8] = False
+    data["mask"][0][~torch.from_numpy(inside)] = 0
+    result = TranslateImaged("mr", translator, output_keys="sct", mask_key="mask")(data)
+    expected = translator(cohort.test_mr[0], body=inside).array
+    np.testing.assert_array_equal(result["sct"].numpy()[0], expected)
+    assert (expected[:, :, :7] == -1024).all()
+    for wrong in (data["mask"][:, 1:], data["mask"] * 0):
+        with pytest.raises(ValueError, match="the mask"):
+            TranslateImaged("mr", translator, mask_key="mask")({**data, "mask": wrong})
+    moved = data["mask"].clone()
+    moved.affine[0, 3] += 1
+    with pytest.raises(ValueError, match="does not lie on the grid"):
+        TranslateImaged("mr", translator, mask_key="mask")({**data, "mask": moved})

@@ -170,7 +170,7 @@ def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
             "data.skip_failed: true (--set data.skip_failed=true):",
         )
     for name, reason in prepared.failed.items():
-        warnings.warn(f"not trained on, because it could not be prepared: {name}: {reason}", stacklevel=2)
+        warnings.warn(f"{name}: not trained on, because it could not be prepared: {reason}", stacklevel=2)
     for line in prepared.warnings:
         warnings.warn(line, stacklevel=2)
     return experiment.model_copy(

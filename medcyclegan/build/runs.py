@@ -7,27 +7,36 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medcyclegan import config, ranks
-from medcyclegan.atomic import atomic_file
+from medcyclegan.atomic import atomic_file, is_temporary, sweep
 from medcyclegan.build.cohorts import prepare_or_open, resolve, verified
 from medcyclegan.build.devices import choose_device
 from medcyclegan.build.trainers import make_trainer
-from medcyclegan.changes import changes, replaced, require_allowed
+from medcyclegan.changes import Change, changes, replaced, require_allowed
 from medcyclegan.config import Experiment
 from medcyclegan.data.prepared import PreparedCohort, open_prepared
 from medcyclegan.errors import InputError
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.training.checkpoint import FILE_NAME, load_checkpoint
+from medcyclegan.training.checkpoint import (
+    FILE_NAME,
+    NEEDED_TO_GO_ON,
+    damaged,
+    load_checkpoint,
+    reading,
+    require_fields,
+)
 from medcyclegan.training.mlflow import require_mlflow
-from medcyclegan.training.trainer import CycleGANTrainer
+from medcyclegan.training.trainer import CycleGANTrainer, WrongState
 from medcyclegan.training.validation import Validation, require_not_exhausted
 
 PLAN_NAME = "plan.yaml"  # of a run whose config was planned
+NEAR = 5  # folders above a run, and last parts of a path, among which data that were moved are looked for
+_held: set[Path] = set()  # runs that this process trains
 LEFTOVERS_S = 10.0  # readers of a training that was killed notice it after five seconds, and hold its lock until then
 
 
@@ -76,10 +85,12 @@ def train(
     where = choose_device(ranks.own_device(device))
     if experiment.training.mlflow is not None:
         require_mlflow()
-    with ranks.joined(where):
+    with ranks.joined(where), ExitStack() as held:
 
         def begin() -> PreparedCohort:
+            held.enter_context(alone_in(run))  # before the look at what is there, which two would both find empty
             require_new_run(run)
+            sweep(run)
             return prepare_or_open(experiment, run, progress or Silent(), workers)
 
         prepared = ranks.first_then_all(begin, lambda: open_prepared(experiment.data.prepared or run / "prepared"))
@@ -105,7 +116,8 @@ def resume(
 
     Args:
         run: the folder of the run; or a checkpoint in it, to go back to that.
-        config_file, overrides: the experiment to go on with, as for a new one; by default the run's own.
+        config_file, overrides: the experiment to go on with, as for a new one; by default the run's own. Another
+            `data.prepared` is no change as long as it holds the same cases.
         allow_changes: go on although that differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is
             warned of and recorded in the checkpoint.
         device, progress, handlers: as in `train`. With other processes, a step still takes the same patches.
@@ -116,7 +128,12 @@ def resume(
     """
     where, allow = choose_device(ranks.own_device(device)), tuple(allow)
     folder = run if run.is_dir() else run.parent
-    with ranks.joined(where):
+    with ranks.joined(where), ExitStack() as held:
+        if folder.is_dir():
+            # Before the checkpoint is read: it may be another's, who trains this run, and be old when that one ends.
+            ranks.first_then_all(lambda: held.enter_context(alone_in(folder)), lambda: None)
+            if ranks.is_first():
+                sweep(folder)
         if run.is_dir() and not (run / FILE_NAME).exists() and (run / "config.yaml").exists():
             # It was stopped before its first checkpoint; the seed makes the same beginning again.
             checkpoint, step = None, 0
@@ -128,12 +145,17 @@ def resume(
                 raise InputError(
                     f"{run} was imported and holds no state of a training to continue.", "It can only convert."
                 )
+            require_fields(checkpoint, run, NEEDED_TO_GO_ON)
             own, step = config.parse(checkpoint["experiment"], f"the config in {run}", allow), checkpoint["step"]
             given = checkpoint.get("given", checkpoint["experiment"])
         resolved = own.to_dict()
         new = _given(config.load(config_file, overrides, base=None if config_file else resolved, allow=allow))
-        found = changes(resolved, given, new)
-        require_allowed(found, str(run), allow=allow_changes)
+        with reading(run, "given"):
+            found = changes(resolved, given, new)
+        cohort = checkpoint.get("cohort") if checkpoint else None
+        # Where the same cases lie changes nothing, and that they are the same is looked at below.
+        own_place = [change for change in found if change.key == "data.prepared" and cohort]
+        require_allowed([change for change in found if change not in own_place], str(run), allow=allow_changes)
         experiment = config.parse(replaced(resolved, found), "the changed experiment", allow)
         if experiment.training.steps < step:
             raise InputError(
@@ -143,15 +165,18 @@ def resume(
         if experiment.training.steps == step:
             more = f"--set training.steps={2 * step} --allow-changes"
             warnings.warn(f"{run} has done all its {step} steps already; go on with, for example, {more}", stacklevel=2)
-        folder_of_data = Path(str(experiment.data.prepared))
-        prepared = ranks.first_then_all(
-            lambda: verified(folder_of_data, progress or Silent()), lambda: open_prepared(folder_of_data)
-        )
+        recorded = Path(str(experiment.data.prepared))
+        place = _find_prepared(recorded, folder, cohort)
+        if place != recorded:
+            moved = Change("data.prepared", str(recorded), str(place))
+            found = [*(change for change in found if change.key != moved.key), moved]
+            experiment = config.parse(replaced(resolved, found), "the changed experiment", allow)
+        prepared = ranks.first_then_all(lambda: verified(place, progress or Silent()), lambda: open_prepared(place))
         resolve(experiment, prepared)
-        if checkpoint and checkpoint.get("cohort", prepared.fingerprint()) != prepared.fingerprint():
+        if cohort and cohort != prepared.fingerprint():
             raise InputError(
                 f"{prepared.folder} does not hold the volumes that {run} was trained on, or not as they were prepared.",
-                "Name the right folder with --set data.prepared=FOLDER --allow-changes, or train a new run.",
+                "Name the right folder with --set data.prepared=FOLDER, or train a new run.",
             )
         for change in found:
             warnings.warn(f"goes on from step {step} with {change}", stacklevel=2)
@@ -163,15 +188,57 @@ def resume(
             checkpoint["changes"] = [*checkpoint.get("changes", []), *record]
             if {"training.batch_size", "training.accumulate"} & {change.key for change in found}:
                 checkpoint.pop("batch", None)
-        trainer = make_trainer(
-            experiment, prepared, folder, where, checkpoint, handlers, newest=run.is_dir() or run.name == FILE_NAME
-        )
+        newest = run.is_dir() or run.name == FILE_NAME
+        try:
+            trainer = make_trainer(experiment, prepared, folder, where, checkpoint, handlers, newest=newest)
+        except WrongState as error:
+            raise damaged(run, error.field, error.problem) from error
         validation = trainer.companions["validation"]
         if isinstance(validation, Validation):
             require_not_exhausted(validation, step)
         if ranks.is_first() and (found or not (folder / "config.yaml").exists()):
             _save_config(experiment, folder)
         return _run(trainer, experiment, folder, prepared)
+
+
+def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
+    """Where the prepared data of a run lie, which may have been moved, with the run or apart from it.
+
+    Looked for are the last parts of the recorded path below the run's folder and those above it: as they lay to each
+    other before. What is found must be the same cases.
+
+    Args:
+        recorded: where they were.
+        run: the run's folder.
+        cohort: their fingerprint; None where it is not known, as before the first checkpoint.
+
+    Raises:
+        InputError: they are neither there nor near the run.
+    """
+    if recorded.exists():
+        return recorded
+    above = run.resolve()
+    seen = {}
+    for place in (above, *above.parents)[:NEAR]:
+        for count in range(1, min(NEAR, len(recorded.parts)) + 1):
+            candidate = place.joinpath(*recorded.parts[-count:])
+            if not (candidate / "prepared.json").is_file():
+                continue
+            if cohort is None and candidate != above / "prepared":  # which a run has made for itself
+                continue
+            try:
+                if cohort is None or open_prepared(candidate).fingerprint() == cohort:
+                    return candidate
+                seen[candidate] = "it holds other volumes, or they were prepared in another way."
+            except InputError as error:
+                seen[candidate] = str(error)
+    near = (
+        "\n  - ".join(["; near the run there is:", *(f"{path}: {why}" for path, why in seen.items())]) if seen else "."
+    )
+    raise InputError(
+        f"the prepared data of {run} are not at {recorded} any more{near}",
+        ("\n" if seen else "") + "Say where they are now with --set data.prepared=FOLDER.",
+    )
 
 
 def _given(experiment: Experiment) -> dict[str, Any]:
@@ -184,7 +251,7 @@ def _given(experiment: Experiment) -> dict[str, Any]:
 
 
 def _visible(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".partial-")}
+    return {entry.name for entry in folder.iterdir() if not is_temporary(entry)}
 
 
 def _save_config(experiment: Experiment, run: Path) -> None:
@@ -196,7 +263,7 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path, prepared: 
     loader: Any = trainer.data_loader
     started = time.monotonic()
     try:
-        with prepared.in_use(), _alone(run) if ranks.is_first() else nullcontext():
+        with prepared.in_use():
             trainer.run()
     except RuntimeError as error:
         if not ranks.is_loss(error):
@@ -221,12 +288,33 @@ def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path, prepared: 
 
 
 @contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Keep a second training out of a run, and clear away what an earlier one was writing when it was cut off.
+def alone_in(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder, which is made where it is missing; within it, again is no harm.
 
     Raises:
         InputError: if another process trains this run.
     """
+    if run.resolve() in _held:
+        yield
+        return
+    made = not run.exists()
+    if made:
+        run.mkdir(parents=True)
+    try:
+        with _locked(run):
+            _held.add(run.resolve())
+            try:
+                yield
+            finally:
+                _held.discard(run.resolve())
+    finally:
+        if made:
+            with suppress(OSError):  # unless it holds something by now
+                run.rmdir()
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
     if sys.platform == "win32":  # which has no such locks
         yield
         return
@@ -247,9 +335,6 @@ def _alone(run: Path) -> Iterator[None]:
                 time.sleep(0.5)
             except OSError:  # a file system without locks
                 break
-        for left in run.glob(".partial-*"):
-            if left.is_file():
-                left.unlink(missing_ok=True)
         yield
     finally:
         os.close(folder)

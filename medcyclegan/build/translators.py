@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from medcyclegan import __version__, config
 from medcyclegan.build.devices import choose_device
@@ -12,8 +19,15 @@ from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
-from medcyclegan.training.checkpoint import BEST_NAME, load_checkpoint
-from medcyclegan.training.trainer import bf16_is_safe
+from medcyclegan.training.checkpoint import (
+    BEST_NAME,
+    NEEDED_TO_TRANSLATE,
+    damaged,
+    load_checkpoint,
+    reading,
+    require_fields,
+)
+from medcyclegan.training.trainer import averaged_state, bf16_is_safe
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
@@ -55,43 +69,35 @@ def load_translator(
     path = choose_checkpoint(Path(path), checkpoint)
     allow = tuple(allow)
     content = load_checkpoint(path, allow)
-    experiment = config.parse(content["experiment"], f"the config in {path}", allow)
+    require_fields(content, path, NEEDED_TO_TRANSLATE)
+    experiment = _experiment(content, path, allow)
     name = f"gen_{direction}"
     if name not in content["ema"]:
         raise InputError(
             f"{path} holds no generator for the direction '{direction}'; it has {', '.join(content['ema'])}."
         )
-    generator = make_network(name, experiment)
-    generator.load_state_dict(content["ema"][name])
-    source, target = (content["domains"][domain] for domain in direction)
-    if len(made := [contrast["name"] for contrast in target.get("contrasts", ())]) > 1:
+    source, target = (_domain(content, path, domain) for domain in direction)
+    if len(target.names) > 1:
         raise InputError(
-            f"in the direction '{direction}' {path} makes {len(made)} contrasts at once ({', '.join(made)}), and a "
-            "translation is one volume.",
+            f"in the direction '{direction}' {path} makes {len(target.names)} contrasts at once "
+            f"({', '.join(target.names)}), and a translation is one volume.",
             "Only the direction into a domain of one contrast is converted; train a model of one contrast for this.",
         )
-    contrasts = source.get("contrasts", ())
     if experiment.patches.size is None:
-        raise InputError(f"{path}: the checkpoint's config has no patches.size; it is damaged.")
+        raise damaged(path, "experiment.patches.size", "is missing")
+    generator = _generator(name, content, experiment, path, where)
     back = f"gen_{direction[::-1]}"
-    backward = None
-    if back in content["ema"]:
-        backward = make_network(back, experiment)
-        backward.load_state_dict(content["ema"][back])
-        backward.eval().requires_grad_(False).to(where)
-    for network in (generator, backward):
-        if network is not None:
-            lay_out(network, where)
+    backward = _generator(back, content, experiment, path, where) if back in content["ema"] else None
     return Translator(
-        generator.eval().requires_grad_(False).to(where),
-        preparation=Preparation(**source["preparation"]),
-        contrasts=[contrast["name"] for contrast in contrasts],
-        further=[Preparation(**contrast["preparation"]) for contrast in contrasts[1:]],
-        scaler=Scaler.from_dict(target["scaler"]),
-        modality=target["preparation"]["modality"],
+        generator,
+        preparation=source.preparations[0],
+        contrasts=source.names,
+        further=source.preparations[1:],
+        scaler=target.scaler,
+        modality=target.preparations[0].modality,
         window=experiment.patches.size,
         device=where,
-        description=_description(target["name"], Path(path), content["step"]),
+        description=_description(target.name, Path(path), content["step"]),
         spatial_dims=experiment.patches.spatial_dims,
         plane=experiment.patches.plane,
         neighbors=experiment.patches.neighbors,
@@ -99,7 +105,7 @@ def load_translator(
         bf16=bf16_is_safe(where),
         ensemble=ensemble,
         backward=backward,
-        cohort=source.get("cohort"),
+        cohort=source.cohort,
         others=[
             load_translator(
                 other, direction=direction, device=device, statistics=statistics, allow=allow, checkpoint=checkpoint
@@ -107,6 +113,77 @@ def load_translator(
             for other in others
         ],
     )
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """What a checkpoint says of a domain; `names` are those of its contrasts, where it has several."""
+
+    name: str
+    names: list[str]
+    preparations: list[Preparation]
+    scaler: Scaler
+    cohort: list[dict[str, Any]] | None
+
+
+def _domain(content: dict[str, Any], path: Path, domain: str) -> _Domain:
+    with reading(path, "domains"):
+        told = content["domains"][domain]
+    place = f"domains.{domain}"
+    with reading(path, f"{place}.contrasts"):
+        contrasts = [(str(c["name"]), c["preparation"]) for c in told.get("contrasts", ())]
+    with reading(path, place):
+        name, first, scaler = told["name"], told["preparation"], told["scaler"]
+    with reading(path, f"{place}.preparation"):
+        preparations = [Preparation(**values) for values in (first, *(values for _, values in contrasts[1:]))]
+        for preparation in preparations:
+            _require_usable(preparation)
+    with reading(path, f"{place}.scaler"):
+        _require_truth(inverted=scaler["inverted"])
+        made = Scaler.from_dict(scaler)
+    cohort = told.get("cohort")
+    with reading(path, f"{place}.cohort"):
+        for key in ("spacing_mm", "field_of_view_mm", "body_liters", "histogram") if cohort else ():
+            if not np.isfinite(np.array([case[key] for case in cohort], dtype=np.float64)).all():
+                raise ValueError(f"{key} is not finite")
+    return _Domain(name, [name for name, _ in contrasts], preparations, made, cohort)
+
+
+def _require_truth(**values: object) -> None:
+    """A text would count as true."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, and true or false is needed")
+
+
+def _require_usable(preparation: Preparation) -> None:
+    """Raise a ValueError for values that no volume can be prepared with."""
+    _require_truth(mr_inverted=preparation.mr_inverted, mr_exclude_blanked=preparation.mr_exclude_blanked)
+    if preparation.crop_margin is not None and not math.isfinite(preparation.crop_margin):
+        raise ValueError(f"crop_margin is {preparation.crop_margin}")
+    low, high = preparation.mr_percentiles
+    if len(preparation.spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in preparation.spacing):
+        raise ValueError(f"spacing is {preparation.spacing}, and three lengths above 0 mm are needed")
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"mr_percentiles are {preparation.mr_percentiles}, and rise within 0 and 100")
+    Scaler(*preparation.ct_window, floor=preparation.mr_floor)
+
+
+def _experiment(content: dict[str, Any], path: Path, allow: Iterable[str] = ()) -> config.Experiment:
+    try:
+        return config.parse(content["experiment"], f"the config in {path}", tuple(allow))
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise damaged(path, "experiment", f"is no experiment ({error})") from error
+
+
+def _generator(
+    name: str, content: dict[str, Any], experiment: config.Experiment, path: Path, device: torch.device
+) -> nn.Module:
+    network = make_network(name, experiment)
+    with reading(path, f"ema.{name}"):
+        network.load_state_dict(averaged_state(content, name, network))
+    lay_out(network, device)
+    return network.eval().requires_grad_(False).to(device)
 
 
 def choose_checkpoint(path: Path, which: str) -> Path:
@@ -136,6 +213,6 @@ def _description(target: str, path: Path, step: int) -> str:
 def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
     """The translator that a run began with: the same preparation and network with its initial weights."""
     translator = load_translator(path, device=device)
-    experiment = config.parse(load_checkpoint(Path(path))["experiment"], f"the config in {path}")
+    experiment = _experiment(load_checkpoint(Path(path)), Path(path))
     translator.generator.load_state_dict(make_networks(experiment)["gen_ab"].state_dict())
     return translator

@@ -27,7 +27,7 @@ import SimpleITK as sitk
 import torch
 
 from medcyclegan import __version__, interruption
-from medcyclegan.atomic import atomic_file, write_json
+from medcyclegan.atomic import atomic_file, is_temporary, sweep, write_json
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation import range_error, segmentation, statistics
 from medcyclegan.evaluation.case import METRICS, Case, Metric, Settings, grade, metric_names, score_case
@@ -253,7 +253,7 @@ def _check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"The output {folder} is a file.", "Give a folder.")
     if folder.is_dir():
-        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS)
+        foreign = sorted(e.name for e in folder.iterdir() if e.name not in _OURS and not is_temporary(e))
         if foreign:
             listed = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
             raise InputError(
@@ -269,6 +269,7 @@ def _make(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"Nothing can be written to the output folder {folder} ({error}).", "Give another.") from error
+    sweep(folder)
     # Of an earlier evaluation; they would pass for this one's.
     shutil.rmtree(folder / RANGE_MAPS, ignore_errors=True)
     shutil.rmtree(folder / SEGMENTATIONS, ignore_errors=True)
@@ -329,6 +330,8 @@ def _attempt(name: str, files: CaseFiles, *, protocol: Protocol, settings: Setti
         return grade(name, files, protocol, settings)
     except InputError as error:
         return str(error)
+    except MemoryError:
+        return "there is not enough memory."
     # A damaged file can make a reader raise anything at all; it must cost this case only, and be seen.
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -5,16 +5,16 @@ removed from either id, or the prefix of the SynthRAD challenges: `p01_sct`, `sc
 `p01_mask` all mean the case `p01`. Anything ambiguous or left over is refused, with every name.
 
 Words used here. *Role*: what a file is for: pred, ref, mask, source (the MR, which only a report shows), pred_labels,
-ref_labels (label maps) and target (where range errors are asked for). *SynthRAD layout*: a folder per patient with
-`ct`, `mr` or `cbct`, `mask` and, for predictions, `sct`. *Template*: a path below the folder of a role with {case} once
-and any number of *.
+ref_labels (label maps) and target (where range errors are asked for). *SynthRAD layout*: a folder per patient, at any
+depth, with `ct`, `mr` or `cbct`, `mask` and, for predictions, `sct`. *Template*: a path below the folder of a role with
+{case} once and any number of *.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
 
 SUFFIXES = ("_sct", "_ct", "_mr", "_mask")
 PREFIX = "sct_"
+LEVELS = 4  # of folders below which the cases of the SynthRAD layout may lie: Task1/brain/1BA001 has three
+_SYNTHRAD = {"source": ("mr", "cbct")}  # names of files of a role that is not called so itself
 ROLES = ("pred", "ref", "mask", "source", "pred_labels", "ref_labels", "target")
 _WORDS = {
     "pred": "prediction",
@@ -280,17 +282,36 @@ def _is_one(path: Path, volumes: Mapping[str, Path]) -> bool:
 
 def _patients(folder: Path, stem: str) -> dict[str, Path]:
     """Patient to its `stem` volume, in the SynthRAD layout; empty if the folder is not laid out so."""
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    if any(path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) for path in folder.iterdir()):
+    if any(path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) for path in _visible(folder)):
         return {}
-    found = {path.name: volume for path in inner if (volume := _named(path, stem))}
-    # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer patients.
-    incomplete = [
-        path.name for path in inner if path.name not in found and (_named(path, "mr") or _named(path, "cbct"))
-    ]
+    found: dict[str, Path] = {}
+    incomplete, twice = [], []
+    for inner in _below(folder, LEVELS):
+        volume = next((v for name in _SYNTHRAD.get(stem, (stem,)) if (v := _named(inner, name))), None)
+        if volume and inner.name in found:
+            twice.append(f"{inner.name}: {found[inner.name]} and {volume}")
+        elif volume:
+            found[inner.name] = volume
+        elif _named(inner, "mr") or _named(inner, "cbct"):
+            # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer.
+            incomplete.append(inner.name)
+    raise_all(twice, f"{folder} is in the SynthRAD layout, and holds these cases more than once; give one folder each:")
     if found and incomplete:
         raise InputError(f"{folder} is in the SynthRAD layout, but there is no {stem} of {_quoted(incomplete)}.")
     return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _below(folder: Path, levels: int) -> Iterator[Path]:
+    """Every folder in a folder, down to so many levels."""
+    for path in _visible(folder):
+        if path.is_dir():
+            yield path
+            if levels > 1:
+                yield from _below(path, levels - 1)
 
 
 def _named(folder: Path, stem: str) -> Path | None:
@@ -371,8 +392,9 @@ def _by_template(folder: Path, template: str) -> dict[str, Path]:
     expression = re.escape(template).replace(r"\*", "[^/]*").replace(r"\{case\}", "([^/]+)")
     found: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob(template.replace("{case}", "*"))):
-        match = re.fullmatch(expression, path.relative_to(folder).as_posix())
-        if match and path.is_file():
+        inner = path.relative_to(folder)
+        match = re.fullmatch(expression, inner.as_posix())
+        if match and path.is_file() and not any(part.startswith(".") for part in inner.parts):
             found[match[1]].append(path)
     if not found:
         raise InputError(f"No file in {folder} fits the pattern '{template}'.")

@@ -9,6 +9,7 @@ the size of the training windows only.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,9 +111,13 @@ def export_program(generator: nn.Module, *, channels: int, window: Sequence[int]
 def save_program(program: Program, path: Path) -> None:
     """Write a `.pt2` file, atomically; `torch.export.load(path).module()` gives the function back."""
     # Torch warns of weights that are views and not on the processor; these are on it, and tests load what is saved.
-    with atomic_file(path) as temporary, warnings.catch_warnings():
+    held = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        torch.export.save(program.exported, temporary)
+        # Not into the file: where that cannot be written, as on a full disk, torch ends the process.
+        torch.export.save(program.exported, held)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(held.getbuffer())
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
@@ -29,19 +31,23 @@ class TranslateImage(Transform):
         >>> sct = TranslateImage(load_translator("runs/brain"))(mr)  # doctest: +SKIP
     """
 
-    def __init__(self, translator: Callable[[Any], _Translated]) -> None:
+    def __init__(self, translator: Callable[..., _Translated]) -> None:
         self.translator = translator
 
-    def __call__(self, data: MetaTensor | Sequence[MetaTensor]) -> MetaTensor:
+    def __call__(self, data: MetaTensor | Sequence[MetaTensor], mask: MetaTensor | None = None) -> MetaTensor:
         """(1, X, Y, Z) or (X, Y, Z) with its affine -> (1, X, Y, Z) with the same affine and metadata; CT in HU.
+
+        `mask` is the body, (1, X, Y, Z) or (X, Y, Z) on the same grid and above 0 inside; without one it is found from
+        the intensities.
 
         What was done to the source before remains recorded, so that a `Compose` can be inverted. MONAI pads with 0
         where it inverts a crop, which is water in HU.
 
         A sequence of such is several contrasts, which need not share a grid; the result is on that of the first.
         """
-        result = self.translator(data).to_metatensor()
         first = data if isinstance(data, MetaTensor) else data[0]
+        known = {} if mask is None else {"body": _body(mask, first)}
+        result = self.translator(data, **known).to_metatensor()
         result.meta = {**first.meta, **result.meta}
         result.applied_operations = deepcopy(first.applied_operations)
         return result
@@ -57,6 +63,8 @@ class TranslateImaged(MapTransform):
         output_keys: where the results go, one per key; None replaces the sources. Of one key per contrast there is one
             result and one output key, which is needed.
         allow_missing_keys: leave out keys that are missing.
+        mask_key: of the body mask of every key, on the grid of its (first) volume; None: bodies are found from the
+            intensities.
 
     Examples:
         >>> Compose([
@@ -68,11 +76,13 @@ class TranslateImaged(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        translator: Callable[[Any], _Translated],
+        translator: Callable[..., _Translated],
         output_keys: KeysCollection | None = None,
         allow_missing_keys: bool = False,
+        mask_key: Hashable | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
         self.output_keys: tuple[Hashable, ...] = self.keys if output_keys is None else ensure_tuple(output_keys)
         contrasts = tuple(getattr(translator, "contrasts", ()))
         self.together = len(contrasts) > 1 and len(self.keys) > 1
@@ -88,16 +98,33 @@ class TranslateImaged(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
+        mask = None if self.mask_key is None else result[self.mask_key]
         if self.together:
             missing = [key for key in self.keys if key not in result]
             if missing and not self.allow_missing_keys:
                 raise KeyError(f"contrasts are missing: {', '.join(map(str, missing))}")
             if not missing:
-                result[self.output_keys[0]] = self.translate([result[key] for key in self.keys])
+                result[self.output_keys[0]] = self.translate([result[key] for key in self.keys], mask)
             return result
         for key, output in self.key_iterator(result, self.output_keys):
-            result[output] = self.translate(result[key])
+            result[output] = self.translate(result[key], mask)
         return result
+
+
+def _body(mask: MetaTensor, image: MetaTensor) -> npt.NDArray[np.bool_]:
+    """(X, Y, Z) of a mask that lies on the grid of an image.
+
+    Raises:
+        ValueError: it does not, or is empty.
+    """
+    inside = mask.detach().cpu().numpy()
+    inside = inside[0] if inside.ndim == 4 and len(inside) == 1 else inside
+    shape = tuple(image.shape[-3:])
+    if inside.shape != shape or not np.allclose(mask.affine.numpy(), image.affine.numpy(), atol=1e-2):
+        raise ValueError(f"the mask {inside.shape} does not lie on the grid of its volume {shape}")
+    if not (inside > 0).any():
+        raise ValueError("the mask is empty")
+    return inside > 0
 
 
 Translated = TranslateImaged

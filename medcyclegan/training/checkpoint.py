@@ -15,18 +15,18 @@ It is a dictionary of tensors and plain data:
     optimizers, schedulers, objective, random      the rest of the training's state
 
 It is loaded with `weights_only=True`: nothing in it can run. Classes that its experiment names by a dotted path are
-imported only as `trust` says, as those of a config are.
+imported only as `trust` says, as those of a config are. A field that is missing, of another type, or holds what is no
+number is refused by its name.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,17 @@ VERSION = 1
 FILE_NAME = "checkpoint.pt"
 BEST_NAME = "best.pt"  # of the step whose validation was the best
 OLDER = re.compile(r"checkpoint-(\d+)\.pt")
+NEEDED_TO_TRANSLATE = ("experiment", "domains", "step", "ema")
+NEEDED_TO_GO_ON = (*NEEDED_TO_TRANSLATE, "networks", "optimizers", "schedulers", "objective", "random")
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("program", "experiment", "domains", "given", "companions", "networks", "ema"), (dict,)),
+    **dict.fromkeys(("optimizers", "schedulers", "objective", "random"), (dict,)),
+    **dict.fromkeys(("step", "processes", "batch"), (int,)),
+    "changes": (list,),
+    "cohort": (str,),
+    "best": (dict, type(None)),
+}
+_LEAST = {"step": 0, "processes": 1, "batch": 1}
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -79,18 +90,85 @@ def load_checkpoint(path: Path, allow: Iterable[str] = ()) -> dict[str, Any]:
         raise InputError(f"{file} is not a medcyclegan checkpoint ({reason}).", _instead(file) or remedy)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # what is no pickle of ours can make the reader raise anything at all
         reason = "not a file of tensors and plain data, or damaged"
         raise InputError(f"{file} is not a medcyclegan checkpoint ({reason}).", _instead(file) or remedy) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file} is not a medcyclegan checkpoint (it holds something else).", remedy)
-    if content["version"] > VERSION:
+    version = content.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise damaged(file, "version", "is no number of a version")
+    if version > VERSION:
         raise InputError(
-            f"{file} was written by a newer medcyclegan (format {content['version']}, this program knows {VERSION}).",
+            f"{file} was written by a newer medcyclegan (format {version}, this program knows {VERSION}).",
             "Update medcyclegan.",
         )
+    for field, problem in _problems(content):
+        raise damaged(file, field, problem)
     require_trusted(content.get("experiment"), str(file), allow)
     return content
+
+
+def require_fields(content: Mapping[str, Any], path: Path, fields: Iterable[str]) -> None:
+    """Raise an `InputError` where a checkpoint lacks one of the fields."""
+    for field in fields:
+        if field not in content:
+            raise damaged(path, field, "is missing")
+
+
+def damaged(path: Path, field: str, problem: str) -> InputError:
+    """The error of a checkpoint, or of the one in a run folder, whose `field` is not what it should be."""
+    file = path / FILE_NAME if path.is_dir() else path
+    remedy = _instead(file) or "Take another checkpoint of the run, or a copy of this one."
+    return InputError(f"{file} is damaged: {field} {problem}.", remedy)
+
+
+@contextmanager
+def reading(path: Path, field: str) -> Iterator[None]:
+    """Whatever goes wrong where a field of a checkpoint is used is told as damage of that field."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be used ({_first_lines(error)})"
+        raise damaged(path, field, reason) from error
+
+
+def _first_lines(error: Exception) -> str:
+    """What a library says, without the list of all that it would say of every layer."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]).rstrip(".")
+
+
+def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields that are there and are not what they should be, and what is wrong with them."""
+    for field, kinds in _TYPES.items():
+        if field not in content:
+            continue
+        value = content[field]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            yield field, f"is of type {type(value).__name__}, not {kinds[0].__name__}"
+        elif isinstance(value, int) and value < _LEAST.get(field, value):
+            yield field, f"is {value}, and at least {_LEAST[field]}"
+    for field in ("networks", "ema"):
+        for name, state in content.get(field, {}).items():
+            if not isinstance(state, dict):
+                yield f"{field}.{name}", f"is of type {type(state).__name__}, not dict"
+                continue
+            for key, value in state.items():
+                if not isinstance(value, torch.Tensor):
+                    yield f"{field}.{name}.{key}", f"is of type {type(value).__name__}, not Tensor"
+                elif value.is_floating_point() and bool(value.isnan().any()):
+                    yield f"{field}.{name}.{key}", "holds values that are not numbers"
+    for name, domain in content.get("domains", {}).items():
+        if not isinstance(domain, dict):
+            yield f"domains.{name}", f"is of type {type(domain).__name__}, not dict"
+            continue
+        for field, kind in (("name", str), ("preparation", dict), ("scaler", dict), ("cohort", list)):
+            if field in domain and not isinstance(domain[field], kind):
+                yield f"domains.{name}.{field}", f"is of type {type(domain[field]).__name__}, not {kind.__name__}"
+    best = content.get("best")
+    if best is not None and not (isinstance(best.get("step"), int) and isinstance(best.get("score"), float)):
+        yield "best", "does not have a step and a score"
 
 
 def older_checkpoints(run: Path) -> list[Path]:

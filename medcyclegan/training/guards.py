@@ -100,7 +100,7 @@ def guarded_step(
 
 
 def weights_are_finite(modules: Iterable[nn.Module]) -> bool:
-    """Whether every parameter is; the host waits for the device."""
+    """Whether every parameter is; the host waits for the device. The trainer keeps buffers finite."""
     parameters = [p.detach() for module in modules for p in module.parameters()]
     return not parameters or bool(torch.stack([torch.isfinite(p).all() for p in parameters]).all())
 
@@ -131,7 +131,9 @@ class FiniteGuard:
         self.checkpoint = checkpoint
         self.describe = describe
         self.report = report
-        self.pending: deque[tuple[int, list[str], Tensor]] = deque()
+        self.pending: deque[tuple[int, list[str], Tensor]] = deque()  # not read yet, on the device
+        # Of steps before a resumption. On another device than those, and of as many processes as there were then.
+        self.resumed: list[tuple[int, list[str], list[bool]]] = []
         self.in_a_row = 0
         self.skipped = 0
         self.rollbacks = 0
@@ -148,13 +150,14 @@ class FiniteGuard:
 
     def _look(self, engine: Any, step: int) -> None:
         bad: list[tuple[int, list[str]]] = []
-        for (seen, names, _), finite in zip(
-            self.pending, torch.stack([finite for *_, finite in self.pending]).cpu().tolist(), strict=True
-        ):
+        flags = torch.stack([finite for *_, finite in self.pending]).tolist()  # one transfer
+        read = [(seen, names, finite) for (seen, names, _), finite in zip(self.pending, flags, strict=True)]
+        for seen, names, finite in (*self.resumed, *read):
             wrong = [name for name, fine in zip(names, finite, strict=True) if not fine]
             self.in_a_row = self.in_a_row + 1 if wrong else 0
             if wrong:
                 bad.append((seen, wrong))
+        self.resumed.clear()
         self.pending.clear()
         self.skipped += len(bad)
         if not bad:
@@ -205,13 +208,16 @@ class FiniteGuard:
             "skipped": self.skipped,
             "rollbacks": self.rollbacks,
             "returned_to": self.returned_to,
-            "pending": [(step, names, finite.cpu()) for step, names, finite in self.pending],
+            "pending": [*self.resumed, *((step, names, finite.tolist()) for step, names, finite in self.pending)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.in_a_row, self.skipped = state["in_a_row"], state["skipped"]
-        self.rollbacks, self.returned_to = state["rollbacks"], state["returned_to"]
-        self.pending = deque((step, names, finite) for step, names, finite in state["pending"])
+        self.in_a_row, self.skipped = int(state["in_a_row"]), int(state["skipped"])
+        self.rollbacks, self.returned_to = int(state["rollbacks"]), int(state["returned_to"])
+        self.resumed = [(int(step), list(names), [bool(f) for f in finite]) for step, names, finite in state["pending"]]
+        if any(len(names) != len(finite) for _, names, finite in self.resumed):
+            raise ValueError("pending has other numbers of names and flags")
+        self.pending.clear()
 
 
 def undecided_loss(loss: AdversarialLoss) -> float | None:
@@ -265,7 +271,7 @@ class SaturationGuard:
         return {"won": dict(self.won)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.won = dict(state["won"])
+        self.won = {str(name): int(steps) for name, steps in state["won"].items()}
 
 
 class TranslationGuards:
@@ -378,7 +384,7 @@ class TranslationGuards:
         return {"seen": dict(self.seen)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen = dict(state["seen"])
+        self.seen = {str(name): int(count) for name, count in state["seen"].items()}
 
 
 def bodies_for(bodies: Tensor, images: Tensor) -> Tensor:

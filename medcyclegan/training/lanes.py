@@ -5,8 +5,8 @@ Torch splits every single operation over the cores, and the small convolutions o
 forward and backward in a *lane*, a thread of its own with its share of the cores. Gradients are computed apart and
 added in a fixed order, so that the result is the same to the last bit, whatever the threads' timing.
 
-Random numbers are the one thing that lanes would draw in an order of chance. So the first step runs the parts in turn,
-and where it finds that they draw any (dropout, say), they stay in turn.
+Random numbers are what lanes would draw in an order of chance, and running statistics (batch norm, say) what they would
+write so. The first step runs the parts in turn, and where it finds that they do either, they stay in turn.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class Lanes:
     Args:
         device: where the networks are.
         bf16: compute the losses under bfloat16 autocast.
+        buffers: of the networks, which a forward pass may write.
     """
 
-    def __init__(self, device: torch.device, bf16: bool = False) -> None:
+    def __init__(self, device: torch.device, bf16: bool = False, buffers: Sequence[Tensor] = ()) -> None:
         self.device = device
         self.bf16 = bf16
+        self.buffers = buffers
         self.cores = torch.get_num_threads() if device.type == "cpu" else 1
         self.together: bool | None = None if self.cores > 1 else False  # None: not known yet whether parts may be
         self._threads: ThreadPoolExecutor | None = None
@@ -57,6 +59,7 @@ class Lanes:
         if self.cores == 1 or len(parts) == 1:
             return _joined([self._accumulate(part, share) for part in parts])
         before = torch.get_rng_state()
+        held = [buffer.clone() for buffer in self.buffers] if self.together is None else []
         done = self._run([partial(self._differentiate, part, trained, share) for part in parts])
         drawn = not torch.equal(before, torch.get_rng_state())
         if drawn and self.together:
@@ -68,7 +71,7 @@ class Lanes:
         if drawn:
             self.together = False
         elif self.together is None:
-            self.together = True
+            self.together = all(torch.equal(new, old) for new, old in zip(self.buffers, held, strict=True))
         for parameter, *gradients in zip(trained, *(gradients for _, _, gradients in done), strict=True):
             for gradient in gradients:
                 if gradient is None:

@@ -51,6 +51,8 @@ class ImagePool:
         return {"images": [image.cpu() for image in self.images], "random": self.random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        if len({image.shape for image in state["images"]}) > 1:
+            raise ValueError("the images in the pool are of several shapes")
         self.images = [image.to(device) for image in state["images"]]
         self.random.set_state(state["random"])
 

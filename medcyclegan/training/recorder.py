@@ -27,7 +27,8 @@ from matplotlib.image import imsave
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from medcyclegan.atomic import atomic_file
+from medcyclegan.atomic import atomic_file, sweep
+from medcyclegan.errors import InputError
 from medcyclegan.training.guards import Remark, SaturationGuard, warn
 
 SHOWN = ("cycle", "reconstruction", "adv", "disc")  # beginnings of the losses that are told while it runs
@@ -85,6 +86,7 @@ class RunRecorder:
         self.started = self.last_log = time.monotonic()
         self.display = _Display(engine.state.epoch_length, engine.state.iteration)
         (self.run / "pictures").mkdir(parents=True, exist_ok=True)
+        sweep(self.run / "pictures")
         for name in ("metrics.csv", "validation.csv", "guards.csv"):
             _drop_rows_after(self.run / name, engine.state.iteration)
 
@@ -133,7 +135,8 @@ class RunRecorder:
             if forward is not None and back is not None:
                 images[f"cycle_{source}"] = back(images[f"fake_{target}"])
         panel = make_panel(images, self.window, self.contrasts)
-        imsave(self.run / "pictures" / f"step_{step:07d}.png", panel, cmap="gray", vmin=0, vmax=1)
+        with atomic_file(self.run / "pictures" / f"step_{step:07d}.png") as temporary:
+            imsave(temporary, panel, cmap="gray", vmin=0, vmax=1)
         self.board.add_image("panel", panel, step, dataformats="HW")
         self.board.flush()
 
@@ -246,8 +249,14 @@ def _drop_rows_after(path: Path, step: int) -> None:
     """Forget lines of steps that a resumed run does again, and a line that a crash cut off."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= step]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged: it is not a table whose lines begin with a step ({error}).",
+            "Move it away; the training writes a new one.",
+        ) from error
     if kept:
         with atomic_file(path) as temporary:
             temporary.write_text("".join([lines[0], *kept]), encoding="utf-8", newline="")

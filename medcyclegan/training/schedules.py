@@ -83,7 +83,8 @@ class Schedule:
         return {"best": self.best, "waited": self.waited, "cuts": self.cuts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited, self.cuts = state["best"], state["waited"], state["cuts"]
+        self.best = None if state["best"] is None else float(state["best"])
+        self.waited, self.cuts = int(state["waited"]), int(state["cuts"])
 
 
 def linear_decay(step: int, steps: int, decay_start: float) -> float:

@@ -6,7 +6,7 @@ import copy
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from medcyclegan import ranks
+from medcyclegan.errors import InputError
 from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.training.guards import guarded_step
 from medcyclegan.training.lanes import Lanes, laid_out_like
@@ -45,6 +46,26 @@ def bf16_is_safe(device: torch.device) -> bool:
     return False
 
 
+class WrongState(InputError):
+    """A snapshot cannot be gone on from: `field` of it has the `problem`."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"the checkpoint is damaged: {field} {problem}.", "Go back to another one.")
+        self.field, self.problem = field, problem
+
+
+@contextmanager
+def _taking(field: str) -> Iterator[None]:
+    """Whatever goes wrong while a field of a snapshot is taken is told as its fault."""
+    try:
+        yield
+    except KeyError as error:
+        raise WrongState(field, f"lacks {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise WrongState(field, f"cannot be used ({' '.join(lines[:2]).rstrip('.')})") from error
+
+
 class Stateful(Protocol):
     """Something around the loop whose state belongs to the snapshot: plain data and tensors on the CPU."""
 
@@ -57,7 +78,8 @@ class ExponentialMovingAverage:
     """Averaged copies of networks, which translate better than the last weights of an adversarial game.
 
     average <- d average + (1 - d) weights with d = min(decay, (1 + n) / (10 + n)) at step n, so that the first steps,
-    whose weights are still random, are soon forgotten.
+    whose weights are still random, are soon forgotten. Buffers, such as the running statistics of a batch norm, are
+    means already or mean nothing between two values: they are taken as they are, at every update.
 
     Args:
         networks: name -> network to follow.
@@ -76,6 +98,24 @@ class ExponentialMovingAverage:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, network in self.sources.items():
             torch._foreach_lerp_(list(self.averages[name].parameters()), list(network.parameters()), weight)
+            for average, buffer in zip(self.averages[name].buffers(), network.buffers(), strict=True):
+                average.copy_(buffer)
+
+
+def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) -> dict[str, Tensor]:
+    """State dict of an averaged network out of a checkpoint or snapshot.
+
+    Its buffers are those of the network that it follows. Earlier programs left them in the averages as they were before
+    the first step; so the averages in their checkpoints are mended here.
+
+    Args:
+        content: "ema" and, unless it was imported, "networks": name -> state dict.
+        name: of the network.
+        network: of the same kind; which of its entries are buffers.
+    """
+    state = dict(content["ema"][name])
+    followed = content.get("networks", {}).get(name, {})
+    return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
 class Half(nn.Module):
@@ -165,7 +205,7 @@ class CycleGANTrainer(Trainer):
         if device.type == "cpu":
             for network in networks.values():
                 use_channels_last(network)
-        self.lanes = Lanes(device, bf16)
+        self.lanes = Lanes(device, bf16, list(networks.buffers()))
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
@@ -199,6 +239,7 @@ class CycleGANTrainer(Trainer):
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
         at_step(self.objective, self.state.iteration)
         self.finite = {}
+        before = [buffer.clone() for buffer in self.objective.networks.buffers()]
         pieces = [
             dict(zip(batch, piece, strict=True))
             for piece in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
@@ -208,10 +249,32 @@ class CycleGANTrainer(Trainer):
             {f"real_{d}": piece[d] for d in ("a", "b")} | fakes for piece, fakes in zip(pieces, made, strict=True)
         ]
         discriminator_losses, _ = self._descend("discriminators", list(zip(pieces, images, strict=True)))
+        self._settle_buffers(before)
         self.ema.update(self.state.iteration)
         self.images = {name: torch.cat([piece[name] for piece in images]) for name in images[0]}
         self.losses = generator_losses | discriminator_losses
         return self.losses
+
+    @torch.no_grad()
+    def _settle_buffers(self, before: Sequence[Tensor]) -> None:
+        """Let running statistics be means over the processes, and what they were where the step is left out.
+
+        A forward pass writes them, before anyone knows whether the step is good, and a value that is not finite would
+        stay in them for ever.
+        """
+        buffers = list(self.objective.networks.buffers())
+        if not buffers:
+            return
+        if ranks.here()[1] > 1:
+            for buffer in buffers:
+                if buffer.is_floating_point():
+                    buffer.copy_(ranks.mean(buffer))
+        pairs = list(zip(buffers, before, strict=True))
+        # A constant may be infinite, as in masks of attention; what has become so may not.
+        sound = [(torch.isfinite(new) | ~torch.isfinite(old)).all() for new, old in pairs]
+        good = torch.stack([*self.finite.values(), *sound]).all()
+        for new, old in pairs:
+            new.copy_(torch.where(good, new, old))
 
     def _descend(self, role: str, pieces: list[tuple[Images, Images]]) -> tuple[Losses, list[Images]]:
         """One step of a role's optimizer on the mean over the pieces: its losses, and the images of each piece."""
@@ -333,43 +396,60 @@ class CycleGANTrainer(Trainer):
         self.best = snapshot.get("best")
         for name, state in snapshot.get("companions", {}).items():
             if name in self.companions:
-                self.companions[name].load_state_dict(state)
+                with _taking(f"companions.{name}"):
+                    self.companions[name].load_state_dict(state)
         self._restore_networks(snapshot)
         for role, optimizer in self.optimizers.items():
             scheduler = self.schedulers[role]
-            scheduler.last_epoch = snapshot["schedulers"][role]["step"]
+            with _taking(f"schedulers.{role}"):
+                scheduler.last_epoch = int(snapshot["schedulers"][role]["step"])
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        torch.set_rng_state(snapshot["random"]["cpu"])
-        if "python" in snapshot["random"]:
-            version, key, gauss = snapshot["random"]["python"]
-            random.setstate((version, tuple(key), gauss))
-            key, *rest = snapshot["random"]["numpy"]
-            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        if "cuda" in snapshot["random"] and self.state.device.type == "cuda":
-            torch.cuda.set_rng_state(snapshot["random"]["cuda"], self.state.device)
+        with _taking("random"):
+            self._restore_random(snapshot["random"])
         self.state.iteration = snapshot["step"]
+
+    def _restore_random(self, states: dict[str, Any]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "python" in states:
+            version, key, gauss = states["python"]
+            random.setstate((version, tuple(key), gauss))
+            key, *rest = states["numpy"]
+            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        if "cuda" in states and self.state.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.state.device)
 
     def roll_back(self, snapshot: dict[str, Any]) -> None:
         """Take networks, averages, optimizers and image pools from `snapshot`; steps, data and rates go on."""
         self._restore_networks(snapshot)
 
     def _restore_networks(self, snapshot: dict[str, Any]) -> None:
-        for name, state in snapshot["networks"].items():
-            self.objective.networks[name].load_state_dict(state)
-        for name, state in snapshot["ema"].items():
-            self.ema.averages[name].load_state_dict(state)
+        for name, network in self.objective.networks.items():
+            with _taking(f"networks.{name}"):
+                network.load_state_dict(snapshot["networks"][name])
+        for name, average in self.ema.averages.items():
+            with _taking(f"ema.{name}"):
+                average.load_state_dict(averaged_state(snapshot, name, average))
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(snapshot["optimizers"][role])
-            for group, own in zip(optimizer.param_groups, settings, strict=True):
-                group.update(own)
-            for parameter, moments in optimizer.state.items():
-                for name, moment in moments.items():
-                    if moment.shape == parameter.shape:  # may have been saved in another memory format
-                        moments[name] = laid_out_like(parameter, moment)
-        self.objective.load_state_dict(snapshot["objective"], self.state.device)
+            with _taking(f"optimizers.{role}"):
+                optimizer.load_state_dict(snapshot["optimizers"][role])
+                for group, own in zip(optimizer.param_groups, settings, strict=True):
+                    group.update(own)
+                for parameter, moments in optimizer.state.items():
+                    for name, moment in moments.items():
+                        # A fused optimizer goes through memory and does not look at shapes.
+                        if name != "step" and moment.shape != parameter.shape:
+                            raise ValueError(
+                                f"{name} has the shape {(*moment.shape,)}, its weight {(*parameter.shape,)}"
+                            )
+                        if not bool(torch.isfinite(moment).all()):
+                            raise ValueError(f"{name} holds values that are not finite")
+                        if name != "step":  # may have been saved in another memory format
+                            moments[name] = laid_out_like(parameter, moment)
+        with _taking("objective"):
+            self.objective.load_state_dict(snapshot["objective"], self.state.device)
 
 
 def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, DistributedDataParallel]:

@@ -231,7 +231,7 @@ class Validation:
         return {"waited": self.waited, "guards": self.guards.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.waited = state["waited"]
+        self.waited = int(state["waited"])
         self.guards.load_state_dict(state["guards"])
 
 

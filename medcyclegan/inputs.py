@@ -1,0 +1,182 @@
+"""What a conversion reads: by case id its volumes, one per contrast, and its body mask.
+
+A folder holds volumes, or is in the SynthRAD layout: a folder per case with `mr` or `cbct`, `ct` and `mask`, at any
+depth. Of that one kind of volume is taken, the one that the model translates, and the masks are the bodies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcyclegan.data.layouts import synthrad
+from medcyclegan.data.layouts.scan import Scan
+from medcyclegan.data.layouts.tree import Tree, is_volume
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.dicom.files import holds_dicom, split_choice
+from medcyclegan.io.reader import case_id, list_volumes
+
+
+@dataclass(frozen=True)
+class CaseInput:
+    """The files of one case: one per contrast, in order, and a mask on the grid of the first."""
+
+    files: tuple[Path, ...]
+    mask: Path | None = None
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.files))
+
+
+def find_inputs(
+    paths: Sequence[Path],
+    masks: Path | None,
+    *,
+    contrasts: Sequence[str] = (),
+    modality: str = "MR",
+    domain: str = "a",
+) -> dict[str, CaseInput]:
+    """Case id -> its files.
+
+    Args:
+        paths: volumes, or folders of which every volume is taken. Of several contrasts exactly one path each, in order.
+        masks: folder of body masks with the same case ids; or one mask, for a single volume.
+        contrasts: their names, where the model takes several.
+        modality, domain: of the volumes that the model takes, which says what is taken from the SynthRAD layout.
+
+    Raises:
+        InputError: something does not exist, does not fit the others, is there twice, or lacks its mask.
+    """
+    given = [*paths, *([masks] if masks else [])]
+    raise_all([f"{path}" for path in given if not split_choice(path)[0].exists()], "these inputs do not exist:")
+    own: dict[str, Path] = {}
+    if contrasts:
+        files = _of_contrasts(paths, contrasts)
+    else:
+        files = {}
+        for path in paths:
+            volumes, bodies = _volumes(path, modality, domain)
+            own |= bodies
+            for case, file in volumes.items():
+                if case in files:
+                    raise InputError(
+                        f"the case id '{case}' occurs twice: {files[case][0]} and {file}.", "Convert them apart."
+                    )
+                files[case] = (file,)
+    bodies = own if masks is None else _masks(masks, list(files))
+    return {case: CaseInput(volumes, bodies.get(case)) for case, volumes in files.items()}
+
+
+def _volumes(path: Path, modality: str, domain: str) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Case id -> volume, and case id -> the mask beside it, of a file or folder."""
+    if not path.is_dir():
+        return {case_id(path): path}, {}
+    cases = _synthrad(path)
+    if not cases:
+        return list_volumes(path), {}
+    scans = [scan for scan in cases if scan.modality == modality]
+    # A CBCT and a CT are both CT: the model of one does not take the other.
+    scans = [scan for scan in scans if scan.domain == domain] or scans
+    found = Counter(scan.case for scan in scans)
+    kind = " or ".join(sorted({scan.kind for scan in scans})) or {"MR": "mr"}.get(modality, "cbct or ct")
+    problems = [f"{case}: there is no {kind}" for case in sorted({scan.case for scan in cases} - found.keys())]
+    problems += [f"{case}: there are {count}" for case, count in sorted(found.items()) if count > 1]
+    raise_all(
+        problems, f"{path} is in the SynthRAD layout, and the model takes one {modality} of each case; convert apart:"
+    )
+    return {scan.case: scan.image for scan in scans}, {scan.case: scan.body for scan in scans if scan.body}
+
+
+def _synthrad(folder: Path) -> list[Scan]:
+    """The volumes of the cases below a folder in that layout; none where the folder has volumes itself."""
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if any(is_volume(path.name) for path in visible) or not any(path.is_dir() for path in visible):
+        return []
+    tree = Tree(folder)
+    kinds = ("mr", "cbct", "ct")
+    names = [name for place in tree.every_folder() if place for name in tree.files(place)]
+    if not any(is_volume(name) and case_id(name).lower() in kinds for name in names):
+        return []
+    raise_all(
+        [name for name in tree.folders() if holds_dicom(folder / name)],
+        f"{folder} is in the SynthRAD layout, and holds DICOM series besides; convert them apart:",
+    )
+    return synthrad.read(tree)
+
+
+def _masks(masks: Path, cases: Sequence[str]) -> dict[str, Path]:
+    if masks.is_dir():
+        found = {scan.case: scan.body for scan in _synthrad(masks) if scan.body} or list_volumes(masks)
+    elif len(cases) == 1:
+        found = {cases[0]: masks}
+    else:
+        raise InputError(
+            f"{masks} is one mask, and {len(cases)} volumes are to be converted.", "Give a folder of masks."
+        )
+    raise_all(
+        [f"{case}: no mask in {masks}" for case in cases if case not in found],
+        "masks are matched to volumes by case id (the file name without its ending), but:",
+    )
+    return found
+
+
+def _of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Case id -> its file of every contrast, in order.
+
+    Raises:
+        InputError: the wrong number of inputs, files beside folders, or a case that lacks a contrast.
+    """
+    order = f"the model takes {len(contrasts)} contrasts, in this order: {', '.join(contrasts)}"
+    if len(inputs) != len(contrasts):
+        raise InputError(
+            f"{len(inputs)} input{'s' * (len(inputs) != 1)} given, and {order}.",
+            "Give one file or one folder for each.",
+        )
+    if len({path.resolve() for path in inputs}) < len(inputs):
+        raise InputError(f"an input is given twice ({', '.join(map(str, inputs))}), and {order}.")
+    found = [list_volumes(path) if path.is_dir() else {case_id(path): path} for path in inputs]
+    # A file, or a folder that is one DICOM series, is the case itself, whatever it is called.
+    single = [
+        not path.is_dir() or list(volumes.values()) == [path] for path, volumes in zip(inputs, found, strict=True)
+    ]
+    named = [_short_ids(volumes, contrast) for volumes, contrast in zip(found, contrasts, strict=True)]
+    raise_all(_misnamed(inputs, found, contrasts), f"the inputs are in another order; {order}:")
+    if all(single):
+        ids = [next(iter(own)) for own in named]
+        case = ids[0] if len(set(ids)) == 1 else next(iter(found[0]))
+        return {case: tuple(next(iter(volumes.values())) for volumes in found)}
+    if any(single):
+        raise InputError(
+            f"some inputs are single volumes and some folders of volumes ({', '.join(map(str, inputs))}), and {order}.",
+            "Give a volume for each, or a folder for each.",
+        )
+    problems = []
+    for case in sorted(set().union(*named)):
+        problems += [
+            f"case '{case}': no {contrast} in {path}"
+            for contrast, path, own in zip(contrasts, inputs, named, strict=True)
+            if case not in own
+        ]
+    raise_all(problems, f"the inputs do not fit each other; {order}, and cases are matched by id:")
+    return {case: tuple(own[case] for own in named) for case in sorted(named[0])}
+
+
+def _misnamed(inputs: Sequence[Path], found: Sequence[Mapping[str, Path]], contrasts: Sequence[str]) -> Iterator[str]:
+    """Inputs all of whose names end with the name of another contrast than the one they were given as."""
+    for path, volumes, contrast in zip(inputs, found, contrasts, strict=True):
+        for other in contrasts:
+            ending = re.compile(rf"(?:^|.*[_\-. ]){re.escape(other)}", re.IGNORECASE)
+            if other != contrast and all(ending.fullmatch(case) for case in volumes):
+                yield f"{path} was given as {contrast}, and its name says {other}"
+
+
+def _short_ids(volumes: Mapping[str, Path], contrast: str) -> dict[str, Path]:
+    """Case ids without what all of a contrast end with: its name, or nnU-Net's number of a channel."""
+    for ending in (re.escape(contrast), r"\d{4}"):
+        found = [re.fullmatch(rf"(.+)[_\-. ]({ending})", case, re.IGNORECASE) for case in volumes]
+        if all(found) and len({match.group(2).lower() for match in found if match}) == 1:
+            return {match.group(1): file for match, file in zip(found, volumes.values(), strict=True) if match}
+    return dict(volumes)
