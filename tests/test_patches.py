@@ -15,15 +15,11 @@ import torch
 from medcyclegan.build.watching import _picture_batch
 from medcyclegan.data import patches as patches_module
 from medcyclegan.data.augment import Augmentation
+from medcyclegan.data.eligible import eligible_slices
+from medcyclegan.data.matching import relative_height
 from medcyclegan.data.pairs import on_one_grid
-from medcyclegan.data.patches import (
-    Shape,
-    UnpairedPatches,
-    crop_or_pad,
-    eligible_slices,
-    relative_height,
-    stack_of_slices,
-)
+from medcyclegan.data.patches import Shape, UnpairedPatches
+from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 
