@@ -88,8 +88,7 @@ def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality
 def content_hash(path: Path) -> str:
     """BLAKE2b of all of a volume's files, of their sizes, and of the choice of a series."""
     digest = hashlib.blake2b(split_choice(path)[1].encode(), digest_size=16)
-    # `volume_files` names data files of detached headers, too.
-    for file in dict.fromkeys([*(volume_files(path) or [path]), *_detached_data(path)]):
+    for file in volume_files(path) or [path]:
         try:
             with file.open("rb") as stream:
                 size = 0
@@ -100,17 +99,3 @@ def content_hash(path: Path) -> str:
             raise InputError(f"{file} cannot be read: {error.strerror}.") from None
         digest.update(f" {size} ".encode())
     return digest.hexdigest()
-
-
-def _detached_data(path: Path) -> list[Path]:
-    key = {".mhd": b"elementdatafile", ".nrrd": b"data file"}.get(path.suffix.lower())
-    if key is None or not path.is_file():
-        return []
-    with path.open("rb") as stream:
-        header = stream.read(1 << 16)
-    for line in header.splitlines():
-        name, _, value = line.replace(b"=", b":", 1).partition(b":")
-        if name.strip().lower() == key:
-            file = path.parent / value.strip().decode(errors="replace")
-            return [file] if file.is_file() else []
-    return []

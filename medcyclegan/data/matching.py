@@ -57,8 +57,9 @@ def with_partners(heights: Heights, slices: Slices) -> dict[str, list[npt.NDArra
     kept = {}
     for domain, other in (("a", "b"), ("b", "a")):
         there = np.concatenate([h[k] for h, k in zip(heights[other], slices[other], strict=True)])
+        there = there[np.isfinite(there)]
         kept[domain] = [
-            eligible[np.abs(h[eligible][:, None] - there[None]).min(axis=1) <= MATCH_TOLERANCE]
+            eligible[np.abs(h[eligible][:, None] - there[None]).min(axis=1, initial=np.inf) <= MATCH_TOLERANCE]
             for h, eligible in zip(heights[domain], slices[domain], strict=True)
         ]
     return kept

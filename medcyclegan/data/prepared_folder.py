@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from medcyclegan.data.claims import claimed, sweep
-from medcyclegan.data.stored_case import FILES, StoredCase, key_digest, open_case, read_json
+from medcyclegan.data.stored_case import FILES, StoredCase, key_digest, open_case
+from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.progress import Progress
 from medcyclegan.transforms.intensity import Scaler
@@ -158,8 +159,8 @@ def read_own(folder: Path) -> dict[str, Any] | None:
     file = folder / "prepared.json"
     if not file.exists():
         return None
-    content = read_json(file)
-    return content if content.get("format") == FORMAT and "version" in content else None
+    content = read_json(file, f"record {file}")
+    return content if isinstance(content, dict) and content.get("format") == FORMAT and "version" in content else None
 
 
 def _own_record(folder: Path) -> dict[str, Any]:
