@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from medcyclegan import build, config
+from medcyclegan.atomic import claimed
 from medcyclegan.data import examination, stored_case
 from medcyclegan.data import prepared as preparing
-from medcyclegan.data.claims import claimed
 from medcyclegan.data.datalist import Cohort, from_folders
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.data.stored_case import checksum, open_case, read_record, write_record

@@ -125,10 +125,15 @@ def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, floa
 def prepare_or_open(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
     """The prepared cohort, every array of it checked; for one process, see `PreparedCohort.verify`."""
     if experiment.data.prepared is not None:
-        prepared = open_prepared(experiment.data.prepared)
-        prepared.verify(progress)
-        return prepared
+        return verified(experiment.data.prepared, progress)
     return prepare(experiment, run / "prepared", progress, workers)
+
+
+def verified(folder: Path, progress: Progress) -> PreparedCohort:
+    """Open a prepared folder and compare every array with its checksum."""
+    prepared = open_prepared(folder)
+    prepared.verify(progress)
+    return prepared
 
 
 def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:

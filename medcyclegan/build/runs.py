@@ -14,7 +14,7 @@ from typing import Any
 
 from medcyclegan import config, ranks
 from medcyclegan.atomic import atomic_file
-from medcyclegan.build.cohorts import prepare_or_open, resolve
+from medcyclegan.build.cohorts import prepare_or_open, resolve, verified
 from medcyclegan.build.devices import choose_device
 from medcyclegan.build.trainers import make_trainer
 from medcyclegan.changes import changes, replaced, require_allowed
@@ -143,8 +143,10 @@ def resume(
         if experiment.training.steps == step:
             more = f"--set training.steps={2 * step} --allow-changes"
             warnings.warn(f"{run} has done all its {step} steps already; go on with, for example, {more}", stacklevel=2)
-        prepared = open_prepared(Path(str(experiment.data.prepared)))
-        ranks.first_then_all(lambda: prepared.verify(progress or Silent()), lambda: None)
+        folder_of_data = Path(str(experiment.data.prepared))
+        prepared = ranks.first_then_all(
+            lambda: verified(folder_of_data, progress or Silent()), lambda: open_prepared(folder_of_data)
+        )
         resolve(experiment, prepared)
         if checkpoint and checkpoint.get("cohort", prepared.fingerprint()) != prepared.fingerprint():
             raise InputError(

@@ -4,7 +4,7 @@
     PREPARED/landmarks.json     what every volume contributes to the landmarks of "nyul"
     PREPARED/a/<case>/...       a case, see `stored_case`; likewise b, and pairs_a and pairs_b, the validation pairs
     PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
-    PREPARED/.lock              see `claims.claimed`: who prepares keeps all others out, who trains keeps those out
+    PREPARED/.lock              see `atomic.claimed`: who prepares keeps all others out, who trains keeps those out
 
 The record is written last. A case whose key is not the one in the record is of another preparation, one that was
 interrupted for example, and the folder is refused.
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from medcyclegan.data.claims import claimed, sweep
+from medcyclegan.atomic import claimed, sweep
 from medcyclegan.data.stored_case import FILES, StoredCase, key_digest, open_case
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
