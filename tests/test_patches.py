@@ -15,15 +15,12 @@ import torch
 from medcyclegan.build.watching import _picture_batch
 from medcyclegan.data import patches as patches_module
 from medcyclegan.data.augment import Augmentation
+from medcyclegan.data.eligible import eligible_slices
+from medcyclegan.data.heights import profile_heights
+from medcyclegan.data.matching import relative_height, with_partners
 from medcyclegan.data.pairs import on_one_grid
-from medcyclegan.data.patches import (
-    Shape,
-    UnpairedPatches,
-    crop_or_pad,
-    eligible_slices,
-    relative_height,
-    stack_of_slices,
-)
+from medcyclegan.data.patches import Shape, UnpairedPatches
+from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 
@@ -305,6 +302,19 @@ def test_scans_that_profile_matching_drops_are_named_and_counted(domain: str, mo
     assert {dataset.describe(step).count("hip") for step in range(30)} == {0}
 
 
+def test_a_scan_that_fits_the_common_profile_nowhere_has_no_heights_and_is_named() -> None:
+    """150 slices of air above 3 of body: shifted by 1.2 widths of 20, at most 27 lie in a scan of 100 slices."""
+    whole = np.clip(20 - np.abs(np.arange(100) - 80), 5, 20) ** 2
+    airy = np.concatenate([whole[:3], np.zeros(150, int)])
+    airy[0] = 400  # its width
+    fitted, lost = profile_heights([whole, airy])
+    assert np.isfinite(fitted).all() and np.isnan(lost).all()
+    heights = {"a": [fitted, lost], "b": [fitted]}
+    slices = {"a": [np.arange(100), np.arange(3)], "b": [np.arange(100)]}
+    kept = with_partners(heights, slices)
+    assert [len(k) for k in kept["a"]] == [100, 0] and [len(k) for k in kept["b"]] == [100]
+
+
 def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     at_heights(monkeypatch, 0.0, 50.0)
     with pytest.raises(InputError, match="profile finds no height that both domains have"):
@@ -313,7 +323,7 @@ def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest
         )
 
 
-@pytest.mark.parametrize("matching", ["off", "extent", "vertex", "profile"])
+@pytest.mark.parametrize("matching", ["any", "extent", "vertex", "profile"])
 def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
     """Whatever the way to choose a partner, all slices of body that come up, counted one by one."""
     a, b = [Cone("a1", 2, 3, 1), Cone("a2", 2, 8, 2)], [Cone("b1", 2, 25, 6), Cone("b2", 2, 4, 0)]

@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from medcyclegan import build, config, phantom
 from medcyclegan.data.datalist import Cohort, Pair, from_folders
-from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, _Source, open_prepared, prepare_cohort
+from medcyclegan.data.examination import Source, content_hash
+from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
@@ -126,7 +127,7 @@ def test_pairs_on_different_grids_are_refused(cohort: phantom.Cohort, tmp_path: 
 def test_pairs_whose_working_grids_differ_by_rounding_are_refused(tmp_path: Path) -> None:
     """Voxels of 0.5 and 0.50002 mm lie 0.002 mm apart at most, and 100 of them become 50 and 51 voxels of 1 mm."""
     a, b = (Grid((100, 40, 40), np.diag([step, 0.5, 0.5, 1.0])) for step in (0.5, 0.50002))
-    known = {f"pairs_{d}/p": _Source({}, grid, False, (), None) for d, grid in (("a", a), ("b", b))}
+    known = {f"pairs_{d}/p": Source({}, grid, False, (), None) for d, grid in (("a", a), ("b", b))}
     cohort = Cohort((), (), (Pair("p", tmp_path / "a.nii", tmp_path / "b.nii"),))
     failed: dict[str, str] = {}
     _refuse_misfits(cohort, known, failed, (2.0, 2.0, 2.0), False)
@@ -148,12 +149,10 @@ def test_foreign_folders_are_not_touched(folders: tuple[Path, Path], tmp_path: P
 def test_detached_data_counts_as_content(tmp_path: Path) -> None:
     import SimpleITK as sitk
 
-    from medcyclegan.data.prepared import _content_hash
-
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4, 4), np.int16)), str(tmp_path / "x.mhd"))
-    before = _content_hash(tmp_path / "x.mhd")
+    before = content_hash(tmp_path / "x.mhd")
     (tmp_path / "x.raw").write_bytes(b"\x01" * 128)
-    assert _content_hash(tmp_path / "x.mhd") != before
+    assert content_hash(tmp_path / "x.mhd") != before
 
 
 def test_mr_is_inverted_towards_ct_and_only_there(cohort: phantom.Cohort, tmp_path: Path) -> None:

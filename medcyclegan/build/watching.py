@@ -16,10 +16,11 @@ from torch import Tensor
 from medcyclegan import __version__, config, ranks
 from medcyclegan.config import Experiment
 from medcyclegan.data.pairs import on_one_grid
-from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, crop_or_pad, stack_of_slices
+from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_case import StoredCase
+from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features

@@ -39,7 +39,8 @@ def profile_heights(areas: Sequence[npt.ArrayLike], distance: float = 1.0) -> li
         distance: from slice to slice, mm, the same in all scans.
 
     Returns:
-        Per scan (slices,), in widths, rising.
+        Per scan (slices,), in widths, rising; nan of a scan that overlaps the common profile too little wherever it is
+        shifted.
     """
     scans = []
     for area in areas:
@@ -53,16 +54,19 @@ def profile_heights(areas: Sequence[npt.ArrayLike], distance: float = 1.0) -> li
     fits: list[Floats] = []
     for _ in range(_ROUNDS):
         fits = [_fitted(place, profile, places, common) for place, profile in scans]
-        even = np.arange(min(f[0] for f in fits), max(f[-1] for f in fits) + _STEP, _STEP)
-        laid = np.array([np.interp(even, f, s[1], left=np.nan, right=np.nan) for f, s in zip(fits, scans, strict=True)])
+        laid_over = [(f, s[1]) for f, s in zip(fits, scans, strict=True) if np.isfinite(f).all()]
+        if not laid_over:
+            break
+        even = np.arange(min(f[0] for f, _ in laid_over), max(f[-1] for f, _ in laid_over) + _STEP, _STEP)
+        laid = np.array([np.interp(even, f, profile, left=np.nan, right=np.nan) for f, profile in laid_over])
         reached = np.isfinite(laid).sum(axis=0) >= max(1, _FEWEST * len(scans))
         places, common = even[reached], np.nanmedian(laid[:, reached], axis=0)
     return fits
 
 
 def _fitted(place: Floats, profile: Floats, places: Floats, common: Floats) -> Floats:
-    """The heights of one scan: its places, stretched and shifted onto the common profile."""
-    best, chosen = np.inf, place
+    """The heights of one scan: its places, stretched and shifted onto the common profile; nan if they fit nowhere."""
+    best, chosen = np.inf, np.full(len(place), np.nan)
     step = float(np.median(np.diff(place))) if len(place) > 1 else 1.0
     fewest = _OVERLAP * min(len(place), np.ptp(places) / step)
     for stretch in _STRETCHES:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,47 +21,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
+from medcyclegan.data.eligible import PatchSource, areas, eligible_in_both, eligible_slices, shows_something
 from medcyclegan.data.heights import profile_heights
+from medcyclegan.data.matching import MATCH_TOLERANCE, reached, relative_height, warn_of_cut_heads, with_partners
 from medcyclegan.data.pairs import few
 from medcyclegan.data.pairs import require_pairs as _require_pairs
 from medcyclegan.data.stored_image import StoredImage
+from medcyclegan.data.windows import BACKGROUND, Bools, Floats, Values, choose_window, stack_of_slices
 from medcyclegan.errors import InputError, raise_all
 
-BACKGROUND = -1.0
 PLANES: dict[str, int] = {
     "sagittal": 0,
     "coronal": 1,
     "axial": 2,
 }  # the axis of the working grid that a slice is cut across
-CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
-MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
-MOST_FAR = 0.1  # share of matched patches that may differ by more before it is told
 TRIES = 20
 LEAST_FILLED = 0.25  # of a patch by the largest volume: below, the networks would mostly see background
-CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 Plane = Literal["axial", "coronal", "sagittal"]
 Matching = Literal["any", "extent", "vertex", "profile"]
-Values = TypeVar("Values", bound=np.generic)
-
-
-class PatchSource(Protocol):
-    """A prepared case as far as patches are concerned."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def image(self) -> Floats | StoredImage:
-        """(X, Y, Z), of several contrasts (C, X, Y, Z)."""
-        ...
-
-    @property
-    def body(self) -> Bools:
-        """(X, Y, Z)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -195,13 +173,13 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
         if matching != "any" and not paired:
             if matching == "vertex":
-                _warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
+                warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
             self.heights = self._measured()
             if matching == "profile":
                 lost = self._keep_common()
                 drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
             else:
-                drawn["b"] = self._reached()
+                drawn["b"] = reached(self.heights, self.slices, matching)
         self.left_out = {d: 1 - drawn[d] / body[d] for d in body}
         for domain, other in (("a", "b"), ("b", "a")):
             if lost[domain]:
@@ -230,13 +208,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     def _keep_common(self) -> dict[str, list[str]]:
         """Leave out what no scan of the other domain has at its height; the ids of scans that are left out whole."""
-        kept: dict[str, list[npt.NDArray[np.intp]]] = {}
-        for domain, other in (("a", "b"), ("b", "a")):
-            there = np.concatenate([h[k] for h, k in zip(self.heights[other], self.slices[other], strict=True)])
-            kept[domain] = [
-                eligible[np.abs(heights[eligible][:, None] - there[None]).min(axis=1) <= MATCH_TOLERANCE]
-                for heights, eligible in zip(self.heights[domain], self.slices[domain], strict=True)
-            ]
+        kept = with_partners(self.heights, self.slices)
         lost = {}
         for domain in ("a", "b"):
             filled = [i for i, k in enumerate(kept[domain]) if len(k)]
@@ -250,31 +222,6 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
             self.slices[domain] = [kept[domain][i] for i in filled]
             self.heights[domain] = [self.heights[domain][i] for i in filled]
         return lost
-
-    def _reached(self) -> int:
-        """How many slices of b are drawn for any slice of a; warns where many partners are far from its height."""
-        wanted = np.sort(np.concatenate([h[k] for h, k in zip(self.heights["a"], self.slices["a"], strict=True)]))
-        reached, far = 0, 0
-        for heights, eligible in zip(self.heights["b"], self.slices["b"], strict=True):
-            there = heights[eligible]  # rising
-            near = np.searchsorted(wanted, there + MATCH_TOLERANCE, "right") > np.searchsorted(
-                wanted, there - MATCH_TOLERANCE, "left"
-            )
-            place = np.searchsorted(there, wanted)
-            beside = np.clip([place - 1, place], 0, len(there) - 1)
-            apart = np.abs(there[beside] - wanted)
-            near[beside[apart == apart.min(axis=0)]] = True
-            reached += int(near.sum())
-            far += int((apart.min(axis=0) > MATCH_TOLERANCE).sum())
-        share = far / (len(wanted) * len(self.slices["b"]))
-        if share > MOST_FAR:
-            warnings.warn(
-                f"patches.matching {self.matching}: for {100 * share:.0f} % of the patches of a, the scan of b has "
-                "nothing at a similar height, and the nearest slice is taken. If the scans cover different parts of "
-                "the body, take matching profile, which leaves such slices out.",
-                stacklevel=3,
-            )
-        return reached
 
     def __len__(self) -> int:
         return self.steps
@@ -368,7 +315,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
                 if len(cases) > 1:
                     patch[~np.concatenate([inside] * contrasts[domain])] = BACKGROUND
                 patches[domain] = patch
-            if all(_shows_something(patch, contrasts[domain]) for domain, patch in patches.items()):
+            if all(shows_something(patch, contrasts[domain]) for domain, patch in patches.items()):
                 break
         mirrored = self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0)
         made = {}
@@ -423,142 +370,6 @@ def require_fitting(dataset: UnpairedPatches) -> None:
                 "or to null"
             )
     raise_all(problems, "the training does not fit its volumes:")
-
-
-def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
-    """Slices across `axis` with enough body; nearly constant ones are left out, because instance norm blows them up.
-
-    Raises:
-        InputError: if the case has no such slice.
-    """
-    chosen = _eligible(case, np.asarray(case.body), minimum_body, axis)
-    if not len(chosen):
-        raise InputError(
-            f"case {case.id} has no slice with body and contrast to learn from.",
-            "Look at the volume, and leave it out or give a body mask.",
-        )
-    return chosen
-
-
-def eligible_in_both(a: PatchSource, b: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
-    """Slices with enough of the common body of a pair in which both halves show something: see `eligible_slices`."""
-    body = a.body & b.body
-    chosen = np.intersect1d(_eligible(a, body, minimum_body, axis), _eligible(b, body, minimum_body, axis))
-    if not len(chosen):
-        raise InputError(
-            f"pair {a.id} has no slice in which both a and b show body and contrast.",
-            "Look at both volumes, and leave the pair out or give body masks.",
-        )
-    return chosen
-
-
-def _eligible(case: PatchSource, body: Bools, minimum_body: float, axis: int) -> npt.NDArray[np.intp]:
-    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
-    image, chosen = case.image, []
-    for k in np.flatnonzero(area >= max(1, minimum_body * area.max())):
-        # Not `take`, which would first copy an array in Fortran order.
-        inside = body[(slice(None),) * axis + (k,)]
-        shown = np.where(inside, np.asarray(image.take(k, axis=axis - 3)), np.float32(BACKGROUND))
-        if _shows_something(shown if image.ndim == 4 else shown[None]):
-            chosen.append(k)
-    return np.array(chosen, dtype=np.intp)
-
-
-def _shows_something(image: Floats, contrasts: int | None = None) -> bool:
-    """Whether at least one contrast of (C, *spatial) is not flat; by default every channel is a contrast."""
-    return any(np.ptp(part) > CONTRAST for part in np.split(image, contrasts or len(image)))
-
-
-def areas(case: PatchSource, axis: int) -> npt.NDArray[np.intp]:
-    """Voxels of body in every slice across `axis`."""
-    return np.asarray(case.body.sum(axis=tuple(i for i in range(3) if i != axis)))
-
-
-def relative_height(case: PatchSource, axis: int, matching: Matching) -> npt.NDArray[np.float64]:
-    """Where each slice across `axis` lies in the body: see `UnpairedPatches`."""
-    body = case.body
-    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
-    occupied = np.flatnonzero(area)
-    index = np.arange(len(area), dtype=float)
-    if matching == "extent":
-        return (index - occupied[0]) / max(1, occupied[-1] - occupied[0])
-    if matching != "vertex":
-        raise ValueError(f"matching is 'extent' or 'vertex', got {matching!r}")
-    # The working grid is the same for every case, so widths in voxels can be compared; the root of the largest area
-    # measures the head's size whatever part of the neck is in the scan.
-    return (index - occupied[-1]) / float(np.sqrt(area.max()))
-
-
-def _warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
-    """A scan that begins inside the head has a large uppermost slice, and no vertex to measure heights from."""
-    cut = []
-    for case in cases:
-        area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
-        if area[np.flatnonzero(area)[-1]] > CUT_SHARE * area.max():
-            cut.append(case.id)
-    if cut:
-        warnings.warn(
-            f"patches.matching is vertex, but the top of the head is not in {few(cut)}; they are matched as if "
-            "their uppermost slice were the top. Leave them out, or take matching extent.",
-            stacklevel=3,
-        )
-
-
-def choose_window(
-    body: Bools, size: Sequence[int], random: np.random.Generator, middle: dict[int, int] | None = None
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where to cut a patch from a volume, and where in the patch to place it.
-
-    Args:
-        body: (C, *spatial).
-        size: voxels of the patch along the spatial axes.
-        random: decides the offsets.
-        middle: axis -> index on which the patch is centered, as far as the volume allows.
-
-    Returns:
-        Slices of the volume and of the patch, (C, *spatial) each: `patch[target] = image[source]`.
-    """
-    source, target = [slice(None)], [slice(None)]
-    for axis, wanted in enumerate(size, start=1):
-        length = body.shape[axis]
-        if length > wanted:
-            if middle and axis in middle:
-                start = int(np.clip(middle[axis] - wanted // 2, 0, length - wanted))
-            else:
-                occupied = np.flatnonzero(body.any(axis=tuple(i for i in range(body.ndim) if i != axis)))
-                first, last = (int(occupied[0]), int(occupied[-1])) if len(occupied) else (0, length - 1)
-                # The window lies over the body, or the body in the window, whichever is longer; never beyond the image.
-                ends = sorted((first, last + 1 - wanted))
-                start = int(random.integers(max(0, ends[0]), min(length - wanted, max(0, ends[1])) + 1))
-            source.append(slice(start, start + wanted))
-            target.append(slice(0, wanted))
-        else:
-            start = int(random.integers(wanted - length + 1))
-            source.append(slice(0, length))
-            target.append(slice(start, start + length))
-    return tuple(source), tuple(target)
-
-
-def crop_or_pad(image: Floats, body: Bools, size: Sequence[int], random: np.random.Generator) -> Floats:
-    """Bring (C, *spatial) to `size`: crop around the body where it is larger, place it in background where smaller."""
-    patch = np.full((len(image), *size), BACKGROUND, dtype=np.float32)
-    source, target = choose_window(body, size, random)
-    patch[target] = image[source]
-    return patch
-
-
-def stack_of_slices(volume: npt.NDArray[Values], axis: int, middle: int, neighbors: int) -> npt.NDArray[Values]:
-    """(2 neighbors + 1, *slice): the slices around `middle`; beyond the volume its last slice is repeated.
-
-    Of several contrasts, (C, X, Y, Z), it is (C (2 neighbors + 1), *slice), all slices of a contrast together.
-    """
-    chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis - 3] - 1)
-    # Not `take`, which would first copy an array in Fortran order, the whole volume, into C order.
-    taken = volume[(slice(None),) * (axis + volume.ndim - 3) + (chosen,)]
-    if volume.ndim == 3:
-        return np.moveaxis(taken, axis, 0)
-    stacked = np.moveaxis(taken, axis - 3, 1)
-    return stacked.reshape(-1, *stacked.shape[2:])
 
 
 def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> npt.NDArray[Values]:

@@ -6,25 +6,21 @@ Everything is written beside and then renamed, so a crash leaves whole cases onl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 
-from medcyclegan.atomic import atomic_folder, claimed, sweep
+from medcyclegan.atomic import atomic_folder
 from medcyclegan.data.datalist import Case, Cohort, contrast_names
-from medcyclegan.data.facts import measure_values
-from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.data.examination import Source, examine
+from medcyclegan.data.inspection import modality_suspicions
 from medcyclegan.data.pairs import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 from medcyclegan.data.parallel import Crew
 from medcyclegan.data.prepared_folder import (
@@ -32,26 +28,23 @@ from medcyclegan.data.prepared_folder import (
     GROUPS,
     VERSION,
     PreparedCohort,
+    check_output,
+    kept_alone,
     open_prepared,
     opened,
-    read_own,
+    remove_strangers,
 )
 from medcyclegan.data.registered import register_onto, save_picture
 from medcyclegan.data.stored_case import (
-    FILES,
     key_digest,
     open_case,
     read_record,
     save_arrays,
     write_record,
 )
-from medcyclegan.data.suspicions import NOTE, Member, of_volume
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.headers import Header
-from medcyclegan.io.pictures import PICTURE_SUFFIXES
-from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
+from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
 from medcyclegan.transforms.geometry import working_grid
@@ -104,7 +97,7 @@ def prepare_cohort(
         InputError: if `output` holds something else or is in use, the domains seem swapped, or no case of a domain is
             usable.
     """
-    _check_output(output)
+    check_output(output)
     settings = {
         "ct_window": ct_window,
         "mr_percentiles": mr_percentiles,
@@ -122,7 +115,7 @@ def prepare_cohort(
         if (count := cohort.files_per_case(domain)) > 1
     }
     _refuse_impossible(names, modalities, register_pairs)
-    with _kept_alone(output), Crew(workers, progress or Silent()) as crew:
+    with kept_alone(output), Crew(workers, progress or Silent()) as crew:
         return _prepare(cohort, output, modalities, spacing, settings, names, register_pairs, crew)
 
 
@@ -138,9 +131,9 @@ def _prepare(
 ) -> PreparedCohort:
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
-    known: dict[str, _Source] = {}
+    known: dict[str, Source] = {}
     looks = {name: (job, output / name, modalities[_domain(name)]) for name, job in jobs.items()}
-    for name, found in crew.each(_examine, looks, "checking volumes"):
+    for name, found in crew.each(examine, looks, "checking volumes"):
         if isinstance(found, InputError):
             failed[name] = str(found)
         else:
@@ -218,42 +211,8 @@ def _prepare(
             ),
         },
     )
-    _remove_strangers(output, done)
+    remove_strangers(output, done)
     return opened(output)
-
-
-@contextmanager
-def _kept_alone(output: Path) -> Iterator[None]:
-    """Keep everybody else out of the folder, and clear away what a killed preparation was writing."""
-    new = not output.exists()
-    try:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(claimed(output))
-            except BlockingIOError:
-                raise InputError(
-                    f"{output} is in use: another process prepares it or trains on it at this moment.",
-                    "Wait for it, or give another folder as output.",
-                ) from None
-            _check_output(output)  # once more, now that nobody else writes there
-            for folder in (output, *(output / group for group in GROUPS)):
-                sweep(folder)
-            yield
-    finally:
-        # What was refused leaves nothing behind.
-        if new and output.is_dir() and [entry.name for entry in output.iterdir()] == [".lock"]:
-            shutil.rmtree(output)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What the first look at a case's files told."""
-
-    content: dict[str, Any]  # hashes of the files
-    grid: Grid
-    hu: bool
-    suspicions: tuple[str, ...]
-    stored: dict[str, Any] | None  # case.json of an earlier preparation of the same content
 
 
 def _jobs(cohort: Cohort) -> dict[str, Case]:
@@ -290,60 +249,9 @@ def _domain(name: str) -> str:
     return name.split("/", 1)[0][-1]
 
 
-def _content(job: Case) -> dict[str, Any]:
-    """Hashes of all files that a case is made from, and how pictures are understood."""
-    content: dict[str, Any] = {
-        "image": _content_hash(job.image),
-        "body": _content_hash(job.body) if job.body else None,
-    }
-    if job.further:
-        content["further"] = [_content_hash(image) for image in job.further]
-    if job.levels is not None and job.image.name.lower().endswith(PICTURE_SUFFIXES):
-        content["levels"] = repr(job.levels)
-    return content
-
-
-def _examine(job: Case, folder: Path, modality: str) -> _Source:
-    content = _content(job)
-    try:
-        stored = read_record(folder / "case.json")
-        if stored["key"]["content"] == content:
-            told = tuple(stored["suspicions"])
-            return _Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
-    except (ValueError, KeyError, TypeError):
-        pass  # nothing usable is stored: the case is made anew
-    first: Grid | None = None
-    hu: list[bool] = []
-    suspicions: list[str] = []
-    for number, image in enumerate(job.images):
-        volume = read_volume(image, job.levels)
-        grid, values = grid_of(volume), volume.numpy()[0]
-        first = first or grid
-        hu.append(looks_like_hu(values))
-        one = replace(job, id=f"{job.id} (contrast {number + 1})", image=image) if job.further else job
-        suspicions += _suspicions(one, values, grid, modality)
-    if job.further and any(hu) and modality == "MR":
-        files = ", ".join(str(image) for image, is_hu in zip(job.images, hu, strict=True) if is_hu)
-        raise InputError(
-            f"{files}: a contrast is MR, and these values look like a CT in Hounsfield units.",
-            "Take the file out of the list, or put the right one in its place.",
-        )
-    assert first is not None  # a case has an image
-    return _Source(content, first, hu[0], tuple(suspicions), None)
-
-
-def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
-    """What `inspect` would say of this volume by itself, notes and what is told elsewhere aside."""
-    if job.image.name.lower().endswith(PICTURE_SUFFIXES):
-        return ()  # one slice says too little
-    facts = measure_values(values, grid, Header(grid, str(values.dtype)), job.image)
-    told = of_volume(Member("", job.id, modality, facts))
-    return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
-
-
 def _refuse_misfits(
     cohort: Cohort,
-    known: Mapping[str, _Source],
+    known: Mapping[str, Source],
     failed: dict[str, str],
     spacing: tuple[float, float, float],
     register_pairs: bool,
@@ -364,7 +272,7 @@ def _refuse_misfits(
 def _landmark_shares(
     crew: Crew,
     jobs: Mapping[str, Case],
-    known: Mapping[str, _Source],
+    known: Mapping[str, Source],
     failed: dict[str, str],
     preparations: Mapping[str, Preparation],
     output: Path,
@@ -441,7 +349,7 @@ def _store(
     preparations: Sequence[Preparation],
     names: Sequence[str],
     key: dict[str, Any],
-    source: _Source,
+    source: Source,
     folder: Path,
     fixed: Case | None = None,
     fixed_modality: str = "MR",
@@ -498,48 +406,7 @@ def _damage(folder: Path) -> str:
         return str(error)
 
 
-def _check_output(output: Path) -> None:
-    """Refuse what is no folder of ours: preparing replaces and removes what lies in the folders of its groups."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise InputError(f"{output} is a file.", "Give a folder as output.")
-    others = []
-    if not _is_ours(output):
-        others += [entry.name for entry in _visible(output) if entry.name not in (*GROUPS, "landmarks.json")]
-    for group in GROUPS:
-        folder = output / group
-        if folder.is_dir():
-            others += [f"{group}/{entry.name}" for entry in _visible(folder) if not _is_case(entry)]
-        elif folder.exists():
-            others.append(group)
-    if others:
-        raise InputError(
-            f"{output} exists and holds something else ({', '.join(sorted(others)[:3])}).",
-            "Give a new folder, or an earlier prepared one.",
-        )
-
-
-def _is_ours(output: Path) -> bool:
-    """By its record or, where that is missing or damaged, by a case."""
-    try:
-        if read_own(output) is not None:
-            return True
-    except InputError:
-        pass
-    cases = (case for group in GROUPS if (output / group).is_dir() for case in _visible(output / group))
-    return any((case / "case.json").exists() and (case / "image.npy").exists() for case in cases)
-
-
-def _is_case(folder: Path) -> bool:
-    return folder.is_dir() and {entry.name for entry in _visible(folder)} <= FILES
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _check_modalities(known: Mapping[str, _Source], modalities: Mapping[str, str]) -> list[str]:
+def _check_modalities(known: Mapping[str, Source], modalities: Mapping[str, str]) -> list[str]:
     """Refuse domains that are swapped as a whole; warn of single cases."""
     hu = {d: {n: s.hu for n, s in known.items() if _domain(n) == d} for d in ("a", "b")}
     if modalities["a"] != modalities["b"] and all(hu.values()):
@@ -568,43 +435,3 @@ def _median_spacing(grids: list[Grid]) -> tuple[float, float, float]:
     reordered = [grid.spacing[np.argsort(nib.orientations.io_orientation(grid.affine)[:, 0])] for grid in grids]
     x, y, z = np.median(reordered, axis=0).round(2)
     return float(x), float(y), float(z)
-
-
-def _remove_strangers(output: Path, done: set[str]) -> None:
-    """Delete prepared cases that the cohort does not have any more."""
-    for group in GROUPS:
-        if (output / group).is_dir():
-            for folder in _visible(output / group):
-                if f"{group}/{folder.name}" not in done:
-                    shutil.rmtree(folder)
-
-
-def _content_hash(path: Path) -> str:
-    """BLAKE2b of all of a volume's files, of their sizes, and of the choice of a series."""
-    digest = hashlib.blake2b(split_choice(path)[1].encode(), digest_size=16)
-    # `volume_files` names data files of detached headers, too.
-    for file in dict.fromkeys([*(volume_files(path) or [path]), *_detached_data(path)]):
-        try:
-            with file.open("rb") as stream:
-                size = 0
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-                    size += len(block)
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-        digest.update(f" {size} ".encode())
-    return digest.hexdigest()
-
-
-def _detached_data(path: Path) -> list[Path]:
-    key = {".mhd": b"elementdatafile", ".nrrd": b"data file"}.get(path.suffix.lower())
-    if key is None or not path.is_file():
-        return []
-    with path.open("rb") as stream:
-        header = stream.read(1 << 16)
-    for line in header.splitlines():
-        name, _, value = line.replace(b"=", b":", 1).partition(b":")
-        if name.strip().lower() == key:
-            file = path.parent / value.strip().decode(errors="replace")
-            return [file] if file.is_file() else []
-    return []

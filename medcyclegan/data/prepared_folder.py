@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from medcyclegan.atomic import claimed
-from medcyclegan.data.stored_case import StoredCase, key_digest, open_case, read_json
+from medcyclegan.atomic import claimed, sweep
+from medcyclegan.data.stored_case import FILES, StoredCase, key_digest, open_case
+from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.progress import Progress
 from medcyclegan.transforms.intensity import Scaler
@@ -157,18 +159,21 @@ def read_own(folder: Path) -> dict[str, Any] | None:
     file = folder / "prepared.json"
     if not file.exists():
         return None
-    content = read_json(file)
-    return content if content.get("format") == FORMAT and "version" in content else None
+    content = read_json(file, f"record {file}")
+    return content if isinstance(content, dict) and content.get("format") == FORMAT and "version" in content else None
 
 
 def _own_record(folder: Path) -> dict[str, Any]:
-    content = read_own(folder)
+    content = None
+    try:
+        content = read_own(folder)
+    except InputError as error:
+        _refuse(folder, [str(error)])
     if content is None:
-        begun = any((folder / group).is_dir() for group in GROUPS)
         raise InputError(
             f"{folder} is not a prepared folder: it has no usable prepared.json.",
             "Its preparation was interrupted, it seems: run the same command again, which goes on where it stopped."
-            if begun
+            if _is_ours(folder)
             else "Make one with `medcyclegan prepare --a MR_DIR --b CT_DIR -o PREPARED`.",
         )
     if content["version"] != VERSION:
@@ -201,8 +206,9 @@ def _refuse(folder: Path, problems: list[str], most: int = 10) -> None:
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
     raise_all(
         [*problems[:most], *more],
-        f"{folder} cannot be used; prepare it again from the same volumes with the same settings (`medcyclegan prepare "
-        f"... -o {folder}`), by which what is damaged is made anew and the rest kept:",
+        f"{folder} cannot be used. What is damaged, missing or of another preparation is made anew, and the rest kept, "
+        "when it is prepared again from the same volumes with the same settings (`medcyclegan prepare ... -o "
+        f"{folder}`):",
     )
 
 
@@ -215,3 +221,76 @@ def _read_alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{folder} is being prepared by another process at this moment.", "Wait for it.") from None
         yield
+
+
+@contextmanager
+def kept_alone(output: Path) -> Iterator[None]:
+    """Keep everybody else out of the folder, and clear away what a killed preparation was writing."""
+    new = not output.exists()
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claimed(output))
+            except BlockingIOError:
+                raise InputError(
+                    f"{output} is in use: another process prepares it or trains on it at this moment.",
+                    "Wait for it, or give another folder as output.",
+                ) from None
+            check_output(output)  # once more, now that nobody else writes there
+            for folder in (output, *(output / group for group in GROUPS)):
+                sweep(folder)
+            yield
+    finally:
+        # What was refused leaves nothing behind.
+        if new and output.is_dir() and [entry.name for entry in output.iterdir()] == [".lock"]:
+            shutil.rmtree(output)
+
+
+def check_output(output: Path) -> None:
+    """Refuse what is no folder of ours: preparing replaces and removes what lies in the folders of its groups."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"{output} is a file.", "Give a folder as output.")
+    others = []
+    if not _is_ours(output):
+        others += [entry.name for entry in _visible(output) if entry.name not in (*GROUPS, "landmarks.json")]
+    for group in GROUPS:
+        folder = output / group
+        if folder.is_dir():
+            others += [f"{group}/{entry.name}" for entry in _visible(folder) if not _is_case(entry)]
+        elif folder.exists():
+            others.append(group)
+    if others:
+        raise InputError(
+            f"{output} exists and holds something else ({', '.join(sorted(others)[:3])}).",
+            "Give a new folder, or an earlier prepared one.",
+        )
+
+
+def _is_ours(output: Path) -> bool:
+    """By its record or, where that is missing or damaged, by a case."""
+    try:
+        if read_own(output) is not None:
+            return True
+    except InputError:
+        pass
+    cases = (case for group in GROUPS if (output / group).is_dir() for case in _visible(output / group))
+    return any((case / "case.json").exists() and (case / "image.npy").exists() for case in cases)
+
+
+def _is_case(folder: Path) -> bool:
+    return folder.is_dir() and {entry.name for entry in _visible(folder)} <= FILES
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def remove_strangers(output: Path, done: set[str]) -> None:
+    """Delete prepared cases that the cohort does not have any more."""
+    for group in GROUPS:
+        if (output / group).is_dir():
+            for folder in _visible(output / group):
+                if f"{group}/{folder.name}" not in done:
+                    shutil.rmtree(folder)

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medcyclegan.data.patches import PLANES, PatchSource, Shape, choose_window, eligible_slices, stack_of_slices
+from medcyclegan.data.eligible import PatchSource, eligible_slices
+from medcyclegan.data.patches import PLANES, Shape
+from medcyclegan.data.windows import choose_window, stack_of_slices
 
 CASES = 6  # of a domain, evenly spread over the sorted ones
 SLICES = 4  # of a case, at these evenly spread heights between its lowest and highest slice with enough body

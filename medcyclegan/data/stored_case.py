@@ -26,6 +26,7 @@ from isal import isal_zlib
 
 from medcyclegan.atomic import write_json
 from medcyclegan.data.stored_image import StoredImage, encode
+from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.transforms.intensity import Scaler
@@ -135,29 +136,12 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, cannot be read, or is not what was written.
     """
-    content = read_json(path)
+    content = read_json(path, f"record {path}")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged or was changed: it is no object.")
     digest = content.pop("digest", None)
     if digest != key_digest(content):
         raise InputError(f"{path} is damaged or was changed: its digest is another.")
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: it is missing, cannot be read, or is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is no JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it is no JSON object.")
     return content
 
 

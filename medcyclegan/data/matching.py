@@ -1,0 +1,91 @@
+"""Slices of matching height: how high each lies in the body, and which ones have a partner in the other domain.
+
+Heights are rising, (slices,) of a scan, in units that depend on the way to measure them: see `patches.UnpairedPatches`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from medcyclegan.data.eligible import PatchSource
+from medcyclegan.data.pairs import few
+
+MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
+MOST_FAR = 0.1  # share of matched patches that may differ by more before it is told
+CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
+
+Heights = Mapping[str, Sequence[npt.NDArray[np.float64]]]
+Slices = Mapping[str, Sequence[npt.NDArray[np.intp]]]
+
+
+def relative_height(case: PatchSource, axis: int, matching: str) -> npt.NDArray[np.float64]:
+    """Where each slice across `axis` lies in the body: see `UnpairedPatches`."""
+    body = case.body
+    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
+    occupied = np.flatnonzero(area)
+    index = np.arange(len(area), dtype=float)
+    if matching == "extent":
+        return (index - occupied[0]) / max(1, occupied[-1] - occupied[0])
+    if matching != "vertex":
+        raise ValueError(f"matching is 'extent' or 'vertex', got {matching!r}")
+    # The working grid is the same for every case, so widths in voxels can be compared; the root of the largest area
+    # measures the head's size whatever part of the neck is in the scan.
+    return (index - occupied[-1]) / float(np.sqrt(area.max()))
+
+
+def warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
+    """A scan that begins inside the head has a large uppermost slice, and no vertex to measure heights from."""
+    cut = []
+    for case in cases:
+        area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
+        if area[np.flatnonzero(area)[-1]] > CUT_SHARE * area.max():
+            cut.append(case.id)
+    if cut:
+        warnings.warn(
+            f"patches.matching is vertex, but the top of the head is not in {few(cut)}; they are matched as if "
+            "their uppermost slice were the top. Leave them out, or take matching extent.",
+            stacklevel=3,
+        )
+
+
+def with_partners(heights: Heights, slices: Slices) -> dict[str, list[npt.NDArray[np.intp]]]:
+    """Of every scan of "a" and "b", the slices at whose height the other domain has one; of some scans perhaps none."""
+    kept = {}
+    for domain, other in (("a", "b"), ("b", "a")):
+        there = np.concatenate([h[k] for h, k in zip(heights[other], slices[other], strict=True)])
+        there = there[np.isfinite(there)]
+        kept[domain] = [
+            eligible[np.abs(h[eligible][:, None] - there[None]).min(axis=1, initial=np.inf) <= MATCH_TOLERANCE]
+            for h, eligible in zip(heights[domain], slices[domain], strict=True)
+        ]
+    return kept
+
+
+def reached(heights: Heights, slices: Slices, matching: str) -> int:
+    """How many slices of b are drawn for any slice of a; warns where many partners are far from its height."""
+    wanted = np.sort(np.concatenate([h[k] for h, k in zip(heights["a"], slices["a"], strict=True)]))
+    count, far = 0, 0
+    for of_scan, eligible in zip(heights["b"], slices["b"], strict=True):
+        there = of_scan[eligible]
+        near = np.searchsorted(wanted, there + MATCH_TOLERANCE, "right") > np.searchsorted(
+            wanted, there - MATCH_TOLERANCE, "left"
+        )
+        place = np.searchsorted(there, wanted)
+        beside = np.clip([place - 1, place], 0, len(there) - 1)
+        apart = np.abs(there[beside] - wanted)
+        near[beside[apart == apart.min(axis=0)]] = True
+        count += int(near.sum())
+        far += int((apart.min(axis=0) > MATCH_TOLERANCE).sum())
+    share = far / (len(wanted) * len(slices["b"]))
+    if share > MOST_FAR:
+        warnings.warn(
+            f"patches.matching {matching}: for {100 * share:.0f} % of the patches of a, the scan of b has nothing at a "
+            "similar height, and the nearest slice is taken. If the scans cover different parts of the body, take "
+            "matching profile, which leaves such slices out.",
+            stacklevel=3,
+        )
+    return count
