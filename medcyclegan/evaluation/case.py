@@ -27,7 +27,9 @@ from medcyclegan.evaluation.metrics.tissue import TISSUE_METRICS, Tissues, tissu
 from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.segmentation import LABEL_METRICS, Labels, label_scores, region_of
+from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import Grid, reordered
+from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.plausible import refuse_impossible_hu
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.io.writer import write_volume
@@ -225,7 +227,7 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
         scores |= error.scores
         angles = error.per_angle
         if settings.range_maps is not None and "wepl" in error.map:
-            _write_map(settings.range_maps / f"{name}.nii.gz", error, grid)
+            _write_map(settings.range_maps / f"{name}.nii.gz", error, grid, files.ref)
     classes: dict[int, tuple[Score, Score]] = {}
     if files.pred_labels is not None and files.ref_labels is not None:
         labels = label_scores(
@@ -320,11 +322,12 @@ def _number(value: float, estimate: Alignment) -> Score:
     return undefined(estimate.reason) if estimate.reason else Score(value)
 
 
-def _write_map(path: Path, error: ranges.RangeError, grid: Grid) -> None:
+def _write_map(path: Path, error: ranges.RangeError, grid: Grid, reference: Path) -> None:
     """The mean over the angles of |range error| in mm at the target voxels; nan elsewhere, where nothing was asked."""
     volume = np.full(grid.shape, np.nan, dtype=np.float32)
     volume[tuple(error.targets.T)] = error.map["wepl"]
-    write_volume(path, volume, grid, description="mean |WEPL difference| over angles, mm")
+    shown = kept_fields(describe(reference).meta) if suffix_of(reference) else None
+    write_volume(path, volume, grid, description="mean |WEPL difference| over angles, mm", nifti=shown)
 
 
 def _words(grid: Grid) -> str:
