@@ -159,6 +159,38 @@ def test_targets_get_a_map_and_every_angle_a_row(layout: Path, heads: list[phant
         evaluate(layout / "pred", layout / "ref", tmp_path / "other", range_maps=True)
 
 
+def test_the_same_voxels_in_another_order_are_graded_as_they_lie(
+    heads: list[phantom.Phantom], layout: Path, tmp_path: Path
+) -> None:
+    """Prediction, mask and label map with axes exchanged and reversed: every score is the same to the last digit."""
+    # From voxel (k, i, j) of the turned arrays to that of the case: x and z run backwards.
+    turn = np.array([[0.0, -1, 0, SHAPE[0] - 1], [0, 0, 1, 0], [-1, 0, 0, SHAPE[2] - 1], [0, 0, 0, 1]])
+    reference = layout / "ref" / PATIENTS[0] / "ct.mha"
+    ct = np.rint(heads[0].ct).astype(np.int16)
+    arrays = {
+        "sct": (ct + np.random.default_rng(0).integers(-50, 51, SHAPE)).astype(np.int16),
+        "body": heads[0].body,
+        "labels": (heads[0].ct > 300).astype(np.uint8) * 91,
+    }
+    write_volume(tmp_path / "ref_labels.nii", arrays["labels"], GRID)
+    scores = []
+    for kind in ("plain", "turned"):
+        for name, array in arrays.items():
+            grid = GRID
+            if kind == "turned":
+                array = np.transpose(array[::-1, :, ::-1], (2, 0, 1))
+                grid = Grid(array.shape, AFFINE @ turn)
+            write_volume(tmp_path / kind / f"{name}.nii", array, grid)
+        folder = tmp_path / kind
+        masks = ("--mask", folder / "body.nii", "--pred-labels", folder / "labels.nii")
+        labels = ("--ref-labels", tmp_path / "ref_labels.nii")
+        medcyclegan("evaluate", folder / "sct.nii", reference, *masks, *labels, "-o", folder / "scores")
+        scores.append(rows(folder / "scores")[0])
+    notes = [row.pop("notes") for row in scores]
+    assert ["axes of the prediction exchanged or reversed" in note for note in notes] == [False, True]
+    assert scores[0] == scores[1] and float(scores[0]["mae"]) > 0 and float(scores[0]["dice"]) == 1
+
+
 def test_label_maps_are_scored_by_region_with_every_class(layout: Path, tmp_path: Path) -> None:
     labels = np.zeros(SHAPE, np.int16)
     labels[10:20, 10:20, 10:20] = 90  # counts in head and neck

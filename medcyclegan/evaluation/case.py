@@ -56,7 +56,6 @@ REGISTRATION_METRICS = ("misregistration_mm",)
 MOVED_METRICS = ("shift_mm", "rotation_deg")
 _ON_DEVICE = ("ssim", "ms_ssim")
 # The rounding of a header in single precision stays below this; it is far less than any voxel.
-_TOLERANCE_MM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
     reference, grid, also_warned = _read("reference", files.ref)
     done = []
     reaches = None
-    turned = reordered(synthetic, synthetic_grid, grid, _TOLERANCE_MM)
+    turned = reordered(synthetic, synthetic_grid, grid)
     if turned is not None:
         if turned is not synthetic:
             done.append("axes of the prediction exchanged or reversed to those of the reference; no value changes")
@@ -284,7 +283,7 @@ def _read(kind: str, path: Path) -> tuple[npt.NDArray[np.float32], Grid, list[st
 
 def _read_labels(path: Path, grid: Grid) -> Labels:
     array, own, _ = _read_warned(path)
-    turned = reordered(array, own, grid, _TOLERANCE_MM)
+    turned = reordered(array, own, grid)
     if turned is None:
         raise InputError(
             f"The label map {path} lies on another grid than its case: {_words(own)} against {_words(grid)}.",

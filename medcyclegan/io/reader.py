@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MASK_TOLERANCE_MM = 1e-2
 
 
 def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) -> MetaTensor:
@@ -108,7 +107,7 @@ def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]
     """
     array, affine, meta = _load(Path(path))
     grid = checked_grid(array.shape, affine, str(path), "picture" in meta)
-    turned = reordered(array, grid, like, _MASK_TOLERANCE_MM)
+    turned = reordered(array, grid, like)
     if turned is None:
         raise InputError(
             f"{path}: the mask lies on another grid than its volume. "
