@@ -55,7 +55,6 @@ METRICS: dict[str, Metric] = {
 REGISTRATION_METRICS = ("misregistration_mm",)
 MOVED_METRICS = ("shift_mm", "rotation_deg")
 _ON_DEVICE = ("ssim", "ms_ssim")
-# The rounding of a header in single precision stays below this; it is far less than any voxel.
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ Array = npt.NDArray[np.float32]
 
 # How trust maps may be named, <case>_combined and so on; of several kinds in a folder, the first of these is shown.
 TRUST_SUFFIXES = ("_combined", "_trust", "_spread", "_uncertainty")
-# As the evaluation: the rounding of a header in single precision stays below this.
 # Of the MAE: a table written with fewer digits is no contradiction.
 _TOLERANCE_HU, _TOLERANCE_PART = 0.01, 1e-3
 
