@@ -18,7 +18,10 @@ import pytest
 
 from medcyclegan import cli, phantom
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.case import Settings, grade
 from medcyclegan.evaluation.evaluate import evaluate
+from medcyclegan.evaluation.pairing import CaseFiles
+from medcyclegan.evaluation.protocol import PROTOCOLS
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
@@ -157,6 +160,46 @@ def test_targets_get_a_map_and_every_angle_a_row(layout: Path, heads: list[phant
     assert shown[target > 0].mean() == pytest.approx(float(third["wepl_mean_mm"]), rel=1e-5)
     with pytest.raises(InputError, match="give --targets"):
         evaluate(layout / "pred", layout / "ref", tmp_path / "other", range_maps=True)
+
+
+def test_the_same_voxels_in_another_order_are_graded_as_they_lie(heads: list[phantom.Phantom], tmp_path: Path) -> None:
+    """Prediction, mask and label map with axes exchanged and reversed: every score is the same to the last digit."""
+    part = (slice(10, 30), slice(12, 36), slice(6, 19))
+    whole = heads[0].ct[part]
+    # From voxel (k, i, j) of the turned arrays to that of the case: x and z run backwards.
+    turn = np.array([[0.0, -1, 0, 19], [0, 0, 1, 0], [-1, 0, 0, 12], [0, 0, 0, 1]])
+    ct = np.rint(whole).astype(np.int16)
+    labels = (whole > 300).astype(np.uint8) * 91
+    arrays = {
+        "sct": (ct + np.random.default_rng(0).integers(-50, 51, ct.shape)).astype(np.int16),
+        "body": heads[0].body[part],
+        "labels": labels,
+    }
+    write_volume(tmp_path / "ct.nii", ct, Grid(ct.shape, AFFINE))
+    write_volume(tmp_path / "ref_labels.nii", labels, Grid(ct.shape, AFFINE))
+    scores = []
+    for kind in ("plain", "turned"):
+        folder = tmp_path / kind
+        for name, array in arrays.items():
+            grid = Grid(array.shape, AFFINE)
+            if kind == "turned":
+                array = np.transpose(array[::-1, :, ::-1], (2, 0, 1))
+                grid = Grid(array.shape, AFFINE @ turn)
+            write_volume(folder / f"{name}.nii", array, grid)
+        files = CaseFiles(
+            pred=folder / "sct.nii",
+            ref=tmp_path / "ct.nii",
+            mask=folder / "body.nii",
+            pred_labels=folder / "labels.nii",
+            ref_labels=tmp_path / "ref_labels.nii",
+        )
+        scores.append(grade("case", files, PROTOCOLS["synthrad2023"], Settings()))
+    plain, turned = scores
+    assert [any("axes of the prediction exchanged" in note for note in case.notes) for case in scores] == [False, True]
+    assert plain.scores.keys() == turned.scores.keys()
+    for name, score in plain.scores.items():
+        assert turned.scores[name].value == pytest.approx(score.value, rel=1e-12, nan_ok=True), name
+    assert plain.scores["mae"].value > 0 and plain.scores["dice"].value == 1
 
 
 def test_label_maps_are_scored_by_region_with_every_class(layout: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import struct
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -16,6 +17,7 @@ import torch
 from monai.transforms import Flip, LoadImage
 
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.case import _write_map
 from medcyclegan.io.grid import SHEAR_COSINE, Grid
 from medcyclegan.io.headers import read_header
 from medcyclegan.io.nifti import kept_fields
@@ -286,6 +288,17 @@ class TestResults:
                 np.testing.assert_allclose(header.get_qform(), expected, atol=1e-4)
                 np.testing.assert_allclose(header.get_sform(), given.affine.numpy(), atol=1e-4)
                 assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 2)
+
+    def test_maps_of_range_errors(self, tmp_path: Path) -> None:
+        sources(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            grid = grid_of(read_volume(tmp_path / "apart.nii"))
+        found: Any = SimpleNamespace(targets=np.array([[1, 2, 3]]), map={"wepl": np.array([4.0])})
+        _write_map(tmp_path / "map.nii.gz", found, grid, tmp_path / "apart.nii")
+        written = nib.load(tmp_path / "map.nii.gz")
+        np.testing.assert_allclose(written.header.get_qform(), turned(), atol=1e-4)
+        assert written.dataobj[1, 2, 3] == 4 and np.isnan(written.dataobj[0, 0, 0])
 
     @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
     def test_rounded_axes_of_other_formats_open_in_itk(self, suffix: str, tmp_path: Path) -> None:

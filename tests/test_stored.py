@@ -282,6 +282,15 @@ def test_data_lie_beside_their_header(format_: str, name: str, tmp_path: Path) -
         assert volume_files(path) == [path]
 
 
+def test_more_data_files_than_any_volume_has(tmp_path: Path) -> None:
+    for path in (
+        mha(tmp_path, b"", DimSize="6 5 900000000", ElementDataFile="s%d.raw"),
+        nrrd(tmp_path, changes={"sizes": "6 5 900000000"}, detached="data file: s%d.raw 1 900000000 1\n"),
+    ):
+        with pytest.raises(InputError, match="names 900000000 data files"):
+            read_volume(path)
+
+
 def test_data_may_lie_below_their_header(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "x.raw").write_bytes(RAW)

@@ -27,7 +27,9 @@ from medcyclegan.evaluation.metrics.tissue import TISSUE_METRICS, Tissues, tissu
 from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.segmentation import LABEL_METRICS, Labels, label_scores, region_of
+from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import Grid, reordered
+from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.plausible import refuse_impossible_hu
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.io.writer import write_volume
@@ -53,8 +55,6 @@ METRICS: dict[str, Metric] = {
 REGISTRATION_METRICS = ("misregistration_mm",)
 MOVED_METRICS = ("shift_mm", "rotation_deg")
 _ON_DEVICE = ("ssim", "ms_ssim")
-# The rounding of a header in single precision stays below this; it is far less than any voxel.
-_TOLERANCE_MM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
     reference, grid, also_warned = _read("reference", files.ref)
     done = []
     reaches = None
-    turned = reordered(synthetic, synthetic_grid, grid, _TOLERANCE_MM)
+    turned = reordered(synthetic, synthetic_grid, grid)
     if turned is not None:
         if turned is not synthetic:
             done.append("axes of the prediction exchanged or reversed to those of the reference; no value changes")
@@ -225,7 +225,7 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
         scores |= error.scores
         angles = error.per_angle
         if settings.range_maps is not None and "wepl" in error.map:
-            _write_map(settings.range_maps / f"{name}.nii.gz", error, grid)
+            _write_map(settings.range_maps / f"{name}.nii.gz", error, grid, files.ref)
     classes: dict[int, tuple[Score, Score]] = {}
     if files.pred_labels is not None and files.ref_labels is not None:
         labels = label_scores(
@@ -282,7 +282,7 @@ def _read(kind: str, path: Path) -> tuple[npt.NDArray[np.float32], Grid, list[st
 
 def _read_labels(path: Path, grid: Grid) -> Labels:
     array, own, _ = _read_warned(path)
-    turned = reordered(array, own, grid, _TOLERANCE_MM)
+    turned = reordered(array, own, grid)
     if turned is None:
         raise InputError(
             f"The label map {path} lies on another grid than its case: {_words(own)} against {_words(grid)}.",
@@ -320,11 +320,12 @@ def _number(value: float, estimate: Alignment) -> Score:
     return undefined(estimate.reason) if estimate.reason else Score(value)
 
 
-def _write_map(path: Path, error: ranges.RangeError, grid: Grid) -> None:
+def _write_map(path: Path, error: ranges.RangeError, grid: Grid, reference: Path) -> None:
     """The mean over the angles of |range error| in mm at the target voxels; nan elsewhere, where nothing was asked."""
     volume = np.full(grid.shape, np.nan, dtype=np.float32)
     volume[tuple(error.targets.T)] = error.map["wepl"]
-    write_volume(path, volume, grid, description="mean |WEPL difference| over angles, mm")
+    shown = kept_fields(describe(reference).meta) if suffix_of(reference) else None
+    write_volume(path, volume, grid, description="mean |WEPL difference| over angles, mm", nifti=shown)
 
 
 def _words(grid: Grid) -> str:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 # Cosine between two axes up to which they count as orthogonal, for readers and writers alike: 0.06 degrees, far above
 # the rounding of a header, in float32 or in three decimals.
 SHEAR_COSINE = 1e-3
+# Up to this distance two statements are about the same voxel: float32 headers and three decimals are that coarse.
+SAME_MM = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +78,13 @@ class Grid:
         return cls(tuple(content["shape"]), np.array(content["affine"], dtype=np.float64))
 
 
-def reordered(array: npt.NDArray[Any], grid: Grid, like: Grid, tolerance_mm: float) -> npt.NDArray[Any] | None:
+def reordered(array: npt.NDArray[Any], grid: Grid, like: Grid) -> npt.NDArray[Any] | None:
     """The voxels of `grid` in the order of `like`, by exchanging and reversing axes; nothing is interpolated.
 
     Args:
         array: (X, Y, Z) on `grid`.
         grid: where they lie.
-        like: the same places in any order of axes, in either direction.
-        tolerance_mm: how far apart two voxels are the same.
+        like: the same places (within `SAME_MM`) in any order of axes, in either direction.
 
     Returns:
         (X, Y, Z) on `like`, `array` itself where the order is the same already; None where the voxels are others.
@@ -99,4 +100,4 @@ def reordered(array: npt.NDArray[Any], grid: Grid, like: Grid, tolerance_mm: flo
             result = np.flip(result, axis)
             affine[:3, 3] += affine[:3, axis] * (result.shape[axis] - 1)
             affine[:3, axis] *= -1
-    return result if Grid(result.shape, affine).matches(like, tolerance_mm) else None
+    return result if Grid(result.shape, affine).matches(like, SAME_MM) else None

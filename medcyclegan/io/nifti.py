@@ -110,8 +110,7 @@ def _header(path: Path, packed: bool) -> Stored:
         )
     kept = {key: _plain(fields[key]) for key in GEOMETRY}
     # Of other shapes nothing more is asked: they are refused for what they are.
-    with np.errstate(all="ignore"):  # what overflows is not finite, and refused
-        affine, told = geometry(kept, shape, str(path)) if len(shape) >= 3 else (np.eye(4), [])
+    affine, told = geometry(kept, shape, str(path)) if len(shape) >= 3 else (np.eye(4), [])
     return checked(
         Stored(
             path=path,
@@ -129,6 +128,7 @@ def _header(path: Path, packed: bool) -> Stored:
     )
 
 
+@np.errstate(all="ignore")  # what overflows is not finite, and refused
 def geometry(fields: Mapping[str, Any], shape: tuple[int, ...], name: str) -> tuple[npt.NDArray[np.float64], list[str]]:
     """Where the voxels lie: by the sform if it is coded, else by the qform, else by the voxel size alone.
 

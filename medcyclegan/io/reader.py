@@ -9,7 +9,6 @@ ITK's world is LPS: its first two axes point the other way. The conversion lives
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 import torch
-from monai.data import ImageReader, MetaTensor
+from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from medcyclegan.errors import InputError
@@ -28,6 +27,7 @@ from medcyclegan.io.dicom.files import holds_dicom, split_choice
 from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import SHEAR_COSINE, Grid, reordered
+from medcyclegan.io.itk import SimpleITKReader, itk_affine, itk_reason
 from medcyclegan.io.listing import VOLUME_SUFFIXES, case_id, list_volumes, volume_files
 from medcyclegan.io.nifti import GEOMETRY, geometry
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MASK_TOLERANCE_MM = 1e-2
 
 
 def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) -> MetaTensor:
@@ -62,9 +61,9 @@ def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) 
     DICOM is read is told in `io.dicom.series`.
 
     NIfTI-1 and NIfTI-2 of either byte order are scaled by their slope and intercept; the affine is the sform if that is
-    coded, else the qform (nibabel's rule). The same scan stored in any of the formats gives the same result. The
-    metadata hold `filename_or_obj`, `original_affine`, `spatial_shape`, `space`, for NIfTI `sform_code` and
-    `qform_code`, and for DICOM `modality`.
+    coded, else the qform (nibabel's rule), in mm whatever unit the header names. The same scan stored in any of the
+    formats gives the same result. The metadata hold `filename_or_obj`, `original_affine`, `spatial_shape`, `space`, for
+    NIfTI the header's own geometry (`io.nifti.GEOMETRY`), and for DICOM `modality`.
 
     Returns:
         (1, X, Y, Z) float32 MetaTensor, contiguous, on the CPU; `affine` float64, voxel index to RAS+ mm.
@@ -75,8 +74,9 @@ def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) 
             `load_series` refuses.
 
     Warns:
-        UserWarning: the orientation is not coded, two geometries in the header disagree, the units are not
-            millimetres, the axes are sheared, or a DICOM gantry tilt was corrected.
+        UserWarning: the orientation is not coded, two geometries in the header disagree, something in it is doubtful
+            or missing but has one meaning, bytes follow the voxels, the axes are sheared, or a DICOM gantry tilt was
+            corrected.
     """
     array, affine, meta = _load(Path(path), levels)
     return _checked_volume(array, affine, meta, str(path))
@@ -86,7 +86,7 @@ def read_values(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid, dict[st
     """What a file holds, for those who examine files: as `read_volume`, but any values, not finite or constant too.
 
     Returns:
-        (X, Y, Z) float32, its grid and the metadata `modality` (DICOM), `sform_code` and `qform_code` (NIfTI).
+        (X, Y, Z) float32, its grid and the metadata `modality` (DICOM) or the header's geometry (NIfTI).
 
     Raises:
         InputError: as `read_volume`, but not for the values.
@@ -107,15 +107,14 @@ def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]
     """
     array, affine, meta = _load(Path(path))
     grid = checked_grid(array.shape, affine, str(path), "picture" in meta)
-    turned = reordered(array, grid, like, _MASK_TOLERANCE_MM)
+    turned = reordered(array, grid, like)
     if turned is None:
         raise InputError(
             f"{path}: the mask lies on another grid than its volume. "
             f"Mask: {_describe(grid)}. Volume: {_describe(like)}.",
             "Resample the mask onto the grid of the volume (nearest neighbor).",
         )
-    array = turned
-    values = np.unique(array)
+    values = np.unique(turned)
     if not values.any():
         raise InputError(f"{path}: the mask is empty (every voxel is 0).")
     if len(values) > 2 or (len(values) == 2 and values[0] != 0 and values[1] != 0) or not np.isfinite(values).all():
@@ -124,7 +123,7 @@ def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]
             f"{path}: a mask holds 0 and one other value; this file holds {len(values)} values ({shown}).",
             "Threshold it first.",
         )
-    return np.ascontiguousarray(array != 0)
+    return np.ascontiguousarray(turned != 0)
 
 
 def grid_of(volume: MetaTensor) -> Grid:
@@ -169,89 +168,6 @@ def as_volume(image: str | os.PathLike[str] | MetaTensor | SpatialImage | sitk.I
     )
 
 
-def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> npt.NDArray[np.float64]:
-    """The 4 x 4 affine, voxel index to RAS+ mm, of an ITK image of two or more dimensions.
-
-    ITK: x_LPS = origin + direction @ diag(spacing) @ index; RAS+ has the first two world axes reversed.
-    """
-    count = image.GetDimension()
-    direction = np.array(image.GetDirection(), dtype=np.float64).reshape(count, count)
-    used = min(count, 3)
-    affine = np.eye(4)
-    affine[:used, :used] = (direction * np.array(image.GetSpacing()))[:used, :used]
-    affine[:used, 3] = np.array(image.GetOrigin())[:used]
-    return np.asarray(_LPS_TO_RAS @ affine)
-
-
-class SimpleITKReader(ImageReader):
-    """Reads .mha, .mhd and .nrrd for `monai.transforms.LoadImage` and `LoadImaged`, with a RAS+ affine.
-
-    Arrays come as (X, Y, Z), or (X, Y, Z, C) for pixels of several components. Several files of one grid are stacked
-    along a new first axis, as MONAI's readers do.
-    """
-
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        return all(suffix_of(name).lower() in (".mha", ".mhd", ".nrrd") for name in _listed(filename))
-
-    def read(
-        self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any
-    ) -> sitk.Image | list[sitk.Image]:
-        if kwargs:
-            raise TypeError(f"no options are taken, got {', '.join(kwargs)}")
-        images = [_itk_image(Path(name)) for name in _listed(data)]
-        return images if len(images) > 1 else images[0]
-
-    def get_data(self, img: sitk.Image | Sequence[sitk.Image]) -> tuple[np.ndarray, dict[str, Any]]:
-        images = [img] if isinstance(img, sitk.Image) else list(img)
-        affine = itk_affine(images[0])
-        arrays = [sitk.GetArrayFromImage(image) for image in images]
-        for image, array in zip(images, arrays, strict=True):
-            if array.shape != arrays[0].shape or not np.allclose(itk_affine(image), affine):
-                raise ValueError("only images of one grid can be stacked as channels")
-        # ITK's arrays run (z, y, x) with the components last.
-        components = images[0].GetNumberOfComponentsPerPixel()
-        spatial = images[0].GetDimension()
-        arrays = [array.transpose([*range(spatial)[::-1], *range(spatial, array.ndim)]) for array in arrays]
-        channel: float = float("nan") if components == 1 else -1
-        if len(arrays) > 1:
-            channel = 0
-        meta = {
-            "affine": affine,
-            "original_affine": affine.copy(),
-            "spatial_shape": np.array(arrays[0].shape[: min(spatial, 3)]),
-            "space": "RAS",
-            "original_channel_dim": channel,
-        }
-        return (np.stack(arrays) if len(arrays) > 1 else arrays[0]), meta
-
-
-def _itk_image(path: Path) -> sitk.Image:
-    """The image in a file, read by this package: SimpleITK's own readers take damaged data without an error."""
-    stored = describe(path)
-    values, remarks = read_voxels(stored)
-    _remark(path, (*stored.remarks, *remarks))
-    if (stored.slope, stored.intercept) != (1.0, 0.0):
-        values = scaled(values, stored.slope, stored.intercept)
-    count, used = len(stored.shape), min(len(stored.shape), 3)
-    lps = (_LPS_TO_RAS @ stored.affine)[[*range(used), 3]][:, [*range(used), 3]]
-    spacing = np.linalg.norm(lps[:-1, :-1], axis=0)
-    direction = np.eye(count)
-    direction[:used, :used] = lps[:-1, :-1] / np.where(spacing > 0, spacing, 1)
-    try:
-        native = np.ascontiguousarray(values.T, dtype=values.dtype.newbyteorder("="))
-        image = sitk.GetImageFromArray(native, isVector=stored.components > 1)
-        image.SetSpacing([*spacing.tolist(), *[1.0] * (count - used)])
-        image.SetDirection(direction.ravel().tolist())
-        image.SetOrigin([*lps[:-1, -1].tolist(), *[0.0] * (count - used)])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no image that SimpleITK can hold: {_reason(error)}.") from error
-    return image
-
-
-def _listed(names: Any) -> list[str]:
-    return [os.fspath(name) for name in ([names] if isinstance(names, str | os.PathLike) else names)]
-
-
 def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt.NDArray[np.float64], dict[str, Any]]:
     """Array (X, Y, Z) float32, affine and metadata of one scalar volume; nothing is said of its values yet."""
     found, _ = split_choice(path)
@@ -287,7 +203,7 @@ def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except RuntimeError as error:  # SimpleITK, of pictures
-        raise InputError(f"{path} cannot be read: {_reason(error)}.") from error
+        raise InputError(f"{path} cannot be read: {itk_reason(error)}.") from error
 
 
 def described_volume(path: Path) -> Stored:
@@ -310,18 +226,6 @@ def described_volume(path: Path) -> Stored:
 def _remark(path: str | Path, remarks: Sequence[str]) -> None:
     for remark in remarks:
         warnings.warn(f"{path}: {remark}.", stacklevel=4)
-
-
-def _reason(error: BaseException) -> str:
-    """The sentence of SimpleITK's error that helps, on one line."""
-    text = str(error)
-    if "sitk::ERROR:" in text or "ITK ERROR:" in text:
-        text = re.split(r"(?:sitk::|ITK )ERROR:", text)[-1]
-        text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
-        if "Unable to determine ImageIO reader" in text:
-            return "its content is not of the format that its name says"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _check_nifti_kind(image: SpatialImage, name: str) -> None:

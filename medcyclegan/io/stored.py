@@ -34,6 +34,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 # What may follow the last voxel.
 _PADDING = b"\0 \r\n\t"
+_TAIL = 1 << 24  # bytes of it that are looked at
+# A slice each, and far more than a volume has: a header can name any number.
+_MOST_FILES = 100_000
 _NO_NUMBER = re.compile(rb"[^0-9+\-.eEnNaAiIfF\s]")
 
 
@@ -121,7 +124,7 @@ def checked(stored: Stored) -> Stored:
             found = size if part.start < 0 else size - part.start - stored.skip
             with part.path.open("rb") as stream:
                 stream.seek(max(0, size - max(0, found - _needed(stored))))
-                _fitting(stored, part, found, stream.read(1 << 16))
+                _fitting(stored, part, found, stream.read(_TAIL))
         # Deflate packs at most 1032 bytes into one.
         if stored.encoding in _WINDOWS and part.path.stat().st_size * 1032 < stored.skip + _needed(stored):
             raise InputError(
@@ -200,7 +203,7 @@ def integers(text: str, count: int | None, path: Path, what: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def numbered_files(header: Path, pattern: str, numbers: Sequence[int]) -> list[Path]:
+def numbered_files(header: Path, pattern: str, chosen: Sequence[int]) -> list[Path]:
     """The files of a pattern such as `slice_%03d.raw`, as C's printf writes it for whole numbers.
 
     Raises:
@@ -209,8 +212,10 @@ def numbered_files(header: Path, pattern: str, numbers: Sequence[int]) -> list[P
     found = re.fullmatch(r"([^%]*)%(0?)(\d{0,2})[di]([^%]*)", pattern)
     if not found:
         raise InputError(f"{header}: its header names its data files by {pattern!r}; one %d or %03d is needed.")
+    if len(chosen) > _MOST_FILES:
+        raise InputError(f"{header}: its header names {len(chosen)} data files; up to {_MOST_FILES} are read.")
     before, zero, width, after = found.groups()
-    return [beside(header, f"{before}{number:{zero}{width}d}{after}") for number in numbers]
+    return [beside(header, f"{before}{number:{zero}{width}d}{after}") for number in chosen]
 
 
 def _short(text: str) -> str:
@@ -222,7 +227,7 @@ def _needed(stored: Stored) -> int:
     return math.prod(stored.shape) * stored.components // len(stored.parts) * stored.dtype.itemsize
 
 
-def _fitting(stored: Stored, part: Part, found: int, tail: bytes) -> str | None:
+def _fitting(stored: Stored, part: Part, found: int, tail: bytes | bytearray) -> str | None:
     """What is to be said of a part of `found` bytes of voxels, `tail` being those beyond the needed ones.
 
     Raises:
@@ -262,7 +267,7 @@ def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.N
                 raise InputError(f"{name}: {part.path.name} has fewer lines than its header leaves out.")
         # Never more than there is: Python sets aside what is asked for.
         data = stream.read(min(size, stored.skip + needed) if stored.encoding == "raw" else size)
-        beyond, tail = size - stream.tell(), stream.read(1 << 16)
+        beyond, tail = size - stream.tell(), stream.read(_TAIL)
     rest = b""
     if part.length is not None:
         if part.length > len(data):
@@ -272,14 +277,15 @@ def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.N
         data, rest = data[: part.length], data[part.length :]
     if stored.encoding == "text":
         return _from_text(data, count, stored)
+    values: bytes | bytearray = data
     try:
         if stored.encoding in _WINDOWS:
-            data, more = _inflated(data, _WINDOWS[stored.encoding], most)
+            values, more = _inflated(data, _WINDOWS[stored.encoding], most)
             rest = more + rest
         elif stored.encoding == "bzip2":
-            data, rest = _unzipped(data, most)
+            values, rest = _unzipped(data, most)
         elif stored.encoding == "hex":
-            data = bytes.fromhex(data.decode("ascii"))
+            values = bytes.fromhex(data.decode("ascii"))
     except EOFError:
         raise InputError(f"{name}: its compressed data end too early.", ANOTHER_COPY) from None
     except (zlib.error, OSError, ValueError) as error:
@@ -287,17 +293,17 @@ def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.N
         raise InputError(f"{name}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
     if rest.strip(_PADDING):
         remarks.append(f"{len(rest)} bytes after the end of the compressed data are left out")
-    found = len(data) - stored.skip
+    found = len(values) - stored.skip
     if stored.encoding == "raw":
         told = _fitting(stored, part, found + beyond, tail)
     else:
-        told = _fitting(stored, part, found, data[stored.skip + needed :])
+        told = _fitting(stored, part, found, values[stored.skip + needed :])
     if told:
         remarks.append(told)
-    return np.frombuffer(data, dtype=stored.dtype, count=count, offset=stored.skip)
+    return np.frombuffer(values, dtype=stored.dtype, count=count, offset=stored.skip)
 
 
-def _inflated(data: bytes, window: int, most: int) -> tuple[bytes, bytes]:
+def _inflated(data: bytes, window: int, most: int) -> tuple[bytearray, bytes]:
     """What gzip or zlib bytes hold, each member with its checksum, up to one more than `most`; and what follows."""
     result = bytearray()
     engine = zlib.decompressobj(window)
@@ -305,14 +311,14 @@ def _inflated(data: bytes, window: int, most: int) -> tuple[bytes, bytes]:
         result += engine.decompress(data, most + 1 - len(result))
         data = engine.unused_data if engine.eof else engine.unconsumed_tail
         if len(result) > most or (engine.eof and not data.startswith(GZIP_MAGIC)):
-            return bytes(result), data if engine.eof else b""
+            return result, data if engine.eof else b""
         if engine.eof:
             engine = zlib.decompressobj(window)
         elif not data:
             raise EOFError
 
 
-def _unzipped(data: bytes, most: int) -> tuple[bytes, bytes]:
+def _unzipped(data: bytes, most: int) -> tuple[bytearray, bytes]:
     """Like `_inflated`, of one bzip2 stream."""
     engine = bz2.BZ2Decompressor()
     result = bytearray(engine.decompress(data, most + 1))
@@ -320,7 +326,7 @@ def _unzipped(data: bytes, most: int) -> tuple[bytes, bytes]:
         if engine.needs_input:
             raise EOFError
         result += engine.decompress(b"", most + 1 - len(result))
-    return bytes(result), engine.unused_data
+    return result, engine.unused_data
 
 
 def _from_text(data: bytes, count: int, stored: Stored) -> npt.NDArray[Any]:

@@ -23,7 +23,7 @@ from monai.data.image_writer import register_writer, resolve_writer
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
-from medcyclegan.io.grid import SHEAR_COSINE, Grid
+from medcyclegan.io.grid import SAME_MM, SHEAR_COSINE, Grid
 from medcyclegan.io.listing import VOLUME_SUFFIXES
 from medcyclegan.io.nifti import GEOMETRY, geometry, whole
 
@@ -34,8 +34,6 @@ _DTYPES = (np.dtype(np.int16), np.dtype(np.uint8), np.dtype(np.float32))
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # NIfTI code 1: coordinates of the scanner.
 _SCANNER = 1
-# Between where a source's header puts a voxel and where its grid does; float32 is coarser than 1 micrometer.
-_SAME_MM = 1e-2
 _GZIP_LEVEL = 2
 
 
@@ -179,7 +177,7 @@ def _keep(header: nib.Nifti1Header, source: Mapping[str, Any], grid: Grid) -> bo
     kept["xyzt_units"] = int(source["xyzt_units"]) & 7 or header["xyzt_units"]  # without the unit of time
     try:
         affine, _ = geometry(kept, grid.shape, "source")
-        if not Grid(grid.shape, affine).matches(grid, _SAME_MM):
+        if not Grid(grid.shape, affine).matches(grid, SAME_MM):
             return False
     except ValueError:
         return False

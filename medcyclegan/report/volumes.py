@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.pairing import pair
-from medcyclegan.io.grid import Grid, reordered
+from medcyclegan.io.grid import SAME_MM, Grid, reordered
 from medcyclegan.io.reader import grid_of, list_volumes, read_mask, read_volume
 from medcyclegan.report.display import Inside
 from medcyclegan.report.results import Case, CaseFiles
@@ -27,8 +27,6 @@ Array = npt.NDArray[np.float32]
 
 # How trust maps may be named, <case>_combined and so on; of several kinds in a folder, the first of these is shown.
 TRUST_SUFFIXES = ("_combined", "_trust", "_spread", "_uncertainty")
-# As the evaluation: the rounding of a header in single precision stays below this.
-_TOLERANCE_MM = 1e-2
 # Of the MAE: a table written with fewer digits is no contradiction.
 _TOLERANCE_HU, _TOLERANCE_PART = 0.01, 1e-3
 
@@ -124,7 +122,7 @@ def open_case(
         raise InputError("the evaluation did not record where the volumes are")
     ct, grid = _read(files.ref)
     sct, sct_grid = _read(files.pred)
-    turned = reordered(sct, sct_grid, grid, _TOLERANCE_MM)
+    turned = reordered(sct, sct_grid, grid)
     if turned is None:
         raise InputError(
             f"{files.pred.name} lies on another grid than {files.ref.name}; what was graded was resampled or moved "
@@ -175,7 +173,7 @@ def _companion(
         array, own = _read(path)
     except InputError as error:
         return None, [f"The {kind} is not shown: {error}."]
-    if own.matches(grid, _TOLERANCE_MM):
+    if own.matches(grid, SAME_MM):
         return array, []
     moved = resample(array, own, grid, fill=math.nan, mode="linear", antialias=False)
     if not np.isfinite(moved).any():

@@ -30,7 +30,7 @@ def _of_facts(facts: Facts, modality: str | None) -> Iterator[_Found]:
     if facts.problem is not None:
         text = facts.problem.removeprefix(f"{facts.file}: ").removeprefix(f"{facts.file} ").strip()
         message, _, remedy = text.partition(". ")
-        yield "unreadable", message.rstrip("."), remedy or "Copy or export it again.", False
+        yield "unreadable", message.rstrip("."), remedy or "Mend that, or leave the volume out.", False
         return
     for remark in facts.remarks:
         yield "header", remark.rstrip("."), "Look at the volume beside another one in a viewer.", False
