@@ -51,3 +51,14 @@ class Terminal:
             if done == total or now - last >= self.interval_s:
                 last = now
                 print(f"{description}: {done} of {total} ({now - started:.0f} s)", file=sys.stderr, flush=True)
+
+
+def duration(low: float, high: float | None = None) -> str:
+    """Seconds in words, of one length or from `low` to `high`: "about 20 to 35 minutes"."""
+    high = low if high is None else high
+    size, unit = next(((n, u) for n, u in ((3600, "hour"), (60, "minute")) if high >= 1.5 * n), (1, "second"))
+    # Two digits are more than such a figure is good for.
+    few, many = (
+        f"{value:.0f}" if value >= 3 or unit == "second" else f"{value:.1f}" for value in (low / size, high / size)
+    )
+    return f"about {many if few == many else f'{few} to {many}'} {unit}{'' if few == many == '1' else 's'}"
