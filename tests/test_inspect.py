@@ -472,23 +472,26 @@ def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) ->
     cut, edge = "the body is cut at the upper face of the volume", "the body is cut at the left face of the volume"
     found = [Suspicion("cut_off", "a", f"/x/{n}.nii", edge if n == 2 else cut, "Use a larger field.") for n in range(5)]
     found += [Suspicion("cut_off", "b", "/y/9.nii", cut, "Use a larger field.")]
-    found += [Suspicion("padding", "b", f"/y/{n}.nii", f"{n} voxels below -1100 HU", "Nothing.") for n in range(5)]
+    found += [Suspicion("padding", "b", f"/y/{n}.nii", f"{n}.5 % is below -1100 HU", "Nothing.") for n in range(5)]
+    reasons = ["no NIfTI", "cut short", "two frames", "colors"]
+    found += [Suspicion("unreadable", "a", f"/z/{n}.nii", why, "Mend it.") for n, why in enumerate(reasons)]
     assert [str(kind) for kind in kinds(found)] == [
         f"5 volumes of domain a (0.nii, 1.nii, 2.nii, and 2 more): {cut} (4); {edge} (1). Use a larger field.",
         f"/y/9.nii: {cut}. Use a larger field.",
-        "5 volumes of domain b: 0.nii: 0 voxels below -1100 HU; 1.nii: 1 voxels below -1100 HU; 2.nii: 2 voxels below "
-        "-1100 HU; and 2 more. Nothing.",
+        "5 volumes of domain b (0.nii, 1.nii, 2.nii, and 2 more): 0.5 to 4.5 % is below -1100 HU. Nothing.",
+        "4 volumes of domain a: 0.nii: no NIfTI; 1.nii: cut short; 2.nii: two frames; and 1 more. Mend it.",
     ]
     result = Inspection((), tuple(found), (), (), False)
     assert [line.split(":")[0] for line in doctor.lines(result)[1:-1]] == [
         "warning [cut_off] 5 volumes of domain a (0.nii, 1.nii, 2.nii, and 2 more)",
         "warning [cut_off] /y/9.nii",
-        "note [padding] 5 volumes of domain b",
+        "note [padding] 5 volumes of domain b (0.nii, 1.nii, 2.nii, and 2 more)",
+        "error [unreadable] 4 volumes of domain a",
     ]
     doctor._write_page(result, tmp_path / "page.html", {}, {})
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     rows = page[: page.index('id="volumes"')]
-    assert rows.count("<tr") == 1 + 3 and rows.count("Use a larger field.") == 2
+    assert rows.count("<tr") == 1 + 4 and rows.count("Use a larger field.") == 2
     assert all(f"<li>/x/{n}.nii: {edge if n == 2 else cut}</li>" in rows for n in range(5))  # nothing is lost
 
 

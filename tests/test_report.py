@@ -201,7 +201,7 @@ def test_the_page_says_what_was_recorded(page: str) -> None:
     assert ["SSIM ↑", "4", "0.9000", "–", "28.50", "35.00", "20.00 to 60.00"] in reader.rows
     for name, offset in OFFSETS.items():
         row = next(row for row in reader.rows if row[0] == name)
-        assert row[1] == cell(abs(offset)) and row[4] == "undefined"
+        assert row[1] == cell(abs(offset)) and row[5] == "undefined"
     for part in (
         "Five heads",
         "a model",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from medcyclegan.data.suspicions.rules import Suspicion
 
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _NAMES = 3  # that are told; the rest is counted
 _MESSAGES = 3  # different ones that are told
 
@@ -47,15 +49,16 @@ class Kind:
     def message(self) -> str:
         """What was found: of volumes that differ in it how many have which, or of the first ones each."""
         counted = Counter(suspicion.message for suspicion in self.suspicions)
+        if (merged := _with_ranges(list(counted))) is not None:
+            return merged
         if self._unlike:
             return self._few((f"{_name(s)}: {s.message}" for s in self.suspicions), between="; ")
-        if len(counted) == 1:
-            return next(iter(counted))
         return "; ".join(f"{message} ({count})" for message, count in counted.most_common())
 
     @property
     def _unlike(self) -> bool:
-        return len({suspicion.message for suspicion in self.suspicions}) > _MESSAGES
+        messages = {suspicion.message for suspicion in self.suspicions}
+        return len(messages) > _MESSAGES and _with_ranges(list(messages)) is None
 
     def _few(self, told: Iterable[str], between: str = ", ") -> str:
         more = len(self.suspicions) - _NAMES
@@ -68,6 +71,21 @@ class Kind:
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.message}. {self.remedy}"
+
+
+def _with_ranges(messages: Sequence[str]) -> str | None:
+    """Messages that differ in numbers alone as one, "183 to 203 cm2"; None where they differ in more."""
+    if len(messages) == 1:
+        return messages[0]
+    # A number in the name of a file is none.
+    if len({_NUMBER.sub("#", message) for message in messages}) > 1 or any("/" in message for message in messages):
+        return None
+    ends = [
+        min(values, key=float) + (f" to {max(values, key=float)}" if len(set(values)) > 1 else "")
+        for values in zip(*(_NUMBER.findall(message) for message in messages), strict=True)
+    ]
+    told = iter(ends)
+    return _NUMBER.sub(lambda _: next(told), messages[0])
 
 
 def _name(suspicion: Suspicion) -> str:
