@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from contextlib import ExitStack
@@ -94,13 +95,17 @@ def options(
 
 @app.command()
 def demo(
-    output: Output = Path("medcyclegan-demo"), device: Device = "auto", seed: int = 0, as_json: AsJson = False
+    output: Output = Path("medcyclegan-demo"),
+    device: Device = "auto",
+    seed: int = 0,
+    minutes: Annotated[float, typer.Option(help="What it should take; more minutes, more training steps.")] = 5.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Make phantom patients, train on them unpaired, convert, evaluate, and write a report. A few minutes."""
+    """Make phantom patients, train on them unpaired, convert, evaluate, and write a report. About 5 minutes."""
     from medcyclegan.demo import run_demo
     from medcyclegan.progress import Terminal
 
-    result = run_demo(output, device=device, seed=seed, progress=Terminal())
+    result = run_demo(output, device=device, seed=seed, minutes=minutes, progress=Terminal(), tell=_note)
     if as_json:
         _print_json(result)
         return
@@ -322,8 +327,11 @@ def plan(
         planning.save(made, output)
     if as_json:
         _print_json(planning.to_dict(made))
+    elif output is None:
+        _say(planning.to_yaml(made).rstrip())
     else:
-        _say(f"{output}: train with `medcyclegan train {output} ...`" if output else planning.to_yaml(made).rstrip())
+        _say(f"{output}: train with `medcyclegan train {shlex.quote(str(output))} -o RUN`")
+        _say(f"expected time: {planning.expected_time(made)}")
 
 
 @app.command()
@@ -435,9 +443,8 @@ def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path,
     run.mkdir(parents=True, exist_ok=True)
     planning.save(made, run / build.PLAN_NAME)
     _note(f"no config was given; planned {run / build.PLAN_NAME}, which says why")
-    return config.load(run / build.PLAN_NAME, overrides, allow=experiment.allow).model_copy(
-        update={"data": experiment.data}
-    )
+    _note(f"expected time: {planning.expected_time(made)}")
+    return config.load(run / build.PLAN_NAME, overrides, allow=experiment.allow)
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""The whole job on phantom patients in a few minutes: make, prepare, train, convert, evaluate, report.
+"""The whole job on phantom patients in about five minutes: make, prepare, train, convert, evaluate, report.
+
+How long a training step takes differs between processors by ten times. The demo times a few on the machine that it runs
+on and trains as many as the minutes allow, but no more than `EXPERIMENT` says.
 
 The training volumes are of different phantoms and unpaired; the test phantoms are paired, so the truth is known. Three
 baselines are printed beside the score; each is the best of its kind *with the answer in hand*, the network has none.
@@ -7,19 +10,20 @@ baselines are printed beside the score; each is the best of its kind *with the a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from medcyclegan import build, config, phantom
 from medcyclegan.convert import convert, options
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.io.reader import read_volume
-from medcyclegan.progress import Progress, Silent
+from medcyclegan.progress import Progress, Silent, duration
+from medcyclegan.report.baselines import best_lookup
 from medcyclegan.report.page import Table
 from medcyclegan.report.report import write_report
 
@@ -42,30 +46,106 @@ EXPERIMENT: dict[str, Any] = {
         "checkpoint_every": 1000,
     },
 }
+MINUTES = 5.0  # in all, by default
+LEAST_STEPS = 200  # fewer show nothing
+TIMED_S = 6.0  # of training steps that are timed
+# Seconds of a step in the training per second of a timed one: it also draws patches, averages weights and draws panels.
+OVERHEAD = 1.1
+# Seconds of conversion, scores and report per second of making and preparing the phantoms.
+AFTERWARDS = 1.0
 
 
-def run_demo(output: Path, *, device: str = "auto", seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Length:
+    """How long the demo trains, and why.
+
+    Attributes:
+        steps: of the training.
+        most: what it would take at most.
+        reason: in words.
+    """
+
+    steps: int
+    most: int
+    reason: str
+
+
+def choose_length(minutes: float, spent: float, step: float, most: int) -> Length:
+    """As many steps as fit into the time, between `LEAST_STEPS` and `most`.
+
+    Args:
+        minutes: that the demo may take in all.
+        spent: seconds that making and preparing the phantoms took.
+        step: seconds of a training step.
+        most: steps at most.
+    """
+    rest, each = AFTERWARDS * spent, OVERHEAD * step
+    fitting = int((60 * minutes - spent - rest) / each) // 50 * 50
+    steps = min(most, max(LEAST_STEPS, fitting))
+    if steps == most:
+        return Length(steps, most, f"{steps} training steps, all of the demo's; one takes about {each:.2g} s here")
+    whole = (spent + rest + most * each) / 60
+    why = f"to end after about {minutes:g} minutes" if fitting >= LEAST_STEPS else "fewer would show nothing"
+    return Length(
+        steps,
+        most,
+        f"{steps} training steps of at most {most}, {why}; one takes about {each:.2g} s here. All {most} would take "
+        f"{duration(60 * whole)} (--minutes {np.ceil(1.1 * whole):.0f}) and leave smaller errors",
+    )
+
+
+def run_demo(
+    output: Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    minutes: float = MINUTES,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Run the demo into a new folder.
 
     Args:
         output: a new or empty folder; holds the phantoms, the run, the converted volumes, the scores and report.html.
         device: as for training.
         seed: of the phantoms and the training.
+        minutes: that it should take in all; decides the number of training steps, at most those of `EXPERIMENT`.
+        progress: to report to.
+        tell: is given what was chosen, in words, before the training begins.
 
     Returns:
-        {"mae": HU, "baselines": {"constant", "lookup_table", "untrained"}, "seconds", "report"}; every MAE is the mean
-        over the test phantoms of the mean absolute error inside the body.
+        {"mae": HU, "baselines": {"constant", "lookup_table", "untrained"}, "steps", "seconds", "parts", "report"};
+        every MAE is the mean over the test phantoms of the mean absolute error inside the body, "parts" the seconds of
+        each part of the demo.
     """
+    if not minutes > 0:
+        raise InputError(f"minutes must be above 0, got {minutes}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty.", "Give a new folder with -o.")
-    started = time.monotonic()
-    watch = progress or Silent()
+    clock, watch = _Clock(), progress or Silent()
     cohort = phantom.write_cohort(
         output / "phantoms", seed=seed, train_mr=TRAINING_HEADS, train_ct=TRAINING_HEADS, spacing_mm=SPACING_MM
     )
+    clock.note("phantoms")
+    content = {**EXPERIMENT, "seed": seed}
     folders = {"a": str(cohort.train_mr[0].parent), "b": str(cohort.train_ct[0].parent)}
-    experiment = config.parse({**EXPERIMENT, "seed": seed, "data": folders}, "the demo")
-    result = build.train(experiment, output / "run", device=device, progress=watch)
+    prepared = output / "run" / "prepared"
+    build.prepare(config.parse({**content, "data": folders}, "the demo"), prepared, watch)
+    clock.note("preparation")
+    content["data"] = {"prepared": str(prepared)}
+    timed = build.measure_step(config.parse(content, "the demo"), build.choose_device(device), enough=TIMED_S)
+    clock.note("timing")
+    training = EXPERIMENT["training"]
+    length = choose_length(minutes, clock.total, timed.median, training["steps"])
+    if tell is not None:
+        tell(length.reason)
+    every = -(-length.steps // 3)
+    shorter = {key: min(training[key], every) for key in ("picture_every", "checkpoint_every")}
+    content["training"] = {**training, **shorter, "steps": length.steps}
+    result = build.train(config.parse(content, "the demo"), output / "run", device=device, progress=watch)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    clock.note("training")
     conversion = convert(
         output / "run",
         list(cohort.test_mr),
@@ -77,12 +157,13 @@ def run_demo(output: Path, *, device: str = "auto", seed: int = 0, progress: Pro
     )
     if conversion.failed:
         raise InputError(f"the demo could not convert its own phantoms: {conversion.failed}.")
+    clock.note("conversion")
     ct_folder, mask_folder = cohort.test_ct[0].parent, cohort.test_mask[0].parent
     evaluation = evaluate(output / "sct", ct_folder, output / "scores", masks=mask_folder, progress=watch)
     baselines = _baselines(cohort, output / "run", device)
     mae = float(evaluation.summary["metrics"]["mae"]["mean"])
     report = output / "report.html"
-    seconds = time.monotonic() - started
+    clock.note("scores")
     write_report(
         output / "scores",
         report,
@@ -94,29 +175,41 @@ def run_demo(output: Path, *, device: str = "auto", seed: int = 0, progress: Pro
             f"heads for training, {len(cohort.test_mr)} heads with both for the test",
             "Conversion": "mean of the translations of each head and of its mirror image",
             "Training": f"CycleGAN, {result.steps} steps, {result.seconds:.0f} s, {result.precision}, seed {seed}",
-            "Time in all": f"{seconds:.0f} s",
+            "Length": length.reason,
+            "Time before this report": f"{clock.total:.0f} s: {clock.words()}",
         },
         baselines=_baseline_table(mae, baselines),
         run=output / "run",
         progress=watch,
     )
-    return {"mae": mae, "baselines": baselines, "seconds": time.monotonic() - started, "report": str(report)}
+    clock.note("report")
+    return {
+        "mae": mae,
+        "baselines": baselines,
+        "steps": result.steps,
+        "seconds": clock.total,
+        "parts": clock.parts,
+        "report": str(report),
+    }
 
 
-def best_lookup(
-    intensity: npt.NDArray[np.floating], hu: npt.NDArray[np.floating], bins: int = 256
-) -> npt.NDArray[np.float64]:
-    """HU that the best table from intensity to HU gives: per bin the median, which minimizes the absolute error.
+class _Clock:
+    """Seconds of one part of the demo after the other."""
 
-    Args:
-        intensity: (N,) MR values inside the body.
-        hu: (N,) the true HU of the same voxels.
-        bins: of equal width over the intensity's range.
-    """
-    edges = np.linspace(intensity.min(), intensity.max(), bins + 1)
-    index = np.digitize(intensity, edges[1:-1])
-    table = np.array([np.median(hu[index == i]) if (index == i).any() else 0.0 for i in range(bins)])
-    return table[index]
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    def note(self, part: str) -> None:
+        now = time.monotonic()
+        self.parts[part], self.last = now - self.last, now
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+    def words(self) -> str:
+        return ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.parts.items())
 
 
 def _baselines(cohort: phantom.Cohort, run: Path, device: str) -> dict[str, float]:

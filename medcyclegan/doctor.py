@@ -6,7 +6,6 @@ Files are measured in parallel processes, each of which holds one volume at a ti
 from __future__ import annotations
 
 import multiprocessing
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,7 @@ from medcyclegan.data.datalist import Cohort, contrast_names
 from medcyclegan.data.facts import PERCENTILES, Facts, measure, measure_header
 from medcyclegan.data.fixes import mend, target_name
 from medcyclegan.data.gathering import Gathered, gather_folder, gather_paths
-from medcyclegan.data.suspicions import ERROR, RULES, SEVERITIES, Member, Suspicion, of_volume, suspicions_of
+from medcyclegan.data.suspicions import ERROR, RULES, SEVERITIES, Member, Suspicion, kinds, of_volume, suspicions_of
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
 from medcyclegan.machine import cores
@@ -39,9 +38,7 @@ COLUMNS = (
     "body mm",
 )
 _MOST_THUMBNAILS = 300
-# Of the table and of each suspicion in a terminal.
-_MOST_ROWS = 100
-_MOST_OF_A_KIND = 25
+_MOST_ROWS = 100  # of the table in a terminal
 _FEW = 4
 
 
@@ -212,23 +209,14 @@ def cells(member: Member) -> tuple[str, ...]:
 
 
 def lines(result: Inspection) -> list[str]:
-    """The result for a terminal: the volumes, then what is suspicious, worst first, then the counts.
+    """The result for a terminal: the volumes, then what is suspicious, worst first and each kind once, then the counts.
 
     Long lists are cut, and say so; `to_dict` and the page have everything.
     """
     told = _table([COLUMNS, *(cells(member) for member in result.members[:_MOST_ROWS])])
     if (more := len(result.members) - _MOST_ROWS) > 0:
         told.append(f"... and {more} more volumes (--json or -o PAGE.html has all)")
-    counted: Counter[str] = Counter()
-    for suspicion in result.suspicions:
-        counted[suspicion.code] += 1
-        if counted[suspicion.code] <= _MOST_OF_A_KIND:
-            told.append(f"{suspicion.severity} [{suspicion.code}] {suspicion}")
-    told += [
-        f"... and {count - _MOST_OF_A_KIND} more of [{code}]"
-        for code, count in counted.items()
-        if count > _MOST_OF_A_KIND
-    ]
+    told += [f"{kind.severity} [{kind.code}] {kind}" for kind in kinds(result.suspicions)]
     if result.left_out:
         names = ", ".join(path.name for path in result.left_out[:5]) + (", ..." if len(result.left_out) > 5 else "")
         told.append(f"left out, no volumes: {len(result.left_out)} ({names})")
@@ -374,10 +362,7 @@ def _write_page(result: Inspection, output: Path, modalities: Mapping[str, str],
         facts["mended copies"] = ", ".join(str(fix.target) for fix in result.fixes)
     if result.headers_only:
         facts["voxels"] = "not read: headers only"
-    rows = [
-        Row(s.severity, s.file or (f"domain {s.domain}" if s.domain else "both domains"), s.message, s.remedy)
-        for s in result.suspicions
-    ]
+    rows = [Row(k.severity, k.subject, k.message, k.remedy, k.each) for k in kinds(result.suspicions)]
     pictures = sum(bool(v.thumbnail) for v in volumes)
     note = (
         f"{pictures} of {len(volumes)} volumes are shown, those with errors first." if len(shown) < len(volumes) else ""

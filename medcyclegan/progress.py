@@ -115,3 +115,14 @@ class Notices:
     def attach(self, engine: object) -> None:
         """As a handler of a training: from its first step on, which may be hours long, nothing is held back."""
         self.release(hold=False)
+
+
+def duration(low: float, high: float | None = None) -> str:
+    """Seconds in words, of one length or from `low` to `high`: "about 20 to 35 minutes"."""
+    high = low if high is None else high
+    size, unit = next(((n, u) for n, u in ((3600, "hour"), (60, "minute")) if high >= 1.5 * n), (1, "second"))
+    # Two digits are more than such a figure is good for.
+    few, many = (
+        f"{value:.0f}" if value >= 3 or unit == "second" else f"{value:.1f}" for value in (low / size, high / size)
+    )
+    return f"about {many if few == many else f'{few} to {many}'} {unit}{'' if few == many == '1' else 's'}"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from medcyclegan import demo
+from medcyclegan.errors import InputError
 
 
 def test_best_lookup_is_the_best_table() -> None:
@@ -25,6 +26,24 @@ def test_best_lookup_is_the_best_table() -> None:
         assert error < np.abs(demo.best_lookup(intensity, noisy, bins=4) + shift - noisy).mean()
 
 
+def test_the_length_follows_from_the_time_of_a_step() -> None:
+    def end(steps: int, spent: float, step: float) -> float:
+        return spent * (1 + demo.AFTERWARDS) + steps * step * demo.OVERHEAD
+
+    fast = demo.choose_length(5, 20, 0.05, 3000)
+    assert fast.steps == 3000 and fast.reason.startswith("3000 training steps, all of the demo's")
+    for spent, step in ((40, 0.28), (60, 0.5), (35, 0.1)):
+        found = demo.choose_length(5, spent, step, 3000)
+        assert 300 - 50 * step * demo.OVERHEAD <= end(found.steps, spent, step) <= 300
+        assert "at most 3000, to end after about 5 minutes" in found.reason
+        whole = int(re.findall(r"--minutes (\d+)", found.reason)[0])
+        assert demo.choose_length(whole, spent, step, 3000).steps == 3000  # what is advised is enough
+    slow = demo.choose_length(5, 100, 10, 3000)
+    assert slow.steps == demo.LEAST_STEPS and "fewer would show nothing" in slow.reason
+    with pytest.raises(InputError, match="minutes must be above 0"):
+        demo.run_demo(Path("never"), minutes=0)
+
+
 @pytest.mark.slow
 def test_short_demo(tmp_path: Path) -> None:
     code = (
@@ -35,7 +54,9 @@ def test_short_demo(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     told = json.loads(done.stdout)
-    assert set(told) == {"mae", "baselines", "seconds", "report"}
+    assert set(told) == {"mae", "baselines", "steps", "seconds", "parts", "report"}
+    assert told["steps"] == 30 and "30 training steps, all of the demo's" in done.stderr
+    assert told["seconds"] == pytest.approx(sum(told["parts"].values()))
     assert set(told["baselines"]) == {"constant", "lookup_table", "untrained"}
     # What is known of the phantoms: the table is better than the constant, and both than random weights.
     assert told["baselines"]["lookup_table"] < told["baselines"]["constant"] < told["baselines"]["untrained"]

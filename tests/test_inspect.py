@@ -24,7 +24,7 @@ from medcyclegan.data import facts as facts_module
 from medcyclegan.data.anatomy import anatomy, coarse_copy
 from medcyclegan.data.facts import Facts, measure, measure_header
 from medcyclegan.data.inspection import hu_offset
-from medcyclegan.data.suspicions import RULES, SEVERITIES, Member, of_volume, suspicions_of
+from medcyclegan.data.suspicions import RULES, SEVERITIES, Member, Suspicion, kinds, of_volume, suspicions_of
 from medcyclegan.doctor import Inspection, inspect_cohort
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import read_volume
@@ -466,6 +466,33 @@ def test_ten_thousand_files_are_not_ten_thousand_lines(tmp_path: Path) -> None:
     result = inspect_cohort({"a": tmp_path / "many"}, headers_only=True)
     assert len(result.members) == 10_000 and result.sound
     assert len(doctor.lines(result)) < 150 and doctor.lines(result)[-1].startswith("10000 volumes: 0 errors")
+
+
+def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) -> None:
+    cut, edge = "the body is cut at the upper face of the volume", "the body is cut at the left face of the volume"
+    found = [Suspicion("cut_off", "a", f"/x/{n}.nii", edge if n == 2 else cut, "Use a larger field.") for n in range(5)]
+    found += [Suspicion("cut_off", "b", "/y/9.nii", cut, "Use a larger field.")]
+    found += [Suspicion("padding", "b", f"/y/{n}.nii", f"{n}.5 % is below -1100 HU", "Nothing.") for n in range(5)]
+    reasons = ["no NIfTI", "cut short", "two frames", "colors"]
+    found += [Suspicion("unreadable", "a", f"/z/{n}.nii", why, "Mend it.") for n, why in enumerate(reasons)]
+    assert [str(kind) for kind in kinds(found)] == [
+        f"5 volumes of domain a (0.nii, 1.nii, 2.nii, and 2 more): {cut} (4); {edge} (1). Use a larger field.",
+        f"/y/9.nii: {cut}. Use a larger field.",
+        "5 volumes of domain b (0.nii, 1.nii, 2.nii, and 2 more): 0.5 to 4.5 % is below -1100 HU. Nothing.",
+        "4 volumes of domain a: 0.nii: no NIfTI; 1.nii: cut short; 2.nii: two frames; and 1 more. Mend it.",
+    ]
+    result = Inspection((), tuple(found), (), (), False)
+    assert [line.split(":")[0] for line in doctor.lines(result)[1:-1]] == [
+        "warning [cut_off] 5 volumes of domain a (0.nii, 1.nii, 2.nii, and 2 more)",
+        "warning [cut_off] /y/9.nii",
+        "note [padding] 5 volumes of domain b (0.nii, 1.nii, 2.nii, and 2 more)",
+        "error [unreadable] 4 volumes of domain a",
+    ]
+    doctor._write_page(result, tmp_path / "page.html", {}, {})
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    rows = page[: page.index('id="volumes"')]
+    assert rows.count("<tr") == 1 + 4 and rows.count("Use a larger field.") == 2
+    assert all(f"<li>/x/{n}.nii: {edge if n == 2 else cut}</li>" in rows for n in range(5))  # nothing is lost
 
 
 @pytest.mark.slow

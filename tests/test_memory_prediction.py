@@ -22,7 +22,7 @@ from medcyclegan import build, config
 torch.set_num_threads(2)
 experiment = config.parse(json.loads(sys.argv[1]), "the test")
 predicted = build.predict_memory(experiment, bf16=experiment.training.precision == "bf16", device="cpu").total
-build.measure_step(experiment, torch.device("cpu"), 1)
+build.measure_step(experiment, torch.device("cpu"), least=1, most=1)
 print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 EXPERIMENTS: dict[str, dict[str, Any]] = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from medcyclegan import cli, config, phantom, plan
+from medcyclegan import build, cli, config, phantom, plan
 from medcyclegan.data.datalist import from_folders
 from medcyclegan.data.fingerprint import Fingerprint, fingerprint
 from medcyclegan.errors import InputError
@@ -107,7 +108,10 @@ def test_volumes_that_cannot_be_used_are_told(cohort: phantom.Cohort, tmp_path: 
     assert "1 of 3 MR volumes" in told and "broken.nii.gz" in told and "\n" not in told
 
 
-def test_a_training_without_a_config_is_planned(cohort: phantom.Cohort, tmp_path: Path) -> None:
+def test_a_training_without_a_config_is_planned(
+    cohort: phantom.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "measure_step", partial(build.measure_step, least=1, most=1))
     run = tmp_path / "run"
     folders = ["--a", str(cohort.train_mr[0].parent), "--b", str(cohort.train_ct[0].parent)]
     small = ["--set", "training.steps=2", "--set", "model.generator.filters=4", "--set", "preparation.spacing=[6,6,8]"]
@@ -116,6 +120,8 @@ def test_a_training_without_a_config_is_planned(cohort: phantom.Cohort, tmp_path
     planned, used = config.load(run / "plan.yaml"), config.load(run / "config.yaml")
     assert planned.patches.matching == used.patches.matching == "vertex"
     assert planned.training.steps > used.training.steps == 2
+    assert planned.data.a == cohort.train_mr[0].parent.absolute()
+    assert "expected time: about" in done.stderr
 
 
 def test_the_verb_prints_a_plan_and_its_figures(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -127,5 +133,8 @@ def test_the_verb_prints_a_plan_and_its_figures(cohort: phantom.Cohort, tmp_path
     assert told["seconds"] is None and 0 < told["memory_bytes"] < 24 * plan.GIB
     assert config.load(file).training.steps == told["experiment"]["training"]["steps"]
     assert "# Expected time: not known" in file.read_text()
+    # Without --json it says how to train, in words that work as they stand.
+    done = CliRunner().invoke(cli.app, ["plan", *folders, "--gpu-memory", "24", "-o", str(file)])
+    assert f"train with `medcyclegan train {file} -o RUN`" in done.stdout
     with pytest.raises(InputError, match="names no data"):
         CliRunner().invoke(cli.app, ["plan"], catch_exceptions=False)

@@ -4,11 +4,13 @@ from medcyclegan.build.cohorts import cohort, left_out, prepare
 from medcyclegan.build.devices import bf16_is_safe, choose_device
 from medcyclegan.build.networks import make_networks, make_objective, predict_memory
 from medcyclegan.build.runs import PLAN_NAME, TrainingResult, alone_in, require_new_run, resume, train
-from medcyclegan.build.trainers import make_trainer, measure_step
+from medcyclegan.build.step_time import StepTime, measure_step
+from medcyclegan.build.trainers import make_trainer
 from medcyclegan.build.translators import choose_checkpoint, load_translator, load_untrained
 
 __all__ = [
     "PLAN_NAME",
+    "StepTime",
     "TrainingResult",
     "alone_in",
     "bf16_is_safe",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import statistics
-import time
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from medcyclegan import config, ranks
 from medcyclegan.build.devices import wants_bf16
@@ -130,32 +127,6 @@ def make_trainer(
 
 def _contrasts(experiment: Experiment) -> dict[str, int]:
     return {name: domain.volumes for name, domain in experiment.domains}
-
-
-def measure_step(experiment: Experiment, device: torch.device, steps: int) -> float:
-    """Median seconds of a training step on noise, after one to warm up; patches.size must be set."""
-    patches, settings = experiment.patches, experiment.training
-    if patches.size is None:
-        raise ValueError("measure_step takes an experiment whose patches.size is set")
-    trainer = CycleGANTrainer(
-        device=device,
-        objective=make_objective(experiment, ct_windows(experiment)),
-        loader=DataLoader(cast(Any, [{}])),  # is not asked
-        steps=steps + 1,
-        bf16=wants_bf16(settings.precision, device),
-    )
-    shapes = {d: (settings.batch_size, experiment.channels(d), *patches.size) for d in ("a", "b")}
-    noise = torch.Generator().manual_seed(0)
-    batch = {domain: torch.rand(shape, generator=noise) * 2 - 1 for domain, shape in shapes.items()}
-    batch |= {f"body_{domain}": torch.ones(shape, dtype=torch.bool) for domain, shape in shapes.items()}
-    seconds = []
-    for _ in range(steps + 1):
-        started = time.perf_counter()
-        trainer._iteration(trainer, batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
 
 
 def _shares(settings: config.Training, processes: int, checkpoint: dict[str, Any] | None) -> tuple[int, int]:

@@ -360,7 +360,7 @@ def require_fitting(dataset: UnpairedPatches) -> None:
         shapes = [case.body.shape for case in cases]
         if dataset.shape.spatial_dims == 2:
             shapes = [tuple(n for i, n in enumerate(shape) if i != axis) for shape in shapes]
-        filled = [float(np.prod([min(n, m) / m for n, m in zip(shape, size, strict=True)])) for shape in shapes]
+        filled = [filled_share(shape, size) for shape in shapes]
         largest = int(np.argmax(filled))
         if filled[largest] < LEAST_FILLED:
             problems.append(
@@ -370,6 +370,11 @@ def require_fitting(dataset: UnpairedPatches) -> None:
                 "or to null"
             )
     raise_all(problems, "the training does not fit its volumes:")
+
+
+def filled_share(shape: Sequence[int], size: Sequence[int]) -> float:
+    """Share of a patch of `size` voxels that a volume of `shape` voxels along the same axes can fill."""
+    return float(np.prod([min(n, m) / m for n, m in zip(shape, size, strict=True)]))
 
 
 def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> npt.NDArray[Values]:

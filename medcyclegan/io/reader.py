@@ -253,7 +253,10 @@ def _check_shape(shape: Sequence[int], name: str, picture: bool = False) -> None
     if any(n != 1 for n in shape[3:]):
         raise InputError(f"{name}: {int(np.prod(shape[3:]))} frames ({shown}).", "Give one frame as a 3D volume.")
     if min(shape[: 2 if picture else 3]) < 2:
-        raise InputError(f"{name}: a volume needs at least 2 voxels along each axis, this has {shown}.")
+        raise InputError(
+            f"{name}: a volume needs at least 2 voxels along each axis, this has {shown}.",
+            "Give the whole volume; single slices are read as pictures (PNG, TIFF) only.",
+        )
 
 
 def _of_nibabel(image: SpatialImage, name: str) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:

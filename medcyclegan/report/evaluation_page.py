@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,16 +11,18 @@ from typing import Any
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import SUMMARY_FILE
 from medcyclegan.report import plots
+from medcyclegan.report.baselines import BINS, SCORES, Baselines, mean_of
 from medcyclegan.report.density import BIN_HU, HuDensity
 from medcyclegan.report.headings import TISSUE_SCORES, TISSUES, heading, tissue_of
-from medcyclegan.report.page import Cell, Page, Table, cell
+from medcyclegan.report.page import Cell, Headline, Page, Table, cell
 from medcyclegan.report.pictures import Pictures
 from medcyclegan.report.results import Case, Results
 from medcyclegan.report.training_page import training_parts
 from medcyclegan.report.training_run import TrainingRun
 
-# Of a table, beside the names of the cases.
-_COLUMNS_ON_PAPER = 8
+# What is looked at first, in this order; of alternatives the first that was recorded.
+_HEADLINES = (("mae",), ("mae_bone",), ("dice_bone_200", "dice_bone_*"), ("ssim", "ms_ssim"), ("me",))
+_FEWEST_DISTRIBUTED = 8  # cases; fewer are read in the table, and a box of three points says nothing
 
 
 def evaluation_page(
@@ -41,26 +44,85 @@ def evaluation_page(
         training: shown at the end.
     """
     density = pictures.density
+    headlines = _headline_names(results)
     return Page(
         title=title or "Evaluation of synthetic CT",
         facts={**facts, **_facts(results)},
         alerts=_alerts(results, pictures),
+        headlines=_headlines(results, pictures.baselines, headlines),
+        basis=_basis(results),
+        headline_notes=_headline_notes(results, pictures.baselines, headlines),
         summary=_summary_table(results),
-        distributions=_distributions(results),
+        distributions=_distributions(results, headlines),
+        further_distributions=_distributions(results, [name for name in results.statistics if name not in headlines]),
         range_errors=_range_errors(results),
         tissues=_tissue_table(results),
         baselines=baselines,
         densities=_densities(density) if density.voxels else (),
         no_densities="" if density.voxels else "No volumes could be opened, so there is no histogram.",
-        per_case=_case_tables(results, pictures.anchors),
+        per_case=_case_table(results, pictures.anchors, headlines),
         doubts=_grouped(results.cases),
-        cases=pictures.sections,
+        cases=tuple(case for case in pictures.sections if case.badge),
+        other_cases=tuple(case for case in pictures.sections if not case.badge),
         cases_caption=pictures.caption,
         **(training_parts(training) if training is not None else {}),
     )
 
 
-def _facts(results: Results) -> dict[str, str]:
+def _headline_names(results: Results) -> list[str]:
+    found = [
+        name for wanted in _HEADLINES for name in [c for w in wanted for c in fnmatch.filter(results.columns, w)][:1]
+    ]
+    return found or list(results.columns[:4])
+
+
+def _headlines(results: Results, baselines: Baselines, names: Sequence[str]) -> tuple[Headline, ...]:
+    shown = []
+    for name in names:
+        beside = {
+            f"best {kind}": cell(value)
+            for kind, scores in (("constant", baselines.constant), ("table", baselines.table))
+            if (value := mean_of(scores, name)) is not None
+        }
+        known = results.statistics.get(name, {})
+        interval = _interval(known.get("ci_low"), known.get("ci_high")) or ""
+        shown.append(Headline(str(heading(name)), cell(_mean(results, name)), interval, beside))
+    return tuple(shown)
+
+
+def _headline_notes(results: Results, baselines: Baselines, names: Sequence[str]) -> tuple[str, ...]:
+    scored = sum(not case.failed for case in results.cases)
+    if not baselines.cases:
+        return ()
+    over = ""
+    if baselines.cases < scored:
+        over = f" Over the {baselines.cases} of {scored} cases whose volumes could be opened."
+    notes = [
+        "Best constant: every voxel of the mask gets the median HU of its own reference in the mask, which of all "
+        f"single values has the smallest MAE there.{over}"
+    ]
+    if tables := len(baselines.table.get("mae", ())):
+        over = f" Over the {tables} of {scored} cases that have an MR." if tables < scored else ""
+        notes.append(
+            f"Best table: of each case, {BINS} equal bins of MR intensity in the mask, each with the median HU of its "
+            f"own voxels.{over}"
+        )
+    notes.append(f"{'Both know' if tables else 'It knows'} the reference of the case, and the model does not.")
+    missing = [heading(name).label for name in names if name not in SCORES]
+    if missing:
+        notes[-1] += f" Nothing is compared by {' or '.join(missing)}."
+    return tuple(notes)
+
+
+def _basis(results: Results) -> str:
+    facts = _basic_facts(results)
+    told = f"Means over the cases: {facts['Cases']}, in {facts['Scored in']}. Protocol: {facts['Protocol']}. "
+    if any(entry.get("ci_low") is not None for entry in results.statistics.values()):
+        return told + "In brackets the 95 % interval of the mean."
+    return told + (f"No intervals: {results.no_interval}." if results.no_interval else "No intervals were recorded.")
+
+
+def _basic_facts(results: Results) -> dict[str, str]:
     summary = results.summary
     failed = sum(case.failed for case in results.cases)
     n = len(results.cases) - failed
@@ -70,8 +132,14 @@ def _facts(results: Results) -> dict[str, str]:
     facts["Protocol"] = f"{summary['protocol']}{span}" if isinstance(summary.get("protocol"), str) else "not recorded"
     mask = summary.get("mask")
     facts["Scored in"] = {"body": "the body of each reference", "given": "the masks given"}.get(
-        mask if isinstance(mask, str) else "", str(mask) if mask else "not recorded"
+        mask if isinstance(mask, str) else "", str(mask) if mask else "a mask that was not recorded"
     )
+    return facts
+
+
+def _facts(results: Results) -> dict[str, str]:
+    summary = results.summary
+    facts = _basic_facts(results)
     if tissues := _tissue_words(summary.get("tissues")):
         facts["Tissues"] = tissues
     interval = summary.get("interval")
@@ -122,7 +190,9 @@ def _alerts(results: Results, pictures: Pictures) -> tuple[str, ...]:
     if isinstance(doubts, dict):
         alerts += [f"Doubtful, {note}." for note in _grouped_notes({str(k): _texts(v) for k, v in doubts.items()})]
     elif noted := sum(bool(case.notes) and not case.failed for case in results.cases):
-        alerts.append(f"The evaluation had something to say about {noted} case(s): see its notes below the scores.")
+        alerts.append(
+            f"The evaluation had something to say about {noted} case(s): see its notes below the scores of every case."
+        )
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in pictures.not_shown.items():
         reasons[why].append(name)
@@ -222,17 +292,18 @@ def _mean(results: Results, name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _distributions(results: Results) -> tuple[plots.Plot, str] | None:
+def _distributions(results: Results, names: Sequence[str]) -> tuple[plots.Plot, str] | None:
+    """Of these scores over the cases; None where there are too few cases for more than the table says."""
     scores = []
-    for name in results.statistics:
-        if name.startswith("share_"):
+    for name in names:
+        if name.startswith("share_") or name not in results.statistics:
             continue
         found = results.statistics[name]
         low, high = found["ci_low"], found["ci_high"]
         values = [case.scores[name] for case in results.cases if not case.failed]
         interval = None if low is None or high is None else (low, high)
         scores.append(plots.Distribution(str(heading(name)), values, found["mean"], interval))
-    if not scores:
+    if not scores or sum(not case.failed for case in results.cases) < _FEWEST_DISTRIBUTED:
         return None
     caption = "Each point is a case (its height means nothing); box: quartiles and median. Diamond: mean" + (
         ", with its 95 % interval." if any(score.interval for score in scores) else "; no interval was recorded."
@@ -295,20 +366,16 @@ def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _case_tables(results: Results, anchors: Mapping[str, str]) -> tuple[Table, ...]:
-    """Every score of every case, in as many tables as it takes for each to fit on a sheet of paper."""
+def _case_table(results: Results, anchors: Mapping[str, str], first: Sequence[str]) -> Table:
+    """Every score of every case, those that are looked at first in front."""
     links = {index: anchors[case.name] for index, case in enumerate(results.cases) if case.name in anchors}
+    names = [*first, *(name for name in results.columns if name not in first)]
+    rows: list[tuple[Cell, ...]] = [
+        (case.name, *(None if case.failed else case.scores[name] for name in names)) for case in results.cases
+    ]
     notes = ("–: not scored.",) if any(case.failed for case in results.cases) else ()
-    tables = []
-    for start in range(0, max(1, len(results.columns)), _COLUMNS_ON_PAPER):
-        names = results.columns[start : start + _COLUMNS_ON_PAPER]
-        rows: list[tuple[Cell, ...]] = [
-            (case.name, *(None if case.failed else case.scores[name] for name in names)) for case in results.cases
-        ]
-        part = f", scores {start + 1} to {start + len(names)} of {len(results.columns)}"
-        caption = "A case's name leads to its pictures" + (part if len(names) < len(results.columns) else "")
-        tables.append(Table(caption, ("case", *(str(heading(name)) for name in names)), tuple(rows), notes, links))
-    return tuple(tables)
+    caption = "A case's name leads to its pictures"
+    return Table(caption, ("case", *(str(heading(name)) for name in names)), tuple(rows), notes, links, sortable=True)
 
 
 def _grouped(cases: Sequence[Case]) -> tuple[str, ...]:

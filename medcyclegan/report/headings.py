@@ -81,6 +81,8 @@ def heading(column: str) -> Heading:
             words = column.removeprefix(start).strip("_").split("_")
             if words and words[-1] in _UNITS:
                 unit = _UNITS[words.pop()]
+            if len(words) > 1 and words[-1].isdigit():  # a threshold: dice_bone_200
+                words[-1] = f"> {words[-1]} HU"
             return Heading(" ".join([label, *words]).strip(), unit, better)
     words = column.split("_")
     unit = _UNITS[words.pop()] if len(words) > 1 and words[-1] in _UNITS else ""

@@ -14,12 +14,16 @@ from medcyclegan.report.page import environment
 
 @dataclass(frozen=True)
 class Row:
-    """One suspicion: "error", "warning" or "note", what it is about, what was found and what to do."""
+    """One kind of suspicion: "error", "warning" or "note", what it is about, what was found and what to do.
+
+    Where it is about several volumes, `each` has the file and what was found of every one.
+    """
 
     severity: str
     subject: str
     message: str
     remedy: str
+    each: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Table:
         notes: sentences below the table.
         links: anchor of a row, without "#", for the rows that have one.
         prose: whether cells hold sentences, which are wrapped; else they hold values, which are aligned.
+        sortable: whether a click on a heading sorts the rows.
 
     Raises:
         ValueError: a row's length is not that of the headings.
@@ -45,11 +46,29 @@ class Table:
     notes: tuple[str, ...] = ()
     links: Mapping[int, str] = field(default_factory=dict)
     prose: bool = False
+    sortable: bool = False
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the few scores that a reader looks at first.
+
+    Attributes:
+        label: with unit and direction.
+        value: its mean over the cases, as shown.
+        interval: of the mean, as shown; empty where there is none.
+        beside: what it is compared with -> its mean, as shown.
+    """
+
+    label: str
+    value: str
+    interval: str
+    beside: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -123,16 +142,21 @@ class Page:
         title: heading of the page.
         facts: name to value.
         alerts: what must not be overlooked, shown first.
-        summary: statistics over the cases.
-        distributions: of the scores over the cases, with a caption.
+        headlines: the scores that are looked at first.
+        basis: over what they are means, in a sentence.
+        headline_notes: how to read them.
+        summary: statistics over the cases, of every score.
+        distributions: of the first scores over the cases, with a caption.
+        further_distributions: of the others.
         range_errors: by gantry angle, with a caption.
         tissues: scores per tissue.
         baselines: the same scores for trivial methods.
         densities: heading, plot and caption of what pools all voxels.
         no_densities: why there are none.
-        per_case: every score of every case, in one table or several.
+        per_case: every score of every case.
         doubts: what the evaluation noted, one sentence each.
-        cases: the opened ones first.
+        cases: those that stand out, such as the worst.
+        other_cases: the others.
         cases_caption: how to read the pictures.
         training_table: first, last and smallest values.
         curves: caption and plot.
@@ -145,16 +169,21 @@ class Page:
     title: str
     facts: Mapping[str, str]
     alerts: tuple[str, ...] = ()
+    headlines: tuple[Headline, ...] = ()
+    basis: str = ""
+    headline_notes: tuple[str, ...] = ()
     summary: Table | None = None
     distributions: tuple[Plot, str] | None = None
+    further_distributions: tuple[Plot, str] | None = None
     range_errors: tuple[Plot, str] | None = None
     tissues: Table | None = None
     baselines: Table | None = None
     densities: tuple[tuple[str, Plot, str], ...] = ()
     no_densities: str = ""
-    per_case: tuple[Table, ...] = ()
+    per_case: Table | None = None
     doubts: tuple[str, ...] = ()
     cases: tuple[CaseSection, ...] = ()
+    other_cases: tuple[CaseSection, ...] = ()
     cases_caption: str = ""
     training_table: Table | None = None
     curves: tuple[tuple[str, Plot], ...] = ()
@@ -183,7 +212,13 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "embedded": _embedded, "gradient": _gradient, "scale": _end}
+    environment.filters |= {
+        "cell": cell,
+        "sorted_by": _sorted_by,
+        "embedded": _embedded,
+        "gradient": _gradient,
+        "scale": _end,
+    }
     return environment
 
 
@@ -201,6 +236,11 @@ def cell(value: Cell) -> str:
         return "0"
     rounded = f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}".removesuffix(".")
     return "−" + rounded[1:] if rounded.startswith("-") else rounded
+
+
+def _sorted_by(value: Cell) -> str:
+    """What a column is sorted by: a number in full, or nothing for what has no value."""
+    return "" if value is None or isinstance(value, str) or math.isnan(value) else repr(float(value))
 
 
 def _embedded(webp: bytes) -> str:

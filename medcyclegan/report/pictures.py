@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from medcyclegan.errors import InputError
 from medcyclegan.progress import Progress
+from medcyclegan.report.baselines import Baselines
 from medcyclegan.report.density import HuDensity
 from medcyclegan.report.display import ERROR_LIMIT, window_words
 from medcyclegan.report.headings import heading
@@ -34,6 +35,7 @@ class Pictures:
         sections: one per case that could be scored, those that stand out first, then in the order of the table.
         caption: how to read the pictures; empty if there are none.
         density: of all cases that could be opened.
+        baselines: of the same cases.
         not_shown: case to why there is no picture of it.
         anchors: case to where it is in the page.
     """
@@ -41,6 +43,7 @@ class Pictures:
     sections: tuple[CaseSection, ...]
     caption: str
     density: HuDensity
+    baselines: Baselines
     not_shown: Mapping[str, str]
     anchors: Mapping[str, str]
 
@@ -89,7 +92,7 @@ def draw_pictures(
     order = [*badges, *(name for name in scored if name not in badges)]
     anchors = {name: f"case-{number}" for number, name in enumerate(order, start=1)}
     weights = {name: _OPENED_WEIGHT if name in badges else 1 for name in order}
-    density = HuDensity()
+    density, baselines = HuDensity(), Baselines(_bone_above(results))
     sections, not_shown = [], {}
     left_bytes, left_weight = PICTURE_BYTES, sum(weights.values())
     for name in progress.track(order, len(order), "Drawing"):
@@ -99,7 +102,7 @@ def draw_pictures(
         view: CaseView | None = None
         notes: tuple[str, ...] = ()
         try:
-            view, notes = _opened(case, results, source, trust, window, allowed, density)
+            view, notes = _opened(case, results, source, trust, window, allowed, density, baselines)
         except InputError as error:
             not_shown[name] = str(error)
         else:
@@ -114,7 +117,15 @@ def draw_pictures(
         badge = badges.get(name, "")
         sections.append(CaseSection(anchors[name], name, badge, _scores(results, case), view, stacks, notes))
     caption = _caption(sections, window, trust) if any(section.view for section in sections) else ""
-    return Pictures(tuple(sections), caption, density, not_shown, anchors)
+    return Pictures(tuple(sections), caption, density, baselines, not_shown, anchors)
+
+
+def _bone_above(results: Results) -> float | None:
+    """HU above which the evaluation called a voxel bone, where it recorded that."""
+    tissues = results.summary.get("tissues")
+    limits = tissues.get("bone") if isinstance(tissues, dict) else None
+    low = limits[0] if isinstance(limits, list) and limits else None
+    return float(low) if isinstance(low, int | float) else None
 
 
 def _opened(
@@ -125,10 +136,12 @@ def _opened(
     window: tuple[float, float],
     allowed: int,
     density: HuDensity,
+    baselines: Baselines,
 ) -> tuple[CaseView | None, tuple[str, ...]]:
     """Count and draw one case; a function of its own, so that its volumes are gone before the next are opened."""
     volumes = open_case(case, results.files.get(case.name, CaseFiles()), source=source, trust=trust)
     density.add(volumes.ct, volumes.sct, volumes.inside)
+    baselines.add(volumes.ct, volumes.inside, volumes.mr)
     if allowed < _SMALLEST_CASE:
         return None, volumes.notes
     view = case_view(

@@ -9,6 +9,7 @@ spread. Training and conversion go through the same `Preparation`, which a check
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -35,7 +36,7 @@ Interpolation = Literal["linear", "bspline"]
 
 SOURCE_BODY = "source_body"
 # Networks that halve their input twice need this much.
-_FEWEST_VOXELS = 4
+FEWEST_VOXELS = 4
 # More are no patient but a wrong voxel size, of micrometers taken as millimeters for example.
 _MOST_VOXELS = 2**31
 
@@ -203,7 +204,7 @@ def prepared_with_body(
 
 
 def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
-    _refuse_size(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
+    require_size(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
     refuse_other_modality(volume, preparation)
     if preparation.modality == "CT":
         refuse_impossible_hu(float(volume.min()), float(volume.max()), _name(volume))
@@ -315,7 +316,18 @@ def restore(
     return resample(restored, grid, source_grid, fill=scaler.low, antialias=False)
 
 
-def _refuse_size(source: Grid, spacing: tuple[float, float, float], name: str, picture: bool = False) -> None:
+def require_size(source: Grid, spacing: Sequence[float], name: str, picture: bool = False) -> None:
+    """Refuse a volume that has too few or too many voxels on the working grid.
+
+    Args:
+        source: grid of the volume.
+        spacing: of the working grid along right, anterior, superior, mm.
+        name: of the volume, for the message.
+        picture: whether it is one, which has a single slice.
+
+    Raises:
+        InputError: saying how many voxels it would have.
+    """
     shape = working_grid(source, spacing).shape
     if math.prod(shape) > _MOST_VOXELS:
         raise InputError(
@@ -328,10 +340,10 @@ def _refuse_size(source: Grid, spacing: tuple[float, float, float], name: str, p
             f"{name}: a picture is one slice of 1 mm, and {spacing[2]:g} mm slices would make {shape[2]} of it.",
             "Leave preparation.spacing out, or give a third number of 1 mm or more.",
         )
-    if min(shape[: 2 if picture else 3]) < _FEWEST_VOXELS:
+    if min(shape[: 2 if picture else 3]) < FEWEST_VOXELS:
         raise InputError(
             f"{name}: {' x '.join(map(str, source.shape))} voxels of {' x '.join(f'{s:.3g}' for s in source.spacing)} "
             f"mm become {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm; at least "
-            f"{_FEWEST_VOXELS} along each axis are needed.",
+            f"{FEWEST_VOXELS} along each axis are needed.",
             "Choose a finer spacing or leave this volume out.",
         )

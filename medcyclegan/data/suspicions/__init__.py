@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from medcyclegan.data.suspicions.cohort import of_cohort
+from medcyclegan.data.suspicions.kinds import Kind, kinds
 from medcyclegan.data.suspicions.rules import ERROR, NOTE, RULES, SEVERITIES, WARNING, Member, Rule, Suspicion
 from medcyclegan.data.suspicions.volume import of_volume
 
@@ -20,9 +21,11 @@ __all__ = [
     "RULES",
     "SEVERITIES",
     "WARNING",
+    "Kind",
     "Member",
     "Rule",
     "Suspicion",
+    "kinds",
     "of_cohort",
     "of_volume",
     "suspicions_of",

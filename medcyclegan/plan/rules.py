@@ -1,31 +1,24 @@
-"""From a look at the volumes and at the machine to an experiment, with a reason for every choice.
+"""The rules of a plan. They are few and meant to be read; each is a function that fills in one section and says why.
 
-The rules are few and meant to be read; each is a function that fills in one section and says why. What a rule rests on
-is said in its reason: a measurement on this machine, what fits into memory, the papers, or judgment.
+What a rule rests on is said in its reason: what `train` accepts, what fits into memory, the papers, or judgment.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 
-from medcyclegan import __version__, build, config
-from medcyclegan.atomic import atomic_file
-from medcyclegan.config import Experiment
-from medcyclegan.data.fingerprint import Fingerprint, fingerprint
-from medcyclegan.errors import InputError
-from medcyclegan.machine import cores, free_memory
-from medcyclegan.progress import Progress
+from medcyclegan import build, config
+from medcyclegan.data.fingerprint import Fingerprint, field_of_view
+from medcyclegan.data.patches import LEAST_FILLED, filled_share
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.plan.plan import GIB, Machine, Plan, gib
+from medcyclegan.transforms.geometry import working_grid
+from medcyclegan.transforms.pipeline import FEWEST_VOXELS, require_size
 
-GIB = 2**30
 USABLE = 0.85  # share of the memory that may be planned for: other programs, and the error of the prediction
 MULTIPLE = 16  # patch sizes, so that every network's halvings divide them
 LARGEST_SLICE = {"cuda": 256, "cpu": 128}  # voxels across; larger bodies get coarser voxels, not cut slices
@@ -35,102 +28,7 @@ BOX_VOLUMES = 30  # of each domain, from which on boxes are considered: a volume
 BOX_MEMORY = 40 * GIB
 BOX = (128, 128, 64)  # voxels, at most
 STACK_MM = 3.0  # neighboring slices further apart than this show other anatomy
-EPOCHS = 200  # of the CycleGAN paper (its section 7.1), an epoch being all slices of the larger domain
-STEPS = (20_000, 200_000)
-MEASURED_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a training would run.
-
-    Attributes:
-        kind: "cpu" or "cuda".
-        name: for people.
-        memory: bytes that the training may take.
-        bf16: whether bfloat16 is computed by the hardware.
-        cores: of the processor.
-        device: to measure on; None for a machine that is not this one.
-    """
-
-    kind: str
-    name: str
-    memory: float
-    bf16: bool
-    cores: int
-    device: torch.device | None = None
-
-
-def this_machine(device: str = "auto") -> Machine:
-    """The machine that runs this, with the device of a `--device` argument."""
-    where = build.choose_device(device)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"processor with {cores()} cores"
-    kind = "cuda" if where.type == "cuda" else "cpu"
-    return Machine(kind, name, free_memory(where), build.bf16_is_safe(where), cores(), where)
-
-
-def pretended_gpu(gibibytes: float) -> Machine:
-    """A GPU of so much memory that need not be here; bfloat16 is taken for granted, as on any of the last years."""
-    if not math.isfinite(gibibytes) or gibibytes <= 0:
-        raise InputError(f"the memory of a GPU is a number of GiB above 0, got {gibibytes}.")
-    return Machine("cuda", f"GPU of {gibibytes:g} GiB", gibibytes * GIB, True, cores())
-
-
-@dataclass
-class Plan:
-    """An experiment that grows.
-
-    Attributes:
-        purpose: the data and the machine, for people.
-        content: what the experiment's YAML says, sections of keys.
-        reasons: "section.key" -> why.
-        memory: expected, bytes; None where it could not be told.
-        seconds: expected for the whole training; None where nothing was measured.
-        warnings: what the user should look at before training.
-    """
-
-    purpose: str
-    content: dict[str, dict[str, Any]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    memory: float | None = None
-    seconds: float | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    def choose(self, key: str, value: Any, reason: str) -> None:
-        section, name = key.split(".")
-        self.content.setdefault(section, {})[name] = value
-        self.reasons[key] = reason
-
-    def experiment(self) -> Experiment:
-        return config.parse(self.content, "the plan")
-
-
-def make_plan(
-    experiment: Experiment, machine: Machine, *, hours: float = 12.0, progress: Progress | None = None
-) -> Plan:
-    """Look at the data that `experiment` names and plan a training on it.
-
-    Args:
-        experiment: its `data` and `domains` are read; the rest is what the plan decides.
-        machine: where the training would run.
-        hours: that a training on a processor may take; elsewhere the number of steps follows from the data.
-
-    Raises:
-        InputError: if the data cannot be used, or nothing fits into the memory.
-    """
-    if not hours > 0:
-        raise InputError(f"hours must be above 0, got {hours}.")
-    cohort, domains = build.cohort(experiment, progress), experiment.domains
-    a, b = (
-        fingerprint(
-            [replace(case, levels=cohort.levels.get(key)) for case in cases], getattr(domains, key).modality, progress
-        )
-        for key, cases in (("a", cohort.a), ("b", cohort.b))
-    )
-    named = {key: domain.model_copy(update={"contrasts": cohort.contrasts.get(key, ())}) for key, domain in domains}
-    plan = decide(a, b, machine, named)
-    _choose_steps(plan, a, b, machine, hours)
-    return plan
+SLAB_MM = 60.0  # lower ones are about alike from end to end: nothing in them tells which part of a head they show
 
 
 def decide(
@@ -144,7 +42,7 @@ def decide(
         domains: "a", "b" -> name, modality and contrasts; by default the modality is the name, with one contrast.
 
     Raises:
-        InputError: if not even the smallest experiment fits into the memory.
+        InputError: if not even the smallest experiment fits into the memory, or no voxel size fits all volumes.
     """
     plan = Plan(f"{a.volumes} {a.modality} and {b.volumes} {b.modality} volumes on a {machine.name}")
     for key, domain in (("a", a), ("b", b)):
@@ -153,8 +51,9 @@ def decide(
     for domain in (a, b):
         if domain.problems:
             plan.warnings.append(
-                f"{len(domain.problems)} of {domain.opened} {domain.modality} volumes that were opened cannot be used, "
-                f"the first because: {domain.problems[0].splitlines()[0].rstrip('.')}"
+                f"{'at least ' * (domain.opened < domain.volumes)}{len(domain.problems)} of {domain.volumes} "
+                f"{domain.modality} volumes cannot be used, the first because: "
+                f"{domain.problems[0].splitlines()[0].rstrip('.')}"
             )
     _choose_spacing(plan, a, b, machine)
     _choose_patches(plan, a, b, machine)
@@ -165,12 +64,13 @@ def decide(
         "the body and, in CT, bone keep their shape; with matched heights and the discriminators' windows it gave the "
         "lowest error on phantoms of different coverage (Choose a method, in the documentation)"
     )
-    _fit_memory(plan, machine)
+    _fit_memory(plan, machine, _slices_to_learn_from(plan, a, b))
     precision = "bfloat16, which" if machine.bf16 else "float32: bfloat16 is not what"
     plan.choose("training.precision", "auto", f"{precision} this hardware computes fast")
     workers = min(4, machine.cores - 1) if machine.kind == "cuda" else 0
     reason = "patches are read beside the GPU" if workers else "patches are read in the time between two steps"
     plan.choose("training.workers", workers, reason)
+    _require_accepted(plan, a, b)
     return plan
 
 
@@ -179,7 +79,8 @@ def _choose_spacing(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine
     reason = f"mm; median of the volumes ({a.modality} {_by(a.spacing)}, {b.modality} {_by(b.spacing)})"
     spacing = median.copy()
     spacing[:2] = spacing[:2].mean()  # the same across and along, so that patches are square in space
-    if machine.kind == "cpu" and spacing.min() < CPU_SPACING:
+    pictures = all(grid.shape[2] == 1 for grid in (*a.grids.values(), *b.grids.values())) and bool(a.grids)
+    if machine.kind == "cpu" and spacing.min() < CPU_SPACING and not pictures:
         spacing = np.maximum(spacing, CPU_SPACING)
         reason += f", not below {CPU_SPACING:g} mm on a processor"
     widest = max(*a.extent[:2], *b.extent[:2])
@@ -187,7 +88,9 @@ def _choose_spacing(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine
     if spacing[0] < needed:
         spacing[:2] = math.ceil(100 * needed) / 100
         reason += f"; so coarse that a body of {widest:.0f} mm fits into {LARGEST_SLICE[machine.kind]} voxels"
-    plan.choose("preparation.spacing", [round(float(s), 2) for s in spacing], reason)
+    chosen = [round(float(s), 2) for s in spacing]
+    finer, why = _fine_enough(plan, chosen, a, b)
+    plan.choose("preparation.spacing", finer, reason + why)
     for domain in (a, b):
         if max(domain.coarsest) > 3 * max(domain.spacing):
             plan.warnings.append(
@@ -196,38 +99,95 @@ def _choose_spacing(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine
             )
 
 
+def _fine_enough(plan: Plan, spacing: list[float], a: Fingerprint, b: Fingerprint) -> tuple[list[float], str]:
+    """The spacing, finer where a volume would have too few voxels of it, and why.
+
+    Every volume needs `FEWEST_VOXELS` along each axis; and of each domain one volume twice as many along both axes of a
+    slice, to fill a quarter of the smallest patch.
+    """
+    limits = np.full(3, np.inf)
+    thin: list[tuple[float, str]] = []
+    for domain in (a, b):
+        fields = {name: field_of_view(grid) for name, grid in domain.grids.items()}
+        few = []
+        for name, lengths in fields.items():
+            axes = 2 if domain.grids[name].shape[2] == 1 else 3
+            limits[:axes] = np.minimum(limits[:axes], lengths[:axes] / FEWEST_VOXELS)
+            if (lengths[:axes] / FEWEST_VOXELS < np.array(spacing)[:axes] * (1 - 1e-6)).any():
+                few.append((float(lengths[:axes].min()), name))
+        thin += few if len(few) <= len(fields) / 2 else []
+        if fields:
+            across = max(min(lengths[:2]) for lengths in fields.values())
+            limits[:2] = np.minimum(limits[:2], across / (MULTIPLE / 2))
+    limits[:2] = limits[:2].min()
+    # Rounded down, so that no voxel is lost; what a header's float32 make of it may lie just below.
+    limits = np.floor(limits * 1e4 + 1e-3) / 1e4
+    finer = [min(step, float(limit)) for step, limit in zip(spacing, limits, strict=True)]
+    if finer == spacing:
+        return spacing, ""
+    if thin:
+        length, name = min(thin)
+        plan.warnings.append(
+            f"{len(thin)} of {len(a.grids) + len(b.grids)} volumes are so thin that the voxels have to be {_by(finer)} "
+            f"mm instead of {_by(spacing)} mm, the thinnest {length:g} mm ({name}): better left out?"
+        )
+    return finer, f"; so fine that every volume has at least {FEWEST_VOXELS} voxels along each axis"
+
+
+def _working_shapes(domain: Fingerprint, spacing: Sequence[float], dims: int) -> list[tuple[int, ...]]:
+    """Voxels of every volume along the axes of a patch."""
+    return [working_grid(grid, spacing).shape[:dims] for grid in domain.grids.values()]
+
+
+def _fits(domain: Fingerprint, spacing: Sequence[float], size: Sequence[int]) -> bool:
+    """Whether the largest volume fills enough of a patch for `train`."""
+    shapes = _working_shapes(domain, spacing, len(size))
+    return not shapes or max(filled_share(shape, size) for shape in shapes) >= LEAST_FILLED
+
+
 def _choose_patches(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine) -> None:
     spacing = plan.content["preparation"]["spacing"]
     thickness = max(a.spacing[2], b.spacing[2])
     fewest = min(a.volumes, b.volumes)
     window = [_multiple(extent / step) for extent, step in zip(np.maximum(a.extent, b.extent), spacing, strict=True)]
+    box = [min(side, most) for side, most in zip(window, BOX, strict=True)]
+    single = a.single_slices or b.single_slices
+    too_thin = single or not all(_fits(domain, spacing, box) for domain in (a, b))
     if (
         machine.kind == "cuda"
         and machine.memory >= BOX_MEMORY
         and fewest >= BOX_VOLUMES
         and thickness <= THICK * spacing[0]
+        and not too_thin
     ):
         reason = (
             f"boxes: thin slices ({thickness:g} mm), {fewest} volumes or more of each domain, and the memory for it"
         )
         plan.choose("patches.spatial_dims", 3, f"{reason} (judgment: boxes see all directions, and need all three)")
-        size = [min(side, most) for side, most in zip(window, BOX, strict=True)]
-        plan.choose("patches.size", size, f"voxels; what holds every body, at most {_by(BOX)}")
+        plan.choose("patches.size", box, f"voxels; what holds every body, at most {_by(BOX)}")
         return
     if machine.kind == "cpu":
         why = "on a processor boxes take too long"
     elif thickness > THICK * spacing[0]:
         why = f"slices are {thickness:g} mm thick"
     elif fewest < BOX_VOLUMES:
-        why = f"only {fewest} volumes of a domain"
+        why = f"only {fewest} volume{'s' * (fewest > 1)} of a domain"
+    elif too_thin:
+        why = "the volumes are too low to fill boxes"
     else:
         why = f"less than {BOX_MEMORY / GIB:.0f} GiB of memory"
     plan.choose("patches.spatial_dims", 2, f"slices and not boxes: {why}")
-    if machine.kind == "cuda" and thickness <= STACK_MM:
+    if machine.kind == "cuda" and thickness <= STACK_MM and not single:
         reason = f"2.5D, slices {thickness:g} mm apart show nearly the same anatomy: fewer jumps from slice to slice"
         plan.choose("patches.neighbors", 1, f"{reason} (judgment)")
     limit = LARGEST_SLICE[machine.kind]
-    plan.choose("patches.size", [min(side, limit) for side in window[:2]], "voxels; the smallest that holds every body")
+    size, reason = [min(side, limit) for side in window[:2]], "voxels; the smallest that holds every body"
+    for domain in (a, b):
+        if not _fits(domain, spacing, size):
+            largest = max(_working_shapes(domain, spacing, 2), key=min)
+            size = [min(side, _multiple(voxels)) for side, voxels in zip(size, largest, strict=True)]
+            reason = f"voxels; no larger than the largest {domain.modality} volume, which would leave most of it empty"
+    plan.choose("patches.size", size, reason)
 
 
 def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
@@ -235,10 +195,12 @@ def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
         plan.choose("patches.flip", True, "a head is nearly symmetric")
     dims = plan.content["patches"]["spatial_dims"]
     ratio = max(a.height, b.height) / min(a.height, b.height)
-    if a.head and b.head and min(a.top_inside, b.top_inside) == 1:
+    if a.single_slices or b.single_slices:
+        plan.choose("patches.matching", "any", "single slices do not say at which height they lie")
+    elif a.head and b.head and min(a.top_inside, b.top_inside) == 1:
         reason = "both domains show heads with their top: slices of similar distance from it show similar anatomy"
         plan.choose("patches.matching", "vertex", reason)
-    elif a.head and b.head:
+    elif a.head and b.head and min(a.height, b.height) >= SLAB_MM:
         reason = (
             "some heads are cut at the top: cross-section areas laid over each other tell slices of one height "
             "(on phantoms 3 mm off, where distances from the top were 13 mm off)"
@@ -261,11 +223,13 @@ def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
         plan.warnings.append(f"{one.modality} looks like heads and {other.modality} does not: is it the same region?")
     if dims == 2 and min(a.volumes, b.volumes) < 10:
         plan.warnings.append(
-            f"{min(a.volumes, b.volumes)} volumes of a domain are few: expect what is learned by heart"
+            f"{min(a.volumes, b.volumes)} volume(s) of a domain are few: expect what is learned by heart"
         )
 
 
 def _choose_networks(plan: Plan, machine: Machine) -> None:
+    # A discriminator of three layers needs 24 voxels.
+    small = min(plan.content["patches"]["size"]) < 32
     if machine.kind == "cpu":
         generator = {"_target_": "attention_unet", "filters": 16, "depth": 3, "gates": False}
         reason = (
@@ -273,7 +237,8 @@ def _choose_networks(plan: Plan, machine: Machine) -> None:
             "the documentation)"
         )
         plan.choose("model.generator", generator, reason)
-        plan.choose("model.discriminator", {"filters": 16, "layers": 3}, "as narrow, so that neither side wins at once")
+        reason = "as narrow, so that neither side wins at once" + "; two layers for small patches" * small
+        plan.choose("model.discriminator", {"filters": 16, "layers": 2 if small else 3}, reason)
         plan.choose("training.learning_rate", 4e-4, "twice the paper's, for a short training of narrow networks")
         plan.choose("training.ema_decay", 0.995, "an average over about 200 steps; more would lag behind")
         return
@@ -282,23 +247,36 @@ def _choose_networks(plan: Plan, machine: Machine) -> None:
         plan.choose("model.discriminator", {"filters": 32, "layers": 2}, "sees 34 voxels, about as many mm as in 2D")
         return
     plan.choose("model.generator", {"_target_": "resnet", "filters": 64, "blocks": 9}, "as in the CycleGAN paper")
+    if small:
+        plan.choose("model.discriminator", {"filters": 64, "layers": 2}, "sees 34 x 34 voxels, for small patches")
+        return
     plan.choose("model.discriminator", {"filters": 64, "layers": 3}, "as in the CycleGAN paper: sees 70 x 70 voxels")
 
 
-def _fit_memory(plan: Plan, machine: Machine) -> None:
-    """The largest batch that fits, or else narrower networks, or else smaller patches."""
+def _slices_to_learn_from(plan: Plan, a: Fingerprint, b: Fingerprint) -> float:
+    """At least so many slices of either domain have enough body; infinite where nothing is known."""
+    step = plan.content["preparation"]["spacing"][2]
+    # One less than fit, because the uppermost and the lowest may fall below the limit once resampled.
+    counts = [sum(max(1, int(shown / step) - 1) for shown in domain.shown_mm) for domain in (a, b) if domain.shown_mm]
+    return min(counts, default=math.inf)
+
+
+def _fit_memory(plan: Plan, machine: Machine, slices: float) -> None:
+    """The largest batch that fits and that `slices` can fill, or else narrower networks, or else smaller patches."""
     limit = USABLE * machine.memory
     patches, generator = plan.content["patches"], plan.content["model"]["generator"]
     three = patches["spatial_dims"] == 3
-    batches = (1,) if machine.kind == "cpu" or three else (8, 4, 2, 1)
+    batches = (1,) if machine.kind == "cpu" or three else tuple(n for n in (8, 4, 2, 1) if n <= max(1, slices))
     reason = "as in the CycleGAN paper" if len(batches) == 1 else "fits, and keeps the GPU busy; more was not tried"
+    if batches[0] < 8 and not three and machine.kind != "cpu":
+        reason = f"a domain has only about {slices:.0f} slices to learn from"
     while True:
         for batch in batches:
             plan.choose("training.batch_size", batch, reason)
             plan.memory = _predict(plan, machine)
             if plan.memory is None or plan.memory <= limit:
                 if batch < batches[0]:
-                    plan.reasons["training.batch_size"] = f"the largest of {batches} that fits into {_gib(limit)}"
+                    plan.reasons["training.batch_size"] = f"the largest of {batches} that fits into {gib(limit)}"
                 return
         batches = (1,)
         reason = "the most that fits into memory"
@@ -313,78 +291,31 @@ def _fit_memory(plan: Plan, machine: Machine) -> None:
             plan.reasons["patches.size"] = "voxels; halved to fit into memory"
         else:
             raise InputError(
-                f"no experiment fits into {_gib(machine.memory)}: the smallest takes {_gib(plan.memory or 0)}.",
+                f"no experiment fits into {gib(machine.memory)}: the smallest takes {gib(plan.memory or 0)}.",
                 "Free memory, or use another machine.",
             )
+
+
+def _require_accepted(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
+    """Ask the rule by which a preparation refuses volumes.
+
+    Raises:
+        InputError: naming the volumes that a training on this plan would refuse.
+    """
+    spacing = plan.content["preparation"]["spacing"]
+    problems = []
+    for domain in (a, b):
+        for name, grid in domain.grids.items():
+            try:
+                require_size(grid, spacing, name, picture=grid.shape[2] == 1)
+            except InputError as error:
+                problems.append(str(error))
+    raise_all(problems, f"no voxel size fits all volumes; leave out those that do not fit {_by(spacing)} mm:")
 
 
 def _predict(plan: Plan, machine: Machine) -> float | None:
     memory = build.predict_memory(plan.experiment(), bf16=machine.bf16, device=machine.kind)
     return memory.total if memory else None
-
-
-def _choose_steps(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine, hours: float) -> None:
-    settings = plan.content["training"]
-    spacing = plan.content["preparation"]["spacing"]
-    thick = spacing[2] if plan.content["patches"]["spatial_dims"] == 2 else BOX[2] * spacing[2] / 2
-    images = max(domain.volumes * domain.height / thick for domain in (a, b))
-    wanted = min(max(EPOCHS * images / settings["batch_size"], STEPS[0]), STEPS[1])
-    wanted = int(round(wanted, -3))
-    reason = f"{EPOCHS} times through about {images:.0f} images, but {STEPS[0]} to {STEPS[1]}"
-    if machine.device is None:
-        plan.choose("training.steps", wanted, reason)
-        return
-    each = build.measure_step(plan.experiment(), machine.device, MEASURED_STEPS)
-    if machine.kind == "cpu" and wanted * each > hours * 3600:
-        wanted = max(100, int(hours * 3600 / each) // 100 * 100)
-        reason = f"what {hours:g} h allow at {each:.2f} s per step, measured here; more would be better"
-    plan.choose("training.steps", wanted, reason)
-    plan.seconds = wanted * each
-    every = max(10, min(1000, wanted // 20))
-    plan.choose("training.checkpoint_every", every, f"about every {every * each / 60:.0f} min")
-    plan.choose("training.picture_every", every, "with every checkpoint")
-
-
-def to_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data."""
-    return {
-        "experiment": plan.content,
-        "reasons": plan.reasons,
-        "memory_bytes": plan.memory,
-        "seconds": plan.seconds,
-        "for": plan.purpose,
-        "warnings": plan.warnings,
-    }
-
-
-def to_yaml(plan: Plan) -> str:
-    """The plan as a config, each choice under its reason."""
-    lines = [f"# Planned by medcyclegan {__version__} for {plan.purpose}."]
-    if plan.memory is not None:
-        lines.append(f"# Expected memory: {_gib(plan.memory)}.")
-    if plan.seconds is not None:
-        lines.append(
-            f"# Expected time: {plan.seconds / 3600:.1f} h, from a measurement of {MEASURED_STEPS} steps here."
-        )
-    else:
-        lines.append("# Expected time: not known, because the machine is not this one.")
-    for warning in plan.warnings:
-        lines += textwrap.wrap(f"Look at: {warning}.", 110, initial_indent="# ", subsequent_indent="#   ")
-    for section, keys in plan.content.items():
-        lines.append(f"{section}:")
-        for key, value in keys.items():
-            shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n")
-            lines += textwrap.wrap(
-                plan.reasons[f"{section}.{key}"], 110, initial_indent="  # ", subsequent_indent="  # "
-            )
-            lines.append(f"  {key}: {shown.strip()}")
-    return "\n".join(lines) + "\n"
-
-
-def save(plan: Plan, path: Path) -> None:
-    """Write the plan as YAML that `medcyclegan train` takes."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(to_yaml(plan), encoding="utf-8")
 
 
 def _multiple(voxels: float) -> int:
@@ -393,7 +324,3 @@ def _multiple(voxels: float) -> int:
 
 def _by(lengths: Any) -> str:
     return " x ".join(f"{length:g}" for length in lengths)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"

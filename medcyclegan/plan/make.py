@@ -1,0 +1,88 @@
+"""From a look at the volumes and at the machine to an experiment, with a reason for every choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from medcyclegan import build, config
+from medcyclegan.config import Experiment
+from medcyclegan.data.datalist import Case
+from medcyclegan.data.fingerprint import Fingerprint, fingerprint
+from medcyclegan.errors import InputError
+from medcyclegan.plan.plan import Machine, Plan
+from medcyclegan.plan.rules import BOX, decide
+from medcyclegan.progress import Progress
+
+EPOCHS = 200  # of the CycleGAN paper (its section 7.1), an epoch being all slices of the larger domain
+STEPS = (20_000, 200_000)
+
+
+def make_plan(
+    experiment: Experiment, machine: Machine, *, hours: float = 12.0, progress: Progress | None = None
+) -> Plan:
+    """Look at the data that `experiment` names and plan a training on it.
+
+    Args:
+        experiment: its `data` and `domains` are read; the rest is what the plan decides.
+        machine: where the training would run.
+        hours: that a training on a processor may take; elsewhere the number of steps follows from the data.
+
+    Raises:
+        InputError: if the data cannot be used, or nothing fits into the memory.
+    """
+    if not hours > 0:
+        raise InputError(f"hours must be above 0, got {hours}.")
+    if experiment.data.prepared is not None:
+        raise InputError(
+            f"a plan looks at the volumes themselves, and data.prepared is {experiment.data.prepared}.",
+            "Give the folders, the datalist or the root that it was prepared from.",
+        )
+    cohort, domains = build.cohort(experiment, progress), experiment.domains
+    a, b = (
+        fingerprint(
+            [replace(case, levels=cohort.levels.get(key)) for case in cases],
+            getattr(domains, key).modality,
+            progress,
+            [Case(pair.id, getattr(pair, key), levels=cohort.levels.get(key)) for pair in cohort.pairs],
+        )
+        for key, cases in (("a", cohort.a), ("b", cohort.b))
+    )
+    named = {key: domain.model_copy(update={"contrasts": cohort.contrasts.get(key, ())}) for key, domain in domains}
+    plan = decide(a, b, machine, named)
+    _choose_steps(plan, a, b, machine, hours)
+    _name_data(plan, experiment.data)
+    return plan
+
+
+def _choose_steps(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine, hours: float) -> None:
+    settings = plan.content["training"]
+    spacing = plan.content["preparation"]["spacing"]
+    thick = spacing[2] if plan.content["patches"]["spatial_dims"] == 2 else BOX[2] * spacing[2] / 2
+    images = max(domain.volumes * domain.height / thick for domain in (a, b))
+    wanted = min(max(EPOCHS * images / settings["batch_size"], STEPS[0]), STEPS[1])
+    wanted = int(round(wanted, -3))
+    reason = f"{EPOCHS} times through about {images:.0f} images, but {STEPS[0]} to {STEPS[1]}"
+    if machine.device is None:
+        plan.choose("training.steps", wanted, reason)
+        return
+    plan.step_time = build.measure_step(plan.experiment(), machine.device)
+    each = plan.step_time.median
+    if machine.kind == "cpu" and wanted * each > hours * 3600:
+        wanted = max(100, int(hours * 3600 / each) // 100 * 100)
+        reason = f"what {hours:g} h allow at {each:.2f} s per step, measured here; more would be better"
+    plan.choose("training.steps", wanted, reason)
+    every = max(10, min(1000, wanted // 20))
+    plan.choose("training.checkpoint_every", every, f"about every {every * each / 60:.0f} min")
+    plan.choose("training.picture_every", every, "with every checkpoint")
+
+
+def _name_data(plan: Plan, data: config.Data) -> None:
+    """Name the volumes that were planned for, so that the plan can be trained from any folder."""
+    told = data.model_dump(mode="json", exclude_defaults=True)
+    reason = "what was planned for; whole paths, so that the plan can be used from any folder"
+    for key, value in told.items():
+        if key in config.DATA_PATHS:
+            told[key] = str(Path(value).expanduser().absolute())
+        plan.reasons[f"data.{key}"], reason = reason, "as given"
+    plan.content = {"data": told, **plan.content}
