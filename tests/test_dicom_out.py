@@ -60,6 +60,11 @@ def check_places(folder: Path, array: np.ndarray, grid: Grid) -> None:
         np.testing.assert_array_equal(values, array[tuple(np.moveaxis(nearest, -1, 0))])
         seen[tuple(np.moveaxis(nearest, -1, 0))] += 1
     assert (seen == 1).all()
+    # Slices touch: each is as thick as the next one is far.
+    places = np.array([ds.ImagePositionPatient for ds in written(folder)], dtype=float)
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0], atol=1e-4)
+    np.testing.assert_allclose([float(ds.SliceThickness) for ds in written(folder)], steps[0], atol=1e-4)
 
 
 def check_itk(folder: Path, array: np.ndarray, grid: Grid) -> None:

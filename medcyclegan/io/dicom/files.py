@@ -52,6 +52,7 @@ _readers = 0
 _mode_before = settings.reading_validation_mode
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _VALUE_KINDS = {kind.value.encode() for kind in VR if len(kind.value) == 2}
+_LONGEST = 64  # characters of a description (VR LO)
 _SERIES_UID = 0x0020000E
 # What tells series and images apart: a file in which one of them cannot be read is refused.
 _READ_FIRST = (
@@ -241,6 +242,12 @@ def quiet_headers() -> Iterator[None]:
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(value: object) -> str:
+    """A value of a header for a message. A damaged length swallows what follows, which may be the patient's name."""
+    text = re.sub(r"[ \t\r\n]+", " ", str(value)).strip(" \0")
+    return text if text.isprintable() and len(text) <= _LONGEST else "unreadable"
 
 
 def few(names: Sequence[str]) -> str:

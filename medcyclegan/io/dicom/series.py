@@ -27,6 +27,7 @@ from medcyclegan.io.dicom.files import (
     few,
     quiet_headers,
     read_objects,
+    shown,
     split_choice,
     without_copies,
 )
@@ -165,7 +166,7 @@ def _grouped(objects: Sequence[Object]) -> list[tuple[Series, list[Object]]]:
             uid=uid,
             uid_end=uid[-digits:],
             kind="scan" if "scan" in kinds else "localizer" if "localizer" in kinds else "other",
-            modality=str(header.get("Modality") or "?"),
+            modality=_text(header, "Modality") or "?",
             description=_text(header, "SeriesDescription"),
             images=sum(item.frames for item in items) if kinds != {"other"} else 0,
             scanner=_scanner(header),
@@ -184,7 +185,7 @@ def _scanner(header: Dataset) -> str:
 def _text(header: Dataset, keyword: str) -> str:
     """What a human reads; empty where it is absent or damaged, since nothing depends on it."""
     try:
-        return " ".join(str(header.get(keyword) or "").split())
+        return shown(header.get(keyword) or "")
     except LIBRARY_ERRORS:
         return ""
 
@@ -245,8 +246,8 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
     name = str(path)
     if series.kind == "other":
         raise InputError(
-            f"{name} holds no scan: {series}, {_class_name(items[0].header) or 'no SOPClassUID'}: no pixel data, or "
-            "none that have a place in space.",
+            f"{name} holds no scan: {series}, {shown(_class_name(items[0].header)) or 'no SOPClassUID'}: "
+            "no pixel data, or none that have a place in space.",
             "Give the folder of an image series.",
         )
     if localizers := [item.place.name for item in items if _kind(item.header) == "localizer"]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Object, Place, count, few
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Object, Place, count, few, shown
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.plausible import refuse_impossible_geometry
 
@@ -378,4 +378,4 @@ def _rescale(header: Dataset, keyword: str, place: Place, name: str) -> float | 
 
 
 def _tally(values: Sequence[str]) -> str:
-    return ", ".join(f"{count} of {value or 'none'}" for value, count in Counter(values).most_common(4))
+    return ", ".join(f"{count} of {shown(value) or 'none'}" for value, count in Counter(values).most_common(4))
