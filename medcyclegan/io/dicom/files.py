@@ -185,14 +185,14 @@ def _unusable(header: Dataset) -> str:
     """Why nothing can be made of a header, or an empty string."""
     if not header:
         return "empty, or cut short before its first element"
-    # Elements stand in order of their tags: where nothing follows the place of the series' UID, the file ends there.
-    if not header.get("SeriesInstanceUID") and max(header.keys()) <= _SERIES_UID:
-        return "its header ends before the SeriesInstanceUID: cut short, or no DICOM"
     for keyword in _READ_FIRST:
         try:
             header.get(keyword)
         except LIBRARY_ERRORS:
             return f"its {keyword} cannot be read: damaged"
+    # Elements stand in order of their tags: where nothing follows the place of the series' UID, the file ends there.
+    if not header.get("SeriesInstanceUID") and max(header.keys()) <= _SERIES_UID:
+        return "its header ends before the SeriesInstanceUID: cut short, or no DICOM"
     if not any(header.get(keyword) for keyword in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
         return "it has neither UIDs nor an image: no DICOM, or damaged"
     frames = _frames(header)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import (
@@ -276,7 +277,7 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
 
 def _words(header: Dataset, keyword: str) -> list[str]:
     value = header.get(keyword) or []
-    return [value.upper()] if isinstance(value, str) else [str(word).upper() for word in value]
+    return [str(word).upper() for word in (value if isinstance(value, list | MultiValue) else [value])]
 
 
 def _be(names: Sequence[str]) -> str:
