@@ -405,6 +405,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
         alter(raw("RescaleSlope", b"1,75"), 2),
         r"RescaleSlope of im002\.dcm is not one decimal number",
     ),
+    "a slope that is no decimal string": (
+        alter(lambda ds: ds.add_new("RescaleSlope", "OB", b"1e30"), 2),
+        r"RescaleSlope of im002\.dcm is not one decimal number",
+    ),
     "two slopes": (alter(put(RescaleSlope=[1, 2]), 2), r"RescaleSlope of im002\.dcm is not one decimal number"),
     "an intercept in words": (alter(raw("RescaleIntercept", b"none"), 2), r"RescaleIntercept of im002\.dcm is not"),
     "a slope that is not finite": (alter(raw("RescaleSlope", b"1e999 "), 2), r"RescaleSlope of im002\.dcm is not"),
@@ -526,6 +530,12 @@ def test_bytes_behind_the_pixels_are_said(tmp_path: Path) -> None:
     file.write_bytes(content[:-30] + b"\1\2" + content[-30:])
     with pytest.warns(UserWarning, match=r"1 file with bytes behind the pixels that belong to nothing \(im002\.dcm\)"):
         read_volume(folder)
+    file.write_bytes(content)
+    ds = pydicom.dcmread(file)
+    ds.PixelData = ds.PixelData + b"\1\2"
+    ds.save_as(file)
+    with pytest.warns(UserWarning, match=r"1 file with bytes behind the pixels"):
+        check(folder, stored())
     ds = pydicom.dcmread(folder / "im001.dcm")
     ds.add_new(0xFFFCFFFC, "OB", bytes(20))  # padding, as the standard allows it
     ds.save_as(folder / "im001.dcm")

@@ -22,6 +22,8 @@ def numbers(header: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64
         found = header.get(keyword)
         if found is None or (isinstance(found, str | bytes | Sequence) and not len(found)):
             return None
+        if isinstance(found, bytes):
+            raise ValueError(keyword)  # of a kind that holds no numbers
         values = np.atleast_1d(np.asarray(found, dtype=np.float64))
     except LIBRARY_ERRORS as error:
         raise ValueError(keyword) from error

@@ -181,7 +181,7 @@ def _stored(place: Place, name: str, decoder: Decoder) -> _Stored:
         if problem := layout_problem(content):
             raise InputError(f"{name}: {place.name}: {problem}.", "Correct the header, or export the image again.")
         rest = _has_rest(content, syntax, len(file))
-        _refuse_length(content, syntax, place, name)
+        rest |= _cut_to_length(content, syntax, place, name)
         allocated, bits, signed = content.BitsAllocated, content.BitsStored, bool(content.PixelRepresentation)
         if syntax.is_encapsulated and syntax != RLELossless:
             try:
@@ -273,14 +273,14 @@ def _has_rest(content: Dataset, syntax: pydicom.uid.UID, size: int) -> bool:
     return not (syntax.is_encapsulated or syntax.is_deflated) and size > (pixels.file_tell or 0) + len(pixels.value)
 
 
-def _refuse_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name: str) -> None:
-    """Refuse pixels that are too few or too many for the rows, columns and frames that the header says."""
+def _cut_to_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name: str) -> bool:
+    """Refuse pixels that are too few, or more by a row, for what the header says; True if some bytes were cut off."""
     pixels = content["PixelData"].value
     if syntax.is_encapsulated:
         # A compressed image ends with a mark of its own; without it the file was cut.
         if not pixels:
             raise InputError(f"{name}: {place.name} is cut short.", "Copy or export the series again.")
-        return
+        return False
     frames = int(content.get("NumberOfFrames") or 1)
     row = int(content.Columns) * content.BitsAllocated // 8
     needed = int(content.Rows) * row * frames
@@ -296,3 +296,4 @@ def _refuse_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name
             "Correct the header, or export the series again.",
         )
     content["PixelData"].value = pixels[:needed]
+    return len(pixels) > needed + needed % 2
