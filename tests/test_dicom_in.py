@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, RTStructureSetStorage, generate_uid
 
 from medcyclegan.errors import InputError
+from medcyclegan.io.dicom.decoder import Decoder
 from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.dicom.series import list_series
 from medcyclegan.io.grid import Grid
@@ -69,7 +70,11 @@ class TestValuesAndPlaces:
             ds.RescaleSlope, ds.RescaleIntercept = 0.5 * (k + 1), -100 * k
 
         write_series(tmp_path / "ct", stored(), modality="CT", change=change)
-        check(tmp_path / "ct", stored() * np.array([0.5, 1, 1.5, 2]) + np.array([0, -100, -200, -300]))
+        expected = stored() * np.array([0.5, 1, 1.5, 2]) + np.array([0, -100, -200, -300])
+        with pytest.warns(UserWarning, match=r"RescaleIntercept differs between the slices \(1 of 0, 1 of -100, "):
+            check(tmp_path / "ct", expected)
+        write_series(tmp_path / "mr", stored(), change=change)
+        check(tmp_path / "mr", expected)
 
     def test_bits_that_are_not_stored_are_not_read(self, tmp_path: Path) -> None:
         values = np.random.default_rng(0).integers(-2048, 2047, (6, 5, 4)).astype(np.int16)
@@ -159,6 +164,42 @@ class TestCompression:
             file.write_bytes(file.read_bytes()[:-800])
         with pytest.raises(InputError, match=r"cannot be decoded|cut short"):
             read_volume(tmp_path / "ct")
+
+    def test_what_a_decoder_only_complains_of_is_refused(self, tmp_path: Path) -> None:
+        """libjpeg prints "Corrupt JPEG data" and gives what it has."""
+
+        def compress(ds: Dataset, k: int) -> None:
+            self.change(ds, k)
+            writer = sitk.ImageFileWriter()
+            writer.SetFileName(str(tmp_path / "one.dcm"))
+            writer.UseCompressionOn()
+            writer.SetCompressor("JPEG")
+            writer.Execute(sitk.GetImageFromArray(self.values[:, :, k].T))
+            made = pydicom.dcmread(tmp_path / "one.dcm")
+            ds.file_meta, ds["PixelData"] = made.file_meta, made["PixelData"]
+            if k == 2:
+                stream = bytearray(ds.PixelData)
+                stream[len(stream) // 2 : len(stream) // 2 + 300] = bytes(300)
+                ds.PixelData = bytes(stream)
+
+        write_series(tmp_path / "ct", self.values, modality="CT", change=compress)
+        with pytest.raises(InputError, match=r"compressed pixels of im002\.dcm cannot be decoded whole \(Corrupt JPEG"):
+            read_volume(tmp_path / "ct")
+
+    def test_a_decoder_that_ends_takes_nothing_along(self, tmp_path: Path) -> None:
+        writer = sitk.ImageFileWriter()
+        writer.SetFileName(str(tmp_path / "one.dcm"))
+        writer.UseCompressionOn()
+        writer.SetCompressor("JPEG")
+        writer.Execute(sitk.GetImageFromArray(self.values[:, :, 0].T))
+        image = pydicom.dcmread(tmp_path / "one.dcm")
+        with Decoder() as decoder:
+            np.testing.assert_array_equal(decoder(image).squeeze(), self.values[:, :, 0].T)
+            assert decoder._process is not None
+            decoder._process.kill()
+            decoder._process.wait()
+            with pytest.raises(ValueError, match="the decoder gave up"):
+                decoder(image)
 
 
 class TestTilt:
@@ -364,6 +405,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
         alter(raw("RescaleSlope", b"1,75"), 2),
         r"RescaleSlope of im002\.dcm is not one decimal number",
     ),
+    "a slope that is no decimal string": (
+        alter(lambda ds: ds.add_new("RescaleSlope", "OB", b"1e30"), 2),
+        r"RescaleSlope of im002\.dcm is not one decimal number",
+    ),
     "two slopes": (alter(put(RescaleSlope=[1, 2]), 2), r"RescaleSlope of im002\.dcm is not one decimal number"),
     "an intercept in words": (alter(raw("RescaleIntercept", b"none"), 2), r"RescaleIntercept of im002\.dcm is not"),
     "a slope that is not finite": (alter(raw("RescaleSlope", b"1e999 "), 2), r"RescaleSlope of im002\.dcm is not"),
@@ -478,6 +523,26 @@ def test_a_file_that_is_there_twice_byte_for_byte_is_read_once(tmp_path: Path) -
         check(folder, stored())
 
 
+def test_bytes_behind_the_pixels_are_said(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "mr", stored())
+    file = folder / "im002.dcm"
+    content = file.read_bytes()
+    file.write_bytes(content[:-30] + b"\1\2" + content[-30:])
+    with pytest.warns(UserWarning, match=r"1 file with bytes behind the pixels that belong to nothing \(im002\.dcm\)"):
+        read_volume(folder)
+    file.write_bytes(content)
+    ds = pydicom.dcmread(file)
+    ds.PixelData = ds.PixelData + b"\1\2"
+    ds.save_as(file)
+    with pytest.warns(UserWarning, match=r"1 file with bytes behind the pixels"):
+        check(folder, stored())
+    ds = pydicom.dcmread(folder / "im001.dcm")
+    ds.add_new(0xFFFCFFFC, "OB", bytes(20))  # padding, as the standard allows it
+    ds.save_as(folder / "im001.dcm")
+    file.write_bytes(content)
+    check(folder, stored())
+
+
 class TestWhatAnonymizersLeave:
     """dcm2niix and SimpleITK read these; so does the reader, and says what it took for what."""
 
@@ -533,6 +598,17 @@ class TestSeveralSeries:
             assert line in said
         assert PATIENT.split("^", maxsplit=1)[0] not in said
         assert [series.description for series in list_series(study)] == ["t1", "t2"]
+
+    def test_a_description_that_swallows_the_patient_is_not_shown(self, study: Path) -> None:
+        file = study / "a001.dcm"
+        content = bytearray(file.read_bytes())
+        place = content.index(b"\x08\x00\x3e\x10LO") + 6
+        content[place : place + 2] = (content.index(PATIENT.encode()) + len(PATIENT) - place - 2).to_bytes(2, "little")
+        file.write_bytes(bytes(content))
+        assert PATIENT in str(pydicom.dcmread(file).SeriesDescription)
+        with pytest.raises(InputError, match=r"MR 'unreadable', ") as caught:
+            read_volume(study)
+        assert PATIENT not in str(caught.value)
 
     def test_one_is_chosen_by_the_end_of_its_uid(self, study: Path) -> None:
         check(Path(f"{study}#1111"), stored(seed=1))

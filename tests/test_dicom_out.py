@@ -60,6 +60,11 @@ def check_places(folder: Path, array: np.ndarray, grid: Grid) -> None:
         np.testing.assert_array_equal(values, array[tuple(np.moveaxis(nearest, -1, 0))])
         seen[tuple(np.moveaxis(nearest, -1, 0))] += 1
     assert (seen == 1).all()
+    # Slices touch: each is as thick as the next one is far.
+    places = np.array([ds.ImagePositionPatient for ds in written(folder)], dtype=float)
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0], atol=1e-4)
+    np.testing.assert_allclose([float(ds.SliceThickness) for ds in written(folder)], steps[0], atol=1e-4)
 
 
 def check_itk(folder: Path, array: np.ndarray, grid: Grid) -> None:
@@ -173,6 +178,16 @@ class TestFromDicom:
         made = written(tmp_path / "ct")
         assert len({ds.FrameOfReferenceUID for ds in made}) == 1
         assert made[0].PatientPosition == ""
+
+    def test_what_cannot_be_read_in_the_source_is_left_out_and_said(self, tmp_path: Path) -> None:
+        source = write_series(tmp_path / "mr", stored())
+        for file in source.iterdir():
+            content = file.read_bytes()
+            file.write_bytes(content.replace(b"\x08\x00\x50\x00SH\x04\x00acc1", b"\x08\x00\x50\x00FD\x04\x00acc1"))
+        grid = grid_of(read_volume(source))
+        with pytest.warns(UserWarning, match="AccessionNumber of the source cannot be read; they are empty or new"):
+            write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
+        assert written(tmp_path / "ct")[0].AccessionNumber == ""
 
     def test_images_without_uids_are_not_referred_to(self, tmp_path: Path) -> None:
         def change(ds: Dataset, k: int) -> None:

@@ -197,6 +197,18 @@ def test_dicom_by_patient(tmp_path: Path) -> None:
     assert "n1" not in repr(found), "nothing of the patient's identity"
 
 
+def test_a_series_without_a_uid_cannot_be_one_of_several(tmp_path: Path) -> None:
+    for name, keep in (("t1", True), ("t2", False)):
+        write_series(
+            tmp_path / "p1" / name,
+            stored(),
+            change=lambda ds, k, keep=keep: None if keep else ds.__delattr__("SeriesInstanceUID"),
+        )
+    write_series(tmp_path / "p2", stored(), modality="CT", change=lambda ds, k: ds.__delattr__("SeriesInstanceUID"))
+    with pytest.raises(InputError, match=r"p1 holds several series, and one has no SeriesInstanceUID"):
+        read_layout(tmp_path)
+
+
 def test_two_dicom_folders_of_one_patient(tmp_path: Path) -> None:
     def number(value: str):
         def change(ds, k: int) -> None:

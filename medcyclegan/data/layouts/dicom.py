@@ -16,6 +16,7 @@ from medcyclegan.data.layouts import bids, cyclegan
 from medcyclegan.data.layouts.folders import is_named
 from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
 from medcyclegan.data.layouts.tree import Tree, is_volume
+from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.dicom.series import Series, list_series
 
@@ -56,6 +57,11 @@ def read(tree: Tree) -> list[Scan]:
         for series in scans:
             # With one scan, what else is there is passed over by the reader in the same way.
             whole = len([s for s in every if s.kind == "scan"]) == 1
+            if not whole and not series.uid:
+                raise InputError(
+                    f"{folder} holds several series, and one has no SeriesInstanceUID by which to name it: {series}.",
+                    "Give each series a folder of its own.",
+                )
             image = folder if whole else Path(f"{folder}#{series.uid_end}")
             case = text(name) if len(scans) == 1 else f"{text(name)}_{series.uid_end}"
             found.append(Scan(image, case, patient, series.modality, _kind(series), site=series.scanner))

@@ -62,6 +62,14 @@ _PATIENT_AND_STUDY = (
     "BodyPartExamined",
     "Laterality",
 )
+_HISTORY = (
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
 _MAY_NOT_LACK = (
     "PatientName",
     "PatientID",
@@ -181,10 +189,16 @@ def _template(origin: SourceSeries | None, description: str, step: float) -> Dat
         new.PatientID = f"SCT-{generate_uid(prefix=None)[-12:]}"
         new.StudyDate, new.StudyTime, new.StudyID = date, time, "1"
     else:
+        known, unreadable = _readable(origin.header, (*_PATIENT_AND_STUDY, *_HISTORY))
+        if unreadable:
+            warnings.warn(
+                f"{', '.join(unreadable)} of the source cannot be read; they are empty or new in the CT series.",
+                stacklevel=3,
+            )
         for keyword in _PATIENT_AND_STUDY:
-            if origin.header.get(keyword):
-                new[keyword] = origin.header[keyword]
-        _copy_history(origin.header, new)
+            if keyword in known:
+                new[keyword] = known[keyword]
+        _copy_history(known, new)
     if origin and "FrameOfReferenceUID" not in new:
         warnings.warn(
             "the source has no FrameOfReferenceUID, so the CT series gets a new one: planning systems will not take "
@@ -223,6 +237,18 @@ def _template(origin: SourceSeries | None, description: str, step: float) -> Dat
     new.RescaleSlope, new.RescaleIntercept, new.RescaleType = "1", "0", "HU"
     new.WindowCenter, new.WindowWidth = "40", "400"
     return new
+
+
+def _readable(header: Dataset, keywords: Sequence[str]) -> tuple[Dataset, list[str]]:
+    """Those elements of a header that are there and not empty, and the names of those that cannot be read."""
+    known, unreadable = Dataset(), []
+    for keyword in keywords:
+        try:
+            if header.get(keyword):
+                known[keyword] = header[keyword]
+        except LIBRARY_ERRORS:
+            unreadable.append(keyword)
+    return known, unreadable
 
 
 def _copy_history(header: Dataset, new: Dataset) -> None:
@@ -283,7 +309,7 @@ def _series_number(origin: SourceSeries | None) -> int:
     """Behind the source's and away from the scanner's own numbers."""
     try:
         return 9000 + int(origin.header.get("SeriesNumber") or 0) if origin else 1
-    except (ValueError, TypeError):
+    except LIBRARY_ERRORS:
         return 9000
 
 

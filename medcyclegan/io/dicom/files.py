@@ -52,6 +52,7 @@ _readers = 0
 _mode_before = settings.reading_validation_mode
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _VALUE_KINDS = {kind.value.encode() for kind in VR if len(kind.value) == 2}
+_LONGEST = 64  # characters of a description (VR LO)
 _SERIES_UID = 0x0020000E
 # What tells series and images apart: a file in which one of them cannot be read is refused.
 _READ_FIRST = (
@@ -184,14 +185,14 @@ def _unusable(header: Dataset) -> str:
     """Why nothing can be made of a header, or an empty string."""
     if not header:
         return "empty, or cut short before its first element"
-    # Elements stand in order of their tags: where nothing follows the place of the series' UID, the file ends there.
-    if not header.get("SeriesInstanceUID") and max(header.keys()) <= _SERIES_UID:
-        return "its header ends before the SeriesInstanceUID: cut short, or no DICOM"
     for keyword in _READ_FIRST:
         try:
             header.get(keyword)
         except LIBRARY_ERRORS:
             return f"its {keyword} cannot be read: damaged"
+    # Elements stand in order of their tags: where nothing follows the place of the series' UID, the file ends there.
+    if not header.get("SeriesInstanceUID") and max(header.keys()) <= _SERIES_UID:
+        return "its header ends before the SeriesInstanceUID: cut short, or no DICOM"
     if not any(header.get(keyword) for keyword in ("SOPClassUID", "SeriesInstanceUID", "Rows")):
         return "it has neither UIDs nor an image: no DICOM, or damaged"
     frames = _frames(header)
@@ -241,6 +242,12 @@ def quiet_headers() -> Iterator[None]:
 
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(value: object) -> str:
+    """A value of a header for a message. A damaged length swallows what follows, which may be the patient's name."""
+    text = re.sub(r"[ \t\r\n]+", " ", str(value)).strip(" \0")
+    return text if text.isprintable() and len(text) <= _LONGEST else "unreadable"
 
 
 def few(names: Sequence[str]) -> str:

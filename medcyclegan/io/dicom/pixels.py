@@ -1,42 +1,31 @@
 """Values of a stack of slices: `stored * slope + intercept`, with the slope and intercept of each slice (PS3.3 C.11.1).
 
-pydicom decodes what is not compressed, deflated or run-length encoded; SimpleITK the JPEG family.
+pydicom decodes what is not compressed, deflated or run-length encoded; SimpleITK the JPEG family: see `decoder`.
 """
 
 from __future__ import annotations
 
-import tempfile
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from scipy import ndimage
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, few
+from medcyclegan.io.dicom.decoder import Decoder
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, few, shown
 from medcyclegan.io.dicom.padding import fill_padding, padding
 from medcyclegan.io.dicom.stack import Slice, Stack
 
-_SECONDARY_CAPTURE = {False: "1.2.840.10008.5.1.4.1.1.7", True: "1.2.840.10008.5.1.4.1.1.7.3"}  # one or many frames
-_PIXEL_DESCRIPTION = (
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-)
+_PIXEL_DATA = 0x7FE00010
+_BEHIND_THE_PIXELS = (0xFFFAFFFA, 0xFFFCFFFC)
 
 
 def values_of(slices: Sequence[Slice], name: str) -> tuple[npt.NDArray[np.float32], list[str]]:
@@ -48,25 +37,28 @@ def values_of(slices: Sequence[Slice], name: str) -> tuple[npt.NDArray[np.float3
     first = slices[0].header
     result = np.empty((len(slices), int(first.Rows), int(first.Columns)), dtype=np.float32)
     padded: npt.NDArray[np.bool_] | None = None
-    layouts, beyond = Counter[str](), []
+    layouts, beyond, longer = Counter[str](), [], []
     by_file: dict[Place, list[int]] = {}
     for index, image in enumerate(slices):
         by_file.setdefault(image.place, []).append(index)
-    for place, indices in by_file.items():
-        stored = _stored(place, name)
-        layouts[stored.layout] += 1
-        if stored.beyond:
-            beyond.append(place.name)
-        for index in indices:
-            image = slices[index]
-            if stored.values.shape[1:] != result.shape[1:] or image.frame >= len(stored.values):
+    with Decoder() as decoder:
+        for place, indices in by_file.items():
+            stored = _stored(place, name, decoder)
+            layouts[stored.layout] += 1
+            if stored.beyond:
+                beyond.append(place.name)
+            if stored.rest:
+                longer.append(place.name)
+            if stored.values.shape[1:] != result.shape[1:]:
                 raise InputError(f"{name}: {place.name} has not the pixels that its header says.", "Export it again.")
-            slope = 1.0 if image.slope is None else image.slope
-            with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by name
-                result[index] = stored.values[image.frame] * slope + (image.intercept or 0.0)
-            if stored.padded is not None:
-                padded = np.zeros(result.shape, bool) if padded is None else padded
-                padded[index] = stored.padded[image.frame]
+            for index in indices:
+                image = slices[index]
+                slope = 1.0 if image.slope is None else image.slope
+                with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by name
+                    result[index] = stored.values[image.frame] * slope + (image.intercept or 0.0)
+                if stored.padded is not None:
+                    padded = np.zeros(result.shape, bool) if padded is None else padded
+                    padded[index] = stored.padded[image.frame]
     if len(layouts) > 1:
         kinds = ", ".join(f"{number} of {layout}" for layout, number in layouts.most_common())
         notes.append(f"the files store their pixels in several ways ({kinds}); each is read as its header says.")
@@ -74,6 +66,11 @@ def values_of(slices: Sequence[Slice], name: str) -> tuple[npt.NDArray[np.float3
         notes.append(
             f"{count(len(beyond), 'file')} with content in bits that BitsStored leaves out ({few(beyond)}); only the "
             "stored bits are read. If BitsStored is wrong, so are the values."
+        )
+    if longer:
+        notes.append(
+            f"{count(len(longer), 'file')} with bytes behind the pixels that belong to nothing ({few(longer)}); were "
+            "bytes inserted, the pixels are shifted."
         )
     if padded is not None:
         notes += fill_padding(result, padded, slices[0].modality)
@@ -126,7 +123,7 @@ def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
     other = {s.unit for s in slices} - {"", "HU", "HU_MOD", "US"}
     if ct and other:
         raise InputError(
-            f"{name}: the values are not Hounsfield units but {', '.join(sorted(other))} (RescaleType).",
+            f"{name}: the values are not Hounsfield units but {', '.join(map(shown, sorted(other)))} (RescaleType).",
             "Give a CT reconstruction in Hounsfield units.",
         )
     falling = [s.label for s in slices if s.slope is not None and s.slope < 0]
@@ -137,6 +134,10 @@ def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
             "Export the series again.",
         )
     notes = []
+    offsets = Counter(s.intercept for s in slices)
+    if ct and len(offsets) > 1:
+        listed = ", ".join(f"{number} of {offset:g}" for offset, number in offsets.most_common(3))
+        notes.append(f"RescaleIntercept differs between the slices ({listed}), which is unusual in CT.")
     if falling:
         notes.append("RescaleSlope is negative, which is unusual; values are slope x stored + intercept all the same.")
     if ct and slices[0].unit == "US":
@@ -152,34 +153,44 @@ def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
 class _Stored:
     """What a file stores: (frames, rows, columns) values, which of them are padding (None: none), how they lie in bits.
 
-    `beyond` tells that bits which are not stored hold something else than copies of the sign or zeros.
+    `beyond` tells that bits which are not stored hold something else than copies of the sign or zeros; `rest`, that
+    something that is no element follows the pixels.
     """
 
     values: npt.NDArray[Any]
     padded: npt.NDArray[np.bool_] | None
     layout: str
     beyond: bool
+    rest: bool
 
 
-def _stored(place: Place, name: str) -> _Stored:
+def _stored(place: Place, name: str, decoder: Decoder) -> _Stored:
     """The stored values of a file."""
     remedy = "Copy or export the series again."
     try:
         with place.open() as stream:
-            content = pydicom.dcmread(stream, force=True)
+            file = stream.read()
+        content = pydicom.dcmread(io.BytesIO(file), force=True)
         if not any(keyword in content for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise InputError(f"{name}: {place.name} has no pixel data (cut short?).", remedy)
         if int(content.get("SamplesPerPixel", 1)) != 1 or content.get("PhotometricInterpretation") == "PALETTE COLOR":
             raise InputError(f"{name}: {place.name} has color pixels.", "Give images with one value per pixel.")
         syntax = _syntax(content)
         if "PixelData" not in content:
-            return _Stored(_frames_of(content.pixel_array), None, "floating point", False)
+            return _Stored(_frames_of(content.pixel_array), None, "floating point", False, False)
         if problem := layout_problem(content):
             raise InputError(f"{name}: {place.name}: {problem}.", "Correct the header, or export the image again.")
-        _refuse_length(content, syntax, place, name)
+        rest = _has_rest(content, syntax, len(file))
+        rest |= _cut_to_length(content, syntax, place, name)
         allocated, bits, signed = content.BitsAllocated, content.BitsStored, bool(content.PixelRepresentation)
         if syntax.is_encapsulated and syntax != RLELossless:
-            cells = values = _frames_of(_decompressed(content))
+            try:
+                cells = values = _frames_of(decoder(content))
+            except ValueError as error:
+                raise InputError(
+                    f"{name}: the compressed pixels of {place.name} cannot be decoded whole ({error}).",
+                    "Copy it again, or export it without compression.",
+                ) from error
         else:
             # As if every bit were stored: padding may lie in those that are not.
             content.BitsStored, content.HighBit = allocated, allocated - 1
@@ -202,13 +213,13 @@ def _stored(place: Place, name: str) -> _Stored:
         raise MemoryError(f"{name} does not fit into memory") from error
     except LIBRARY_ERRORS as error:
         raise InputError(f"{name}: the pixels of {place.name} cannot be decoded.", remedy) from error
-    unused = cells != values
+    unused = cells != stored_bits(cells, bits)
     if padded is not None:
         unused &= ~padded
     # Overlays in the pixel cells are retired, and known from their OverlayBitPosition (60xx,0102).
     overlay = any((group, 0x0102) in content for group in range(0x6000, 0x6020, 2))
     beyond = bool(unused.any()) and not overlay and bool((cells[unused] >> bits).any())
-    return _Stored(values, padded, layout, beyond)
+    return _Stored(values, padded, layout, beyond, rest)
 
 
 def _frames_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -253,14 +264,23 @@ def _syntax(content: Dataset) -> pydicom.uid.UID:
     return pydicom.uid.UID(meta.TransferSyntaxUID)
 
 
-def _refuse_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name: str) -> None:
-    """Refuse pixels that are too few or too many for the rows, columns and frames that the header says."""
+def _has_rest(content: Dataset, syntax: pydicom.uid.UID, size: int) -> bool:
+    """Whether something follows plain pixels that is no element: padding and signatures alone may (PS3.10 7.2)."""
+    last = max(content.keys())
+    if last > _PIXEL_DATA:
+        return last not in _BEHIND_THE_PIXELS
+    pixels = content["PixelData"]
+    return not (syntax.is_encapsulated or syntax.is_deflated) and size > (pixels.file_tell or 0) + len(pixels.value)
+
+
+def _cut_to_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name: str) -> bool:
+    """Refuse pixels that are too few, or more by a row, for what the header says; True if some bytes were cut off."""
     pixels = content["PixelData"].value
     if syntax.is_encapsulated:
         # A compressed image ends with a mark of its own; without it the file was cut.
         if not pixels:
             raise InputError(f"{name}: {place.name} is cut short.", "Copy or export the series again.")
-        return
+        return False
     frames = int(content.get("NumberOfFrames") or 1)
     row = int(content.Columns) * content.BitsAllocated // 8
     needed = int(content.Rows) * row * frames
@@ -276,27 +296,4 @@ def _refuse_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name
             "Correct the header, or export the series again.",
         )
     content["PixelData"].value = pixels[:needed]
-
-
-def _decompressed(content: Dataset) -> npt.NDArray[Any]:
-    """Stored values of a compressed image, by SimpleITK.
-
-    Only the pixels and their description are handed on, in an object of a class that has no slope, no intercept and no
-    geometry, and as MONOCHROME2, since SimpleITK turns the values of MONOCHROME1 around: what it gives then are the
-    stored values, frame by frame.
-    """
-    frames = int(content.get("NumberOfFrames") or 1)
-    bare = Dataset()
-    bare.SOPClassUID = _SECONDARY_CAPTURE[frames > 1]
-    bare.SOPInstanceUID = "2.25.1"
-    for keyword in _PIXEL_DESCRIPTION:
-        if keyword in content:
-            setattr(bare, keyword, content[keyword].value)
-    bare.PhotometricInterpretation = "MONOCHROME2"
-    bare["PixelData"] = content["PixelData"]
-    bare.file_meta = FileMetaDataset()
-    bare.file_meta.TransferSyntaxUID = content.file_meta.TransferSyntaxUID
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "pixels.dcm"
-        bare.save_as(file, enforce_file_format=True)
-        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(file))))
+    return len(pixels) > needed + needed % 2

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import (
@@ -27,6 +28,7 @@ from medcyclegan.io.dicom.files import (
     few,
     quiet_headers,
     read_objects,
+    shown,
     split_choice,
     without_copies,
 )
@@ -165,7 +167,7 @@ def _grouped(objects: Sequence[Object]) -> list[tuple[Series, list[Object]]]:
             uid=uid,
             uid_end=uid[-digits:],
             kind="scan" if "scan" in kinds else "localizer" if "localizer" in kinds else "other",
-            modality=str(header.get("Modality") or "?"),
+            modality=_text(header, "Modality") or "?",
             description=_text(header, "SeriesDescription"),
             images=sum(item.frames for item in items) if kinds != {"other"} else 0,
             scanner=_scanner(header),
@@ -184,7 +186,7 @@ def _scanner(header: Dataset) -> str:
 def _text(header: Dataset, keyword: str) -> str:
     """What a human reads; empty where it is absent or damaged, since nothing depends on it."""
     try:
-        return " ".join(str(header.get(keyword) or "").split())
+        return shown(header.get(keyword) or "")
     except LIBRARY_ERRORS:
         return ""
 
@@ -245,8 +247,8 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
     name = str(path)
     if series.kind == "other":
         raise InputError(
-            f"{name} holds no scan: {series}, {_class_name(items[0].header) or 'no SOPClassUID'}: no pixel data, or "
-            "none that have a place in space.",
+            f"{name} holds no scan: {series}, {shown(_class_name(items[0].header)) or 'no SOPClassUID'}: "
+            "no pixel data, or none that have a place in space.",
             "Give the folder of an image series.",
         )
     if localizers := [item.place.name for item in items if _kind(item.header) == "localizer"]:
@@ -275,7 +277,7 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
 
 def _words(header: Dataset, keyword: str) -> list[str]:
     value = header.get(keyword) or []
-    return [value.upper()] if isinstance(value, str) else [str(word).upper() for word in value]
+    return [str(word).upper() for word in (value if isinstance(value, list | MultiValue) else [value])]
 
 
 def _be(names: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Object, Place, count, few
+from medcyclegan.io.dicom.files import Object, Place, count, few, shown
+from medcyclegan.io.dicom.numbers import numbers_or_none, rescale_value
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.plausible import refuse_impossible_geometry
 
@@ -109,7 +110,7 @@ def slices_of(item: Object, name: str) -> Iterator[Slice]:
         if enhanced:
             repetition |= {"frame index": str(content.get("DimensionIndexValues", ""))}
         slope, intercept = (
-            _rescale(rescale, keyword, item.place, name) for keyword in ("RescaleSlope", "RescaleIntercept")
+            rescale_value(rescale, keyword, item.place, name) for keyword in ("RescaleSlope", "RescaleIntercept")
         )
         yield Slice(
             place=item.place,
@@ -117,9 +118,9 @@ def slices_of(item: Object, name: str) -> Iterator[Slice]:
             frame=frame,
             enhanced=enhanced,
             modality=str(header.get("Modality") or ""),
-            position=_numbers_or_none(part("PlanePositionSequence"), "ImagePositionPatient", 3),
-            orientation=_numbers_or_none(part("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
-            spacing=_numbers_or_none(part("PixelMeasuresSequence"), "PixelSpacing", 2),
+            position=numbers_or_none(part("PlanePositionSequence"), "ImagePositionPatient", 3),
+            orientation=numbers_or_none(part("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
+            spacing=numbers_or_none(part("PixelMeasuresSequence"), "PixelSpacing", 2),
             slope=slope,
             intercept=intercept,
             unit=str(rescale.get("RescaleType") or ""),
@@ -175,7 +176,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
             f"{name}: the slices are shifted sideways against each other, by up to {off:.2f} mm.",
             "Export the series again with its slices in line.",
         )
-    said = _numbers_or_none(first.header, "GantryDetectorTilt", 1)
+    said = numbers_or_none(first.header, "GantryDetectorTilt", 1)
     if first.modality == "CT" and said is not None and abs(abs(float(said[0])) - angle) > 1 and abs(said[0]) > 0.5:
         notes.append(
             f"the header gives a gantry tilt of {abs(float(said[0])):.1f} degrees and the positions one of "
@@ -321,7 +322,7 @@ def _missing_numbers(slices: Sequence[Slice]) -> list[str]:
     """A gap in the numbering tells of missing slices that the positions do not show, such as every second one."""
     if slices[0].enhanced:
         return []
-    numbers = [_numbers_or_none(s.header, "InstanceNumber", 1) for s in slices]
+    numbers = [numbers_or_none(s.header, "InstanceNumber", 1) for s in slices]
     known = sorted({int(n[0]) for n in numbers if n is not None})
     if len(known) != len(slices):
         return []
@@ -338,44 +339,5 @@ def _missing_numbers(slices: Sequence[Slice]) -> list[str]:
     ]
 
 
-def _numbers(header: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64] | None:
-    """`count` finite numbers, or None where the element is absent or empty.
-
-    Raises:
-        ValueError: there is something else.
-    """
-    try:
-        found = header.get(keyword)
-        if found is None or (isinstance(found, str | bytes | Sequence) and not len(found)):
-            return None
-        values = np.atleast_1d(np.asarray(found, dtype=np.float64))
-    except LIBRARY_ERRORS as error:
-        raise ValueError(keyword) from error
-    if values.shape != (count,) or not np.isfinite(values).all():
-        raise ValueError(keyword)
-    return values
-
-
-def _numbers_or_none(header: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64] | None:
-    """`count` finite numbers, or None where there is nothing or something else."""
-    try:
-        return _numbers(header, keyword, count)
-    except ValueError:
-        return None
-
-
-def _rescale(header: Dataset, keyword: str, place: Place, name: str) -> float | None:
-    """A slope or intercept; None where there is none. What is there and no number must not count as none."""
-    try:
-        found = _numbers(header, keyword, 1)
-    except ValueError as error:
-        raise InputError(
-            f"{name}: {keyword} of {place.name} is not one decimal number (a decimal comma? DICOM wants a point), so "
-            "that the values are not known.",
-            "Correct it in the header, or export the series with a point.",
-        ) from error
-    return None if found is None else float(found[0])
-
-
 def _tally(values: Sequence[str]) -> str:
-    return ", ".join(f"{count} of {value or 'none'}" for value, count in Counter(values).most_common(4))
+    return ", ".join(f"{count} of {shown(value) or 'none'}" for value, count in Counter(values).most_common(4))
