@@ -154,11 +154,24 @@ def read_table(
     return named, content
 
 
+def require_plain(content: Any, what: str) -> None:
+    """Refuse what is no plain data, or more than a config can hold, in what another reader gave, such as torch's.
+
+    Raises:
+        InputError: saying why.
+    """
+    try:
+        _require_plain(content, MOST_VALUES)
+    except _Refused as error:
+        raise InputError(f"the {what} cannot be used: {error}.") from None
+
+
 class _Refused(ValueError):
     """What is no plain data; the message says why."""
 
 
 _TOO_LARGE = "is a whole number beyond 64 bits"
+_TOO_MANY = f"it holds more than {MOST_VALUES} values, counting those that references repeat"
 _TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
@@ -181,16 +194,21 @@ def _text(path: Path, what: str) -> str:
         ) from None
 
 
-def _require_plain(content: Any) -> None:
-    """Refuse, in what a parser gave, text that no file name can hold, keys that are no text, and depth."""
-    waiting = [(content, 0)]
+def _require_plain(content: Any, most: float = math.inf) -> None:
+    """Refuse, in what a parser gave, text that no file name can hold, keys that are no text, depth and bombs."""
+    waiting, count = [(content, 0)], 0
     while waiting:
         value, depth = waiting.pop()
+        count += 1
         if depth > DEEPEST:
             raise _Refused(_TOO_DEEP)
+        if count > most:
+            raise _Refused(_TOO_MANY)
         if isinstance(value, dict):
+            if keys := [key for key in value if not isinstance(key, str)]:
+                raise _Refused(f"the key {_shown(str(keys[0]))} is no text")
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             waiting += [(item, depth + 1) for item in value]
         elif isinstance(value, str):
             _require_text(value)
@@ -247,7 +265,7 @@ def _require_bounded(root: yaml.Node) -> None:
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
             open_.discard(id(node))
         if sizes[id(node)] > MOST_VALUES:
-            raise _Refused(f"it holds more than {MOST_VALUES} values, counting those that references repeat")
+            raise _Refused(_TOO_MANY)
         return sizes[id(node)]
 
     size(root, 0)

@@ -233,3 +233,22 @@ def test_no_option_is_something_else_to_yaml() -> None:
     assert {"extent", "any", "resnet", "steps", "cosine", "resize"} <= options
     for option in options:
         assert yaml.safe_load(option) == option == yaml.safe_load(f"[{option}]")[0]
+
+
+def test_what_a_checkpoint_holds_is_read_as_strictly() -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    bomb: list[Any] = []
+    for _ in range(40):
+        bomb = [bomb, bomb]
+    for content, message in (
+        (True, "must hold keys and values"),
+        ([1], "must hold keys and values"),
+        ({1: 2}, "the key '1' is no text"),
+        ({"seed": "\ud800"}, "lone surrogate"),
+        ({"domains": {"a\0": 1}}, "NUL"),
+        ({"seed": ring}, "nested more than"),
+        ({"seed": bomb}, "more than 10000 values"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config.parse(content, "the checkpoint")  # type: ignore[arg-type]
