@@ -59,7 +59,7 @@ def parse_json(text: str, what: str) -> Any:
         )
         _require_plain(content)
     except json.JSONDecodeError as error:
-        raise InputError(f"the {what} is not JSON: {error}.") from None
+        raise InputError(f"the {what} cannot be read, it is not JSON: {error}.") from None
     except _Refused as error:
         raise InputError(f"the {what} cannot be used: {error}.") from None
     except RecursionError:
@@ -96,13 +96,13 @@ def parse_yaml(text: str, what: str) -> Any:
         content = loader.construct_document(node)
         _require_plain(content)
     except yaml.YAMLError as error:
-        raise InputError(f"the {what} is not YAML: {_one_line(error)}.") from None
+        raise InputError(f"the {what} cannot be read, it is not YAML: {_one_line(error)}.") from None
     except _Refused as error:
         raise InputError(f"the {what} cannot be used: {error}.") from None
     except RecursionError:
         raise InputError(f"the {what} cannot be used: {_TOO_DEEP}.") from None
     except (ValueError, KeyError) as error:  # of an explicit tag, such as !!int x
-        raise InputError(f"the {what} is not YAML: {_one_line(error)}.") from None
+        raise InputError(f"the {what} cannot be read, it is not YAML: {_one_line(error)}.") from None
     return content
 
 
@@ -122,7 +122,7 @@ def read_table(
     """
     text = _text(path, what)
     if "\0" in text:
-        raise InputError(f"the {what} is no CSV: it holds NUL characters.")
+        raise InputError(f"the {what} cannot be read, it is no CSV: it holds NUL characters.")
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     try:
@@ -131,7 +131,7 @@ def read_table(
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         reason = "a quotation mark is not closed" if "unexpected end" in str(error) else str(error)
-        raise InputError(f"the {what} is no CSV: line {reader.line_num}: {reason}.") from None
+        raise InputError(f"the {what} cannot be read, it is no CSV: line {reader.line_num}: {reason}.") from None
     if not rows:
         return [], []
     columns, found = rows[0][1], list[str]()
@@ -188,8 +188,9 @@ def _text(path: Path, what: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
+        byte = f"line {line} holds the byte 0x{content[error.start]:02x}"
         raise InputError(
-            f"the {what} is no text in UTF-8: line {line} holds the byte 0x{content[error.start]:02x}.",
+            f"the {what} cannot be read, it is no text in UTF-8: {byte}.",
             "Save it with the encoding UTF-8.",
         ) from None
 
