@@ -313,7 +313,7 @@ def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest
         )
 
 
-@pytest.mark.parametrize("matching", ["off", "extent", "vertex", "profile"])
+@pytest.mark.parametrize("matching", ["any", "extent", "vertex", "profile"])
 def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
     """Whatever the way to choose a partner, all slices of body that come up, counted one by one."""
     a, b = [Cone("a1", 2, 3, 1), Cone("a2", 2, 8, 2)], [Cone("b1", 2, 25, 6), Cone("b2", 2, 4, 0)]
