@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from medcyclegan.documents import parse_yaml, read_yaml
+from medcyclegan.documents import parse_yaml, read_yaml, require_plain
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.registry import (
     ADVERSARIAL_LOSSES,
@@ -424,6 +424,9 @@ def parse(content: Mapping[str, Any], source: str, allow: Iterable[str] = ()) ->
         InputError: naming `source` and listing every unknown key, wrong type and impossible value at once.
     """
     allowed = tuple(allow)
+    require_plain(content, f"content of {source}")
+    if not isinstance(content, Mapping):
+        raise InputError(f"{source} must hold keys and values, but holds a {type(content).__name__}.")
     try:
         experiment = Experiment.model_validate(content, context={"allow": allowed})
         experiment._allow = allowed

@@ -59,7 +59,7 @@ def parse_json(text: str, what: str) -> Any:
         )
         _require_plain(content)
     except json.JSONDecodeError as error:
-        raise InputError(f"the {what} is not JSON: {error}.") from None
+        raise InputError(f"the {what} cannot be read, it is not JSON: {error}.") from None
     except _Refused as error:
         raise InputError(f"the {what} cannot be used: {error}.") from None
     except RecursionError:
@@ -96,13 +96,13 @@ def parse_yaml(text: str, what: str) -> Any:
         content = loader.construct_document(node)
         _require_plain(content)
     except yaml.YAMLError as error:
-        raise InputError(f"the {what} is not YAML: {_one_line(error)}.") from None
+        raise InputError(f"the {what} cannot be read, it is not YAML: {_one_line(error)}.") from None
     except _Refused as error:
         raise InputError(f"the {what} cannot be used: {error}.") from None
     except RecursionError:
         raise InputError(f"the {what} cannot be used: {_TOO_DEEP}.") from None
     except (ValueError, KeyError) as error:  # of an explicit tag, such as !!int x
-        raise InputError(f"the {what} is not YAML: {_one_line(error)}.") from None
+        raise InputError(f"the {what} cannot be read, it is not YAML: {_one_line(error)}.") from None
     return content
 
 
@@ -122,7 +122,7 @@ def read_table(
     """
     text = _text(path, what)
     if "\0" in text:
-        raise InputError(f"the {what} is no CSV: it holds NUL characters.")
+        raise InputError(f"the {what} cannot be read, it is no CSV: it holds NUL characters.")
     rows: list[tuple[int, list[str]]] = []
     reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
     try:
@@ -131,7 +131,7 @@ def read_table(
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         reason = "a quotation mark is not closed" if "unexpected end" in str(error) else str(error)
-        raise InputError(f"the {what} is no CSV: line {reader.line_num}: {reason}.") from None
+        raise InputError(f"the {what} cannot be read, it is no CSV: line {reader.line_num}: {reason}.") from None
     if not rows:
         return [], []
     columns, found = rows[0][1], list[str]()
@@ -154,11 +154,24 @@ def read_table(
     return named, content
 
 
+def require_plain(content: Any, what: str) -> None:
+    """Refuse what is no plain data, or more than a config can hold, in what another reader gave, such as torch's.
+
+    Raises:
+        InputError: saying why.
+    """
+    try:
+        _require_plain(content, MOST_VALUES)
+    except _Refused as error:
+        raise InputError(f"the {what} cannot be used: {error}.") from None
+
+
 class _Refused(ValueError):
     """What is no plain data; the message says why."""
 
 
 _TOO_LARGE = "is a whole number beyond 64 bits"
+_TOO_MANY = f"it holds more than {MOST_VALUES} values, counting those that references repeat"
 _TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
@@ -175,22 +188,28 @@ def _text(path: Path, what: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
+        byte = f"line {line} holds the byte 0x{content[error.start]:02x}"
         raise InputError(
-            f"the {what} is no text in UTF-8: line {line} holds the byte 0x{content[error.start]:02x}.",
+            f"the {what} cannot be read, it is no text in UTF-8: {byte}.",
             "Save it with the encoding UTF-8.",
         ) from None
 
 
-def _require_plain(content: Any) -> None:
-    """Refuse, in what a parser gave, text that no file name can hold, keys that are no text, and depth."""
-    waiting = [(content, 0)]
+def _require_plain(content: Any, most: float = math.inf) -> None:
+    """Refuse, in what a parser gave, text that no file name can hold, keys that are no text, depth and bombs."""
+    waiting, count = [(content, 0)], 0
     while waiting:
         value, depth = waiting.pop()
+        count += 1
         if depth > DEEPEST:
             raise _Refused(_TOO_DEEP)
+        if count > most:
+            raise _Refused(_TOO_MANY)
         if isinstance(value, dict):
+            if keys := [key for key in value if not isinstance(key, str)]:
+                raise _Refused(f"the key {_shown(str(keys[0]))} is no text")
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             waiting += [(item, depth + 1) for item in value]
         elif isinstance(value, str):
             _require_text(value)
@@ -247,7 +266,7 @@ def _require_bounded(root: yaml.Node) -> None:
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
             open_.discard(id(node))
         if sizes[id(node)] > MOST_VALUES:
-            raise _Refused(f"it holds more than {MOST_VALUES} values, counting those that references repeat")
+            raise _Refused(_TOO_MANY)
         return sizes[id(node)]
 
     size(root, 0)

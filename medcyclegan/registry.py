@@ -89,6 +89,7 @@ class Registry:
             the contract of its kind.
         methods: what a class needs to serve as a part of this kind; without any it has to be a `torch.nn.Module`, which
             those of MONAI and torch have to be anyway.
+        attributes: what an object of it needs to have.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Registry:
         offered: tuple[str, ...] = (),
         adapter: str | None = None,
         methods: tuple[str, ...] = (),
+        attributes: tuple[str, ...] = (),
     ) -> None:
         self.kind = kind
         self.package = package
@@ -106,6 +108,7 @@ class Registry:
         self.offered = offered
         self.adapter = adapter
         self.methods = methods
+        self.attributes = attributes
 
     def register(self, name: str, *, paper: str = "") -> Callable[[C], C]:
         """Class decorator that marks a part; name and paper are read from the source, so both are literals."""
@@ -215,6 +218,8 @@ class Registry:
         try:
             with nullcontext() if ours or under(cls.__module__, allowed) else sealed(what):
                 built = cls(**arguments, **given)
+                if lacking := [name for name in self.attributes if not hasattr(built, name)]:
+                    raise TypeError(f"it has no {', '.join(lacking)}, as every {self.kind} needs")
                 if self.adapter is None or ours:
                     return built
                 module, _, function = self.adapter.rpartition(".")
@@ -377,11 +382,18 @@ OBJECTIVES = Registry(
     methods=("generator_losses", "discriminator_losses", "state_dict", "load_state_dict"),
 )
 ADVERSARIAL_LOSSES = Registry(
-    "adversarial loss", "medcyclegan.losses.adversarial", methods=("generator", "discriminator")
+    "adversarial loss",
+    "medcyclegan.losses.adversarial",
+    methods=("generator", "discriminator"),
+    attributes=("penalty_weight",),
 )
 RECONSTRUCTION_LOSSES = Registry("reconstruction loss", "medcyclegan.losses.reconstruction", methods=("__call__",))
 STRUCTURE_LOSSES = Registry(
-    "structure loss", "medcyclegan.losses.structure", offered=("windows",), methods=("__call__",)
+    "structure loss",
+    "medcyclegan.losses.structure",
+    offered=("windows",),
+    methods=("__call__",),
+    attributes=("weight",),
 )
 
 # What `medcyclegan list KIND` shows.

@@ -180,7 +180,7 @@ def test_yaml_is_read_strictly(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_config_in_another_encoding_is_told(tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_bytes(b"seed: 1\n# M\xe4nner")
-    with pytest.raises(InputError, match=r"experiment\.yaml is no text in UTF-8: line 2 holds the byte 0xe4"):
+    with pytest.raises(InputError, match=r"experiment\.yaml .* is no text in UTF-8: line 2 holds the byte 0xe4"):
         config.load(tmp_path / "experiment.yaml")
     (tmp_path / "experiment.yaml").write_bytes("seed: 3".encode("utf-8-sig"))
     assert config.load(tmp_path / "experiment.yaml").seed == 3
@@ -233,3 +233,22 @@ def test_no_option_is_something_else_to_yaml() -> None:
     assert {"extent", "any", "resnet", "steps", "cosine", "resize"} <= options
     for option in options:
         assert yaml.safe_load(option) == option == yaml.safe_load(f"[{option}]")[0]
+
+
+def test_what_a_checkpoint_holds_is_read_as_strictly() -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    bomb: list[Any] = []
+    for _ in range(40):
+        bomb = [bomb, bomb]
+    for content, message in (
+        (True, "must hold keys and values"),
+        ([1], "must hold keys and values"),
+        ({1: 2}, "the key '1' is no text"),
+        ({"seed": "\ud800"}, "lone surrogate"),
+        ({"domains": {"a\0": 1}}, "NUL"),
+        ({"seed": ring}, "nested more than"),
+        ({"seed": bomb}, "more than 10000 values"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config.parse(content, "the checkpoint")  # type: ignore[arg-type]

@@ -143,6 +143,7 @@ def one(entry: str, **lists: str) -> str:
             '{"a": [{"image": "mr/p1.nii.gz"}], "b": [{"image": "mr/p1.nii.gz"}]}',
             "is listed more than once: case p1 of a, case p1 of b",
         ),
+        (one(', "body": "' + "y" * 5000 + '"'), "cannot be looked for: File name too long"),
         (one("", test_a='[{"image": "mr/p1.nii.gz"}]'), "mr/p1.nii.gz is in test_a too"),
         ('\ufeff{"a": 1 // no JSON', "is not JSON"),
         ("", "is not JSON"),

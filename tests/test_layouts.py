@@ -109,7 +109,7 @@ def test_cases_with_four_digits_are_no_channels_where_they_are_listed(tmp_path: 
         ('{"modality": {"0": "T1", "1": "T2"}}', ["imagesTr/a.nii.gz"], "no channel suffix"),
         ('{"channel_names": {"0": "T1"}}', ["imagesTr/a_0001.nii.gz"], "is channel 1"),
         ('{"channel_names": ["T1"]}', ["imagesTr/a_0000.nii.gz"], "an object of number: name"),
-        ("{", ["imagesTr/a_0000.nii.gz"], "is not JSON"),
+        ("{", ["imagesTr/a_0000.nii.gz"], "cannot be read"),
         ("{}", ["imagesTr/readme.txt"], "no volume was found"),
     ],
 )

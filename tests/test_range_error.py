@@ -185,5 +185,5 @@ def test_a_calibration_can_be_replaced_and_a_wrong_one_is_refused(tmp_path: Path
     own.write_text("hu,value")
     with pytest.raises(InputError, match="not JSON"):
         load_calibration(own)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no calibration"):
         load_calibration(tmp_path / "absent.json")

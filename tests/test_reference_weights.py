@@ -249,6 +249,16 @@ def test_what_cannot_be_imported_is_told(state: Any, given: dict[str, Any], mess
     assert not output.exists()
 
 
+def test_a_changed_weight_is_noticed_by_its_checksum(tmp_path: Path) -> None:
+    weights = tmp_path / "net.pth"
+    torch.save({"model.1.weight": torch.full((50,), 3.0)}, weights)
+    content = weights.read_bytes()
+    at = content.index(torch.full((50,), 3.0).numpy().tobytes())
+    weights.write_bytes(content[: at + 7] + bytes([content[at + 7] ^ 1]) + content[at + 8 :])
+    with pytest.raises(InputError, match=r"net\.pth holds no weights .*checksum|CRC"):
+        import_weights(weights, tmp_path / "x.pt", architecture="resnet_9blocks", **GIVEN)
+
+
 def test_nothing_is_overwritten_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*net\.pth"):
         import_weights(tmp_path / "net.pth", tmp_path / "x.pt", architecture="unet_128", **GIVEN)

@@ -17,7 +17,7 @@ from medcyclegan import config
 from medcyclegan.cli import app
 from medcyclegan.config import REGISTRIES
 from medcyclegan.errors import InputError
-from medcyclegan.registry import GENERATORS, RECONSTRUCTION_LOSSES
+from medcyclegan.registry import GENERATORS, RECONSTRUCTION_LOSSES, STRUCTURE_LOSSES
 from medcyclegan.trust import require_trusted, sealed
 
 PLACES = ["model.generator", "model.discriminator", "objective", "losses.adversarial", "losses.reconstruction"]
@@ -64,6 +64,11 @@ def test_the_path_to_a_class_does_not_count_but_where_it_is_written(target: str,
     for name in ("generator", "reconstruction"):
         (problem,) = REGISTRIES[name].check({"_target_": target})
         assert told in problem
+
+
+def test_a_structure_loss_has_a_weight() -> None:
+    with pytest.raises(InputError, match=r"L1Loss' cannot be built: it has no weight, as every structure loss needs"):
+        STRUCTURE_LOSSES.build({"_target_": "torch.nn.L1Loss"}, windows=None)
 
 
 SHOP = """

@@ -299,10 +299,10 @@ def check_cohort(cohort: Cohort, source: str) -> Cohort:
             problems.append(f"{name}: no case at all")
         problems += _id_problems(name, [case.id for case in cases])
         problems += [
-            f"{name}: case {case.id}: there is no file {file}"
+            f"{name}: case {_short(case.id)[1:-1]}: {problem}"
             for case in cases
             for file in _files(case)
-            if not volume_files(file)
+            if (problem := _absent(file))
         ]
     problems += _repeated_files(cohort)
     for domain in ("a", "b"):
@@ -340,6 +340,14 @@ def _short(value: Any, most: int = 60) -> str:
 
 def _few(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _absent(file: Path) -> str | None:
+    """What is to be told of a file that is not there, or that cannot even be looked for."""
+    try:
+        return None if volume_files(file) else f"there is no file {file}"
+    except OSError as error:
+        return f"the file {_short(str(file), 100)} cannot be looked for: {error.strerror}"
 
 
 def _id_problems(name: str, ids: list[str]) -> list[str]:

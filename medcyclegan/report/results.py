@@ -6,14 +6,13 @@ and what is absent is None, so that a report can say so.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
 
@@ -123,25 +122,16 @@ def read_results(folder: Path) -> Results:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}.", "Give the folder that 'medcyclegan evaluate' wrote.") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}).", "Evaluate again.") from error
+    if not path.exists():
+        raise InputError(f"There is no {path}.", "Give the folder that 'medcyclegan evaluate' wrote.")
+    content = read_json(path, f"summary {path}")
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no summary of an evaluation.", "Evaluate again.")
     return content
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}).", "Evaluate again.") from error
-    fields = list(reader.fieldnames or ())
+    fields, rows = read_table(path, f"table {path}")
     if "case" not in fields:
         raise InputError(f"{path} has no column 'case'; its columns are {fields}.", "Evaluate again.")
     if not rows:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
+from medcyclegan.documents import read_yaml
 from medcyclegan.errors import InputError
 
 CURVES_FILE, VALIDATION_FILE, GUARDS_FILE = "metrics.csv", "validation.csv", "guards.csv"
@@ -175,8 +175,5 @@ def _picture(path: Path) -> tuple[bytes, tuple[int, int]]:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).", "Give a run whose config.yaml is whole.") from error
+    content = read_yaml(path, f"config {path}")
     return content if isinstance(content, dict) else {}
