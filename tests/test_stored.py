@@ -398,6 +398,16 @@ def test_numbers_as_text_are_checked(tmp_path: Path) -> None:
                 read_volume(path)
 
 
+def test_what_itk_keeps_of_other_formats_is_no_damage(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(VALUES.T)
+    image.SetSpacing((1.5, 1.25, 3.0))
+    for name in ("dim[0]", "pixdim[1]", "0008|0060", "aux file"):
+        image.SetMetaData(name, "a: value = 3")
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    assert b"dim[0] = " in (tmp_path / "x.mha").read_bytes()
+    assert np.array_equal(read_volume(tmp_path / "x.mha")[0], VALUES)
+
+
 def test_slices_for_the_monai_reader(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(VALUES[:, :, 0].T)
     image.SetSpacing((1.5, 2.5))

@@ -44,7 +44,8 @@ _SAME = {
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
 }
 _LONGEST_HEADER = 1 << 20
-_LINE = re.compile(r"\s*(\w+)\s*[=:]\s*(.*?)\s*", re.ASCII)
+# A field's name is anything that can be printed: ITK adds what other formats have, such as `dim[0]` or `0008|0060`.
+_LINE = re.compile(r"\s*([ -9;<>-~]+?)\s*[=:]\s*(.*?)\s*")
 
 
 def read_header(path: Path) -> Stored:
