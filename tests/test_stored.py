@@ -182,6 +182,12 @@ class TestNrrd:
         world = AFFINE @ [5, 1, 3, 1]
         np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((5, 1, 3)), world[:3] * [-1, -1, 1], atol=1e-9)
 
+    def test_spaces_that_say_nothing_of_the_patient(self, tmp_path: Path) -> None:
+        others: tuple[dict[str, str | None], ...] = ({"space": "scanner-xyz"}, {"space": None, "space dimension": "3"})
+        for changes in others:
+            with pytest.warns(UserWarning, match="orientation is unknown"):
+                read_volume(nrrd(tmp_path, changes=changes))
+
     @pytest.mark.parametrize("space", ["RAS", "left-anterior-superior"])
     def test_spaces(self, space: str, tmp_path: Path) -> None:
         path = nrrd(tmp_path, changes={"space": space})
@@ -239,6 +245,7 @@ class TestNrrd:
             ({"space directions": "(1,0,0) (0,1,x) (0,0,1)"}, "3 numbers"),
             ({"space directions": "(1,0,0) (0,1) (0,0,1)"}, "3 numbers"),
             ({"space directions": "(1,0,0) (0,0,0) (0,0,1)"}, "cannot be inverted"),
+            ({"space": "left-poserior-superior"}, "does not know: 'left-poserior-superior'"),
             ({"space units": '"cm" "cm" "cm"'}, "cm"),
             ({"space units": '"microns" "microns" "microns"'}, "microns"),
             ({"space origin": "(1,2)x"}, "space origin"),

@@ -305,4 +305,5 @@ def _plain(value: Any) -> Any:
     array = np.asarray(value)
     if array.ndim == 0:
         return int(array) if np.issubdtype(array.dtype, np.integer) else float(array)
-    return array.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # some NaN complain
+        return array.astype(np.float64)

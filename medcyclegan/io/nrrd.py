@@ -43,15 +43,16 @@ _ENCODINGS: dict[str, Encoding] = {
     "bz2": "bzip2",
     "bzip2": "bzip2",
 }
-# What takes a space to RAS.
+# What takes a space to RAS, by its name without hyphens; the others say nothing of the patient.
 _SPACES = {
-    "right-anterior-superior": (1, 1, 1),
+    "rightanteriorsuperior": (1, 1, 1),
     "ras": (1, 1, 1),
-    "left-anterior-superior": (-1, 1, 1),
+    "leftanteriorsuperior": (-1, 1, 1),
     "las": (-1, 1, 1),
-    "left-posterior-superior": (-1, -1, 1),
+    "leftposteriorsuperior": (-1, -1, 1),
     "lps": (-1, -1, 1),
 }
+_OTHER_SPACES = {"", "scannerxyz", "3drighthanded", "3dlefthanded"}
 _KNOWN = {
     *("dimension", "type", "block size", "blocksize", "encoding", "endian", "content", "min", "max", "old min"),
     *("oldmin", "old max", "oldmax", "data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip"),
@@ -222,7 +223,11 @@ def _geometry(
         affine[:3, 3] = _vector(fields["space origin"], fields, path, "space origin")
     else:
         remarks.append("the header gives no space origin: the first voxel is taken to lie at the origin")
-    space = fields.get("space", "").lower()
+    space = re.sub(r"[- ]", "", fields.get("space", "").lower())
+    if space not in _SPACES and space not in _OTHER_SPACES:
+        raise InputError(
+            f"{path}: its header names a space of three axes that NRRD does not know: {fields['space']!r}."
+        )
     if space not in _SPACES:
         remarks = [unknown_orientation("the header names no anatomical space")]
     return np.diag([*_SPACES.get(space, (-1, -1, 1)), 1.0]) @ affine, remarks
