@@ -49,10 +49,10 @@ EXPERIMENT: dict[str, Any] = {
 MINUTES = 5.0  # in all, by default
 LEAST_STEPS = 200  # fewer show nothing
 TIMED_S = 6.0  # of training steps that are timed
-# Seconds of a step in the training per second of a timed one: it also draws patches, averages weights and draws panels.
+# Seconds of a step in the training per second of a timed one: it also draws patches, averages weights and writes.
 OVERHEAD = 1.1
-# Seconds of conversion, scores and report per second of making and preparing the phantoms.
-AFTERWARDS = 1.0
+# Seconds of validation, conversion, scores and report per second of making and preparing the phantoms.
+AFTERWARDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def run_demo(
         tell(length.reason)
     every = -(-length.steps // 3)
     shorter = {key: min(training[key], every) for key in ("picture_every", "checkpoint_every")}
-    content["training"] = {**training, **shorter, "steps": length.steps}
+    # One validation, at the end: it costs as much as many steps.
+    content["training"] = {**training, **shorter, "steps": length.steps, "validate_every": length.steps}
     result = build.train(config.parse(content, "the demo"), output / "run", device=device, progress=watch)
     if result.interrupted:
         raise KeyboardInterrupt
