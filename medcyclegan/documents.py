@@ -109,7 +109,7 @@ def parse_yaml(text: str, what: str) -> Any:
 def read_table(
     path: Path, what: str, delimiter: str = ",", problems: list[str] | None = None
 ) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and rows of a CSV; rows without any value are left out, cells that are not there are empty.
+    """The columns and rows of a CSV; rows without any value are left out.
 
     Args:
         path: the file.
@@ -118,7 +118,8 @@ def read_table(
         problems: takes what is wrong with single lines, for a caller who has more to say; by default it is raised.
 
     Raises:
-        InputError: it cannot be read or is no CSV, a column is there twice, or a row has more values than columns.
+        InputError: it cannot be read or is no CSV, a column is there twice, or a row has more or fewer
+            values than columns.
     """
     text = _text(path, what)
     if "\0" in text:
@@ -140,6 +141,10 @@ def read_table(
         raise InputError(f"the {what} cannot be used: it has more than one column {', '.join(twice)}.")
     content = []
     for line, cells in rows[1:]:
+        if len(cells) < len(columns):
+            found.append(
+                f"line {line}: fewer values than columns ({len(cells)}, and {len(columns)} columns); cut short?"
+            )
         padded = cells + [""] * (len(columns) - len(cells))
         if any(padded[len(columns) :]):
             found.append(f"line {line}: more values than columns ({len(cells)}, and {len(columns)} columns)")

@@ -23,6 +23,14 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The campaign runs where `-m` names it, and nowhere else: neither by default nor with `-m "not slow"`."""
+    if "campaign" not in config.getoption("-m"):
+        left_out = [item for item in items if item.get_closest_marker("campaign")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> phantom.Cohort:
     """Two MR and two CT of different phantom heads, and one with both; 36 x 44 x 20 voxels of 6 x 6 x 8 mm."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,26 @@ def test_signed_and_floating_tiff_are_what_they_say(tmp_path: Path, dtype: type)
     volume = read_volume(tmp_path / "ct.tif", GrayLevels((0.0, 1.0)))
     np.testing.assert_array_equal(volume.numpy()[0, :, :, 0].T, pixels)
     assert volume.meta["unit"] == "HU"
+
+
+@pytest.mark.parametrize(("tag", "value", "named"), [(274, 2, "Orientation"), (262, 0, "Photometric")])
+def test_a_tiff_that_is_turned_or_inverted_is_refused(tmp_path: Path, tag: int, value: int, named: str) -> None:
+    image = Image.fromarray(ramp(np.uint8))
+    image.save(tmp_path / "x.tif", tiffinfo={tag: value})
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    # Pillow decides some tags by itself: the entry (tag, type, count, value) is set by hand where it did.
+    for at in range(0, len(content) - 12, 2):
+        if struct.unpack_from("<HHI", content, at) == (tag, 3, 1):
+            struct.pack_into("<H", content, at + 8, value)
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(InputError, match=named):
+        read_volume(tmp_path / "x.tif")
+
+
+def test_a_gray_level_that_is_transparent_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.png", transparency=14)
+    with pytest.raises(InputError, match="transparent"):
+        read_volume(tmp_path / "x.png")
 
 
 def test_color(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def _geometry(fields: dict[str, str], count: int, path: Path) -> tuple[npt.NDArr
     if spacing is None:
         raise InputError(f"{path}: its header gives no voxel size (ElementSpacing).", "Add it, in mm.")
     sizes = np.array(numbers(spacing, count, path, "ElementSpacing"))
+    if sizes.min() < 0:
+        raise InputError(f"{path}: its header gives a voxel size of {spacing[:60]} (ElementSpacing), which cannot be.")
     if "TransformMatrix" in fields:
         axes = np.array(numbers(fields["TransformMatrix"], count * count, path, "TransformMatrix"))
     else:

@@ -71,6 +71,7 @@ _KNOWN = {
     *("space origin", "space directions", "measurement frame"),
 }
 _MILLIMETERS = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "???"}
+_SPATIAL = {"domain", "space", "none", "???"}  # kinds
 _LONGEST_HEADER = 1 << 20
 
 
@@ -105,6 +106,7 @@ def read_header(path: Path) -> Stored:
     components = 1
     if directions is None and re.match(r"\S*(vector|color)\b", fields.get("kinds", "").lower()):
         domain = domain[1:]
+    _require_spatial(fields, sizes, domain, path)
     if domain and domain[0] > 0:
         components = math.prod(sizes[: domain[0]])
         sizes = sizes[domain[0] :]
@@ -186,9 +188,26 @@ def _check_units(fields: dict[str, str], path: Path) -> None:
             )
 
 
+def _require_spatial(fields: dict[str, str], sizes: list[int], domain: list[int], path: Path) -> None:
+    """Refuse what denies that axes are of space: their kinds, or a second statement of their voxel size."""
+    kinds = fields.get("kinds", "").lower().split()
+    if kinds and len(kinds) != len(sizes):
+        raise InputError(f"{path}: its header gives {len(kinds)} kinds for {len(sizes)} axes.")
+    for axis in domain:
+        if kinds and sizes[axis] > 1 and kinds[axis] not in _SPATIAL:
+            raise InputError(
+                f"{path}: its header calls axis {axis + 1} '{kinds[axis][:40]}', which is no axis of space."
+            )
+    spacings = fields.get("spacings", "").lower().split()
+    if "space directions" in fields and any(spacings[axis : axis + 1] not in ([], ["nan"]) for axis in domain):
+        raise InputError(f"{path}: its header gives both space directions and spacings; NRRD allows one of them.")
+
+
 def _vectors(fields: dict[str, str], count: int, path: Path) -> list[list[float] | None]:
     """One vector or None for each axis, from "none (1,0,0) (0,1,0) (0,0,1)"."""
     words = re.findall(r"\([^()]*\)|[^\s()]+", fields["space directions"])
+    if left := re.sub(r"\([^()]*\)|[^\s()]+", "", fields["space directions"]).strip():
+        raise InputError(f"{path}: its header gives space directions with a stray {left[:20]!r}.")
     if len(words) != count:
         raise InputError(f"{path}: its header gives {len(words)} space directions for {count} axes.")
     return [None if word.lower() == "none" else _vector(word, fields, path, "space directions") for word in words]

@@ -8,6 +8,7 @@ and floating ones.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from PIL import Image, TiffImagePlugin
 
 from medcyclegan.errors import InputError
 
@@ -53,9 +55,11 @@ def load_picture(
         and `unit`, "HU" where a window or signed or floating pixels make it so, else "gray levels".
 
     Raises:
-        InputError: several pages, color whose channels differ (unless `gray`), or transparency that hides something.
+        InputError: several pages, color whose channels differ (unless `gray`), transparency that hides something, or a
+            TIFF that is turned, inverted or of values without a meaning.
     """
     levels = levels or GrayLevels()
+    _require_plain(path)
     image = sitk.ReadImage(str(path))
     size = [n for n in image.GetSize() if n > 1]
     if len(size) != 2:
@@ -74,6 +78,42 @@ def load_picture(
         values = (low + values * ((high - low) / np.iinfo(pixel).max)).astype(np.float32)
         unit = "HU"
     return values.T[:, :, None], AFFINE.copy(), {"picture": str(pixel), "unit": unit}
+
+
+# TIFF 6.0: tag -> its values that are read as they are stored, the default first, and what it is called.
+_PLAIN = {
+    258: ((8, 16, 32, 64), "BitsPerSample"),
+    262: ((1, 2, 3), "PhotometricInterpretation"),
+    274: ((1,), "Orientation"),
+    339: ((1, 2, 3), "SampleFormat"),
+}
+_NEEDED = {256: "ImageWidth", 257: "ImageLength", 258: "BitsPerSample", 262: "PhotometricInterpretation"}
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse what ITK reads in silence as another picture: mirrored, inverted, partly hidden."""
+    try:
+        with Image.open(path) as picture:
+            hidden = picture.info.get("transparency") if picture.mode in ("L", "I", "I;16") else None
+            if isinstance(hidden, int) and (np.asarray(picture) == hidden).any():
+                raise InputError(f"{path}: parts of the picture are transparent.", "Save it without transparency.")
+            tags = dict(picture.tag_v2) if isinstance(picture, TiffImagePlugin.TiffImageFile) else None
+            _ = getattr(picture, "n_frames", 1)  # looks for further pages, which may be cut off
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: it is no picture that can be read ({error}).", "Save it again as PNG.") from None
+    if tags is None:
+        return
+    if lost := [name for tag, name in _NEEDED.items() if tag not in tags]:
+        raise InputError(f"{path}: the TIFF does not say its {', '.join(lost)}.", "Save it again.")
+    for tag, (allowed, name) in _PLAIN.items():
+        value = tags.get(tag, allowed[0])
+        if not set(value if isinstance(value, tuple) else (value,)) <= set(allowed):
+            raise InputError(
+                f"{path}: the TIFF has {name} {value}, and {', '.join(map(str, allowed))} can be read.",
+                "Save it again as a plain TIFF or PNG.",
+            )
 
 
 def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Path, gray: bool) -> np.ndarray:
