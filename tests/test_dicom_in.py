@@ -400,6 +400,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
         r"the same image is there twice: (copy|im003)\.dcm and (copy|im003)\.dcm",
     ),
     "a slope of 0": (alter(put(RescaleSlope=0), 2), r"RescaleSlope is 0 in 1 image \(im002"),
+    "a slope of nearly 0": (alter(put(RescaleSlope="1e-30"), 2), r"RescaleSlope is 1e-30 in 1 image \(im002"),
     "a slope that turns in one slice": (alter(put(RescaleSlope=-1), 2), r"negative in 1 image \(im002\.dcm\) and pos"),
     "a decimal comma": (
         alter(raw("RescaleSlope", b"1,75"), 2),

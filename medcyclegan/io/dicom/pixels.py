@@ -24,6 +24,7 @@ from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, few, shown
 from medcyclegan.io.dicom.padding import fill_padding, padding
 from medcyclegan.io.dicom.stack import Slice, Stack
 
+_SMALLEST_SLOPE = 1e-12  # maps of diffusion in m2/s need 1e-9
 _PIXEL_DATA = 0x7FE00010
 _BEHIND_THE_PIXELS = (0xFFFAFFFA, 0xFFFCFFFC)
 
@@ -115,9 +116,11 @@ def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
                 "so that their values do not compare.",
                 "Export the series again.",
             )
-    if flat := [s.label for s in slices if s.slope == 0]:
+    if flat := [s.label for s in slices if s.slope is not None and abs(s.slope) < _SMALLEST_SLOPE]:
+        least = min(abs(s.slope) for s in slices if s.slope is not None)
         raise InputError(
-            f"{name}: RescaleSlope is 0 in {count(len(flat), 'image')} ({few(flat)}), which makes all values the same.",
+            f"{name}: RescaleSlope is {least:g} in {count(len(flat), 'image')} ({few(flat)}), which makes all values "
+            "the same.",
             "Export the series again.",
         )
     other = {s.unit for s in slices} - {"", "HU", "HU_MOD", "US"}
