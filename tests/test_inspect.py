@@ -297,11 +297,13 @@ def test_everything_wrong_is_told_at_once(folders: tuple[Path, Path]) -> None:
         ("cönstant value.nii.gz", "constant"),
         ("frames.nii.gz", "unreadable"),
         ("torn.nii.gz", "unreadable"),
-        ("no_gzip.nii.gz", "duplicate"),  # plain NIfTI is read whatever its name, and this is a copy
+        ("no_gzip.nii.gz", "duplicate"),  # it is read, by its content, and that is said
         ("mr_002.nii", "same_id"),
         ("mr_002.nii.gz", "same_id"),
     }
     assert all(s["file"] and s["remedy"] for s in told["suspicions"] if s["severity"] == "error")
+    remarks = [s["message"] for s in told["suspicions"] if s["code"] == "header" and "no_gzip" in s["file"]]
+    assert len(remarks) == 1 and "not compressed, other than its name says" in remarks[0]
     assert {Path(p).name for p in told["left_out"]} == {"notes.txt", "loop"}
     assert len(told["volumes"]) == 4 + 8
 
