@@ -69,6 +69,7 @@ def test_pairs_mistakes(folder: Path, text: str, message: str) -> None:
     ("text", "message"),
     [
         ("case,a,b\n1,v/a.nii,v/b.nii,junk\n", "line 2: more values than columns"),
+        ("case,a,b,mask\n1,v/a.nii,v/b.nii\n", "line 2: fewer values than columns"),
         ("case,a,b\n1,v/a.nii\0,v/b.nii\n", "NUL"),
         ('case,a,b\n"1,v/a.nii,v/b.nii\n2,v/a.nii,v/b.nii\n', "quotation mark is not closed"),
         ("case,a,b\n", "holds no pair"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import holds_dicom, split_choice
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, holds_dicom, split_choice
 from medcyclegan.io.dicom.series import source_series
 from medcyclegan.io.formats import suffix_of
 from medcyclegan.io.grid import Grid
@@ -53,11 +53,10 @@ def read_header(path: Path) -> Header:
 def _dicom(path: Path) -> Header:
     series = source_series(split_choice(path)[0] if path.exists() else path)
     header = series.header
-    signed = "int" if header.get("PixelRepresentation") else "uint"
-    agent = str(header.get("ContrastBolusAgent") or "").strip().upper()
-    return Header(
-        series.grid,
-        f"{signed}{header.get('BitsAllocated', '?')}",
-        str(header.get("Modality") or "?"),
-        agent not in ("", "NONE", "NO"),
-    )
+    try:
+        signed = "int" if header.get("PixelRepresentation") else "uint"
+        agent = str(header.get("ContrastBolusAgent") or "").strip().upper()
+        stored, modality = f"{signed}{header.get('BitsAllocated', '?')}", str(header.get("Modality") or "?")
+    except LIBRARY_ERRORS as error:  # elements are taken apart when they are asked for
+        raise InputError(f"{path}: the header of the series is damaged ({error}).") from error
+    return Header(series.grid, stored, modality, agent not in ("", "NONE", "NO"))

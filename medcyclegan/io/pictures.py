@@ -99,10 +99,18 @@ def _require_plain(path: Path) -> None:
                 raise InputError(f"{path}: parts of the picture are transparent.", "Save it without transparency.")
             tags = dict(picture.tag_v2) if isinstance(picture, TiffImagePlugin.TiffImageFile) else None
             _ = getattr(picture, "n_frames", 1)  # looks for further pages, which may be cut off
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: it is no picture that can be read ({error}).", "Save it again as PNG.") from None
+        raise InputError(f"{path} cannot be read: {error}.", "Save it again as PNG.") from None
     if tags is None:
         return
     if lost := [name for tag, name in _NEEDED.items() if tag not in tags]:

@@ -272,8 +272,6 @@ def _pixels(data: Dataset, count: int, doubts: list[str]) -> np.ndarray:
     """(frames, rows, columns): the stored bits of each cell, PS3.5 section 8."""
     syntax = str(data.file_meta.TransferSyntaxUID) if "TransferSyntaxUID" in getattr(data, "file_meta", {}) else ""
     need(syntax in ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", ""), "another encoding")
-    if not syntax:
-        doubts.append("no transfer syntax")
     rows, columns, allocated, bits, high, signed = (
         _unsigned(data, key)
         for key in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")

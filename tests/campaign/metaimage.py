@@ -80,8 +80,8 @@ def meaning(folder: Path) -> Meaning:
     doubts: list[str] = []
     at = 0
     while "ElementDataFile" not in fields:
-        end = content.find(b"\n", at)
-        need(end >= 0, "the header has no end")
+        end = content.find(b"\n", at) if b"\n" in content[at:] else len(content)
+        need(at < len(content), "the header has no end")
         line = content[at:end].rstrip(b"\r")
         at = end + 1
         need(b"\0" not in line, "NUL in the header")

@@ -82,6 +82,8 @@ def difference(found: Any, meant: Any, name: str = "$") -> str:
         parts = [(f, m, f"{name}[{k}]") for k, (f, m) in enumerate(zip(found, meant, strict=True))]
         return next((told for part in parts if (told := difference(*part))), "")
     number = {type(found), type(meant)} <= {int, float}
+    if isinstance(meant, str) and isinstance(found, int | float) and not isinstance(found, bool):
+        return "" if str(found) == str(float(meant)) or str(found) == meant else f"{name}: took {found} for {meant!r}"
     same = (found == meant or (found != found and meant != meant)) and (number or type(found) is type(meant))
     return "" if same else f"{name}: took {str(found)[:100]!r} for {str(meant)[:100]!r}"
 

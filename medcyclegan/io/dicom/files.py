@@ -147,6 +147,9 @@ def read_objects(path: Path) -> tuple[list[Object], list[str]]:
             with place.open() as stream:
                 # Without force, files that lack the mark are refused; with it, anything is read somehow.
                 header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+        except MemoryError:  # room is made for an element as long as it says it is
+            broken.append(f"{place.name} (an element is longer than memory)")
+            continue
         except LIBRARY_ERRORS as error:
             broken.append(f"{place.name} ({_words(error)})")
             continue
@@ -267,7 +270,7 @@ def _places(path: Path) -> Iterator[Place]:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except LIBRARY_ERRORS as error:  # zipfile lets an IndexError of a damaged directory through, too
             raise InputError(
                 f"{path} cannot be read: it is no whole zip file ({error}).", "Copy or export it again."
             ) from error

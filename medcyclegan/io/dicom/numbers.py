@@ -24,6 +24,9 @@ def numbers(header: Dataset, keyword: str, count: int) -> npt.NDArray[np.float64
             return None
         if isinstance(found, bytes):
             raise ValueError(keyword)  # of a kind that holds no numbers
+        parts = [found] if isinstance(found, str) or not isinstance(found, Sequence) else found
+        if any("_" in str(getattr(part, "original_string", part)) for part in parts):
+            raise ValueError(keyword)  # Python takes 1_00 for 100, DICOM does not (PS3.5 6.2)
         values = np.atleast_1d(np.asarray(found, dtype=np.float64))
     except LIBRARY_ERRORS as error:
         raise ValueError(keyword) from error
