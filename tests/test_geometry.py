@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from axis_orders import ORDERS, Order, affine_of, along_axes, rotation
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from scipy.ndimage import gaussian_filter1d
@@ -17,26 +16,13 @@ from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of
 from medcyclegan.transforms.geometry import ToWorkingGridd, resample, working_grid
 
-ORDERS = [(p, s) for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)]
 SHAPE = (9, 7, 6)
 
 
-def rotation(degrees: float) -> np.ndarray:
-    k = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
-    cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-    angle = np.radians(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
 def grid(
-    order: tuple = ORDERS[0], degrees: float = 0.0, spacing: tuple = (1.0, 1.7, 2.6), shape: tuple = SHAPE
+    order: Order = ORDERS[0], degrees: float = 0.0, spacing: tuple = (1.0, 1.7, 2.6), shape: tuple = SHAPE
 ) -> Grid:
-    axes = np.zeros((3, 3))
-    axes[order[0], range(3)] = order[1]
-    affine = np.eye(4)
-    affine[:3, :3] = rotation(degrees) @ axes * np.array(spacing)
-    affine[:3, 3] = (-31.3, 55.7, 0.9)
-    return Grid(shape, affine)
+    return Grid(shape, affine_of(order, degrees, spacing))
 
 
 def sheared() -> Grid:
@@ -53,13 +39,6 @@ def world(g: Grid) -> np.ndarray:
 
 def linear(g: Grid) -> np.ndarray:
     return (world(g) @ np.array([0.31, -0.72, 1.13]) + 5.0).astype(np.float32)
-
-
-def along_axes(order: tuple, spacing: tuple) -> tuple[float, ...]:
-    """The source's spacing in the order of the working grid's axes."""
-    result = np.empty(3)
-    result[list(order[0])] = spacing
-    return tuple(result)
 
 
 class TestWorkingGrid:

@@ -60,6 +60,53 @@ def test_equals_the_organizers_numbers(case: str, name: str, expected: dict[str,
             assert score.reason is None
 
 
+# Numbers of the organizers' own programs (SynthRAD2023/metrics at 3200007, SynthRAD2025/evaluation at 17cac47):
+# MAE (the same in both), PSNR and SSIM of 2023, PSNR and MS-SSIM of 2025.
+ORGANIZERS = {
+    "offset25": (25.0, 44.134359267516665, 0.999744643909187, 44.286277948488, 0.9996848664461361),
+    "noise80": (39.77537048969072, 38.84336730266795, 0.9899130491244384, 38.99528598363928, 0.9994462443994181),
+    "single_voxel_mask": (64.0, 35.96955996127968, 0.9994063319580321, 36.121478642251, 0.999970390210613),
+    "out_of_clip_range": (
+        75.45062822164948,
+        24.772977831288895,
+        0.9360469952343099,
+        24.744990395682255,
+        0.9831031837692813,
+    ),
+}
+
+
+def organizers_case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reference, synthetic CT and mask: whole HU, made from the recipe that came with the numbers."""
+    shape = (40, 36, 28)
+    x, y, z = (2 * i / (n - 1) - 1 for i, n in zip(np.indices(shape), shape, strict=True))
+    r2 = (x / 0.85) ** 2 + (y / 0.80) ** 2 + (z / 0.95) ** 2
+    noise = [np.random.RandomState(seed).random_sample(shape) - 0.5 for seed in (2023, 77)]
+    body = r2 < 1
+    reference = np.where(body, 40 + 150 * x - 100 * y + 60 * z, -1000)
+    reference[(r2 >= 0.64) & (r2 < 0.81)] = 1100
+    reference[(x - 0.2) ** 2 + (y + 0.1) ** 2 + z**2 < 0.04] = -950
+    reference = np.rint(reference + 40 * noise[0])
+    synthetic = reference + 25 if name == "offset25" else np.rint(reference + 160 * noise[1])
+    if name == "single_voxel_mask":
+        body = np.zeros(shape, bool)
+        body[20, 18, 14] = True
+    if name == "out_of_clip_range":
+        reference[18:22, 16:20, 12:16], reference[:2] = 5000, -2000
+        synthetic[18:22, 16:20, 10:14], synthetic[25:28, 16:20, 12:16] = 4200, -3000
+    return reference.astype(np.int16), synthetic.astype(np.int16), body
+
+
+@pytest.mark.parametrize("name", ORGANIZERS)
+def test_equals_numbers_of_the_organizers_that_need_no_files(name: str) -> None:
+    mae, *rest = ORGANIZERS[name]
+    reference, synthetic, mask = organizers_case(name)
+    of_2023, of_2025 = (score_case(reference, synthetic, mask, protocol(f"synthrad{year}")) for year in (2023, 2025))
+    found = [of_2023["psnr"], of_2023["ssim"], of_2025["psnr"], of_2025["ms_ssim"]]
+    assert [score.value for score in found] == pytest.approx(rest, abs=1e-9, rel=0)
+    assert of_2023["mae"].value == of_2025["mae"].value == pytest.approx(mae, abs=1e-9, rel=0)
+
+
 def box(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float32).reshape(1, 1, -1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from axis_orders import rotation
 
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation import range_error as range_error_module
@@ -98,21 +99,10 @@ def test_a_sphere_is_crossed_for_its_chord(spacing: float) -> None:
     assert abs(np.mean(errors)) < 0.05 * spacing
 
 
-def turned(*angles: float) -> np.ndarray:
-    """A rotation by angles in degrees about x, then y, then z, (3, 3)."""
-    result = np.eye(3)
-    for axis, angle in enumerate(angles):
-        (i, j), c, s = sorted({0, 1, 2} - {axis}), math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        turn = np.eye(3)
-        turn[i, i], turn[i, j], turn[j, i], turn[j, j] = c, -s, s, c
-        result = turn @ result
-    return result
-
-
 def oblique(shape: tuple[int, int, int], order: tuple[int, int, int] = (0, 1, 2)) -> Grid:
-    """Voxels of 1.5 x 3 x 2 mm, turned about all three axes, flipped along the second; no entry of the affine is 0."""
+    """Voxels of 1.5 x 3 x 2 mm, turned about an oblique axis, flipped along the second; no entry of the affine is 0."""
     affine = np.eye(4)
-    affine[:3, :3] = (turned(20, -35, 50) @ np.diag([1.5, -3.0, 2.0]))[:, order]
+    affine[:3, :3] = (rotation(40) @ np.diag([1.5, -3.0, 2.0]))[:, order]
     affine[:3, 3] = 31, -77, 120
     return Grid(shape, affine)
 
@@ -158,7 +148,7 @@ def test_any_grid_and_any_body_as_walked_line_by_line(angle: float, order: tuple
 def test_a_sphere_on_a_turned_grid_is_crossed_for_its_chord() -> None:
     """On an oblique grid of 1 x 2 x 1.5 mm: what a wrong direction in voxels would miss by centimeters."""
     affine = np.eye(4)
-    affine[:3, :3] = turned(-25, 40, 65) @ np.diag([1.0, 2.0, 1.5])
+    affine[:3, :3] = rotation(-65) @ np.diag([1.0, 2.0, 1.5])
     shape, radius = (65, 33, 43), 30.0
     grid = Grid(shape, affine)
     offsets = (np.indices(shape).reshape(3, -1).T - np.array([32, 16, 21])) @ affine[:3, :3].T
@@ -229,7 +219,7 @@ def test_the_center_is_that_of_mass_in_millimeters() -> None:
     zero = np.zeros(shape)
     assert range_error(zero, zero, body, grid, angles=(0,), calibration=LINEAR).targets.tolist() == [list(expected)]
     # and of a turned grid, on which the axes of the voxels are not those of the world: the same voxel
-    there = Grid(shape, np.block([[turned(30, 20, 80) @ np.diag([1.0, 6.0, 2.0]), np.ones((3, 1))], [0, 0, 0, 1]]))
+    there = Grid(shape, np.block([[rotation(75) @ np.diag([1.0, 6.0, 2.0]), np.ones((3, 1))], [0, 0, 0, 1]]))
     assert range_error(zero, zero, body, there, angles=(0,), calibration=LINEAR).targets.tolist() == [list(expected)]
 
 
