@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class Rule:
 
     Attributes:
         files: pattern below the package.
-        tests: files in `tests/`, those first that are quick and find most.
+        tests: files in `tests/`, those first that are quick and find most; "{stem}" is the name of the file, and what
+            is not there is passed over.
         select: pytest's `-k`, to leave out what is slow and of another module.
         within: only this class or function; all of the file where empty.
     """
@@ -66,10 +67,8 @@ class Rule:
 RULES = (
     Rule("io/grid.py", ("test_grid.py",)),
     Rule("io/dicom/ct_series.py", ("test_dicom_out.py",), "not slow"),
-    Rule("io/dicom/*.py", ("test_dicom_in.py", "test_dicom_out.py"), "not real"),
-    Rule("io/writer.py", ("test_writer.py",), "not slow"),
-    Rule("io/pictures.py", ("test_pictures.py",)),
-    Rule("io/*.py", ("test_reader.py", "test_writer.py"), "not slow"),
+    Rule("io/dicom/*.py", ("test_dicom_{stem}.py", "test_dicom_in.py", "test_dicom_out.py"), "not real"),
+    Rule("io/*.py", ("test_{stem}.py", "test_reader.py", "test_writer.py"), "not slow and not real"),
     Rule("transforms/geometry.py", ("test_geometry.py", "test_pipeline.py"), "not real"),
     Rule("transforms/intensity.py", ("test_intensity.py", "test_standardization.py")),
     Rule("evaluation/metrics/surfaces.py", ("test_segmentation.py",)),
@@ -185,9 +184,12 @@ def mutants_of(file: str, within: str = "") -> list[Mutant]:
         value = getattr(parent, field)
         node = value if index is None else value[index]
         for variant in variants(node):
-            before = ast.unparse(node)
+            # A number says little alone: what it stands in is named.
+            shown = parent if isinstance(node, ast.Constant) and isinstance(parent, ast.expr | ast.keyword) else node
+            before = ast.unparse(shown)
             _put(parent, field, index, variant)
-            change = f"{before} -> {ast.unparse(variant)}".replace("\n", " ")
+            after = ast.unparse(ast.fix_missing_locations(variant if shown is node else parent))
+            change = f"{before} -> {after}".replace("\n", " ")
             source = ast.unparse(tree)
             _put(parent, field, index, node)
             found.append(Mutant(file, getattr(node, "lineno", 0), ".".join(where) or "module", change, source))
@@ -202,7 +204,12 @@ def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
 
 
 def rule_for(file: str) -> Rule | None:
-    return next((rule for rule in RULES if fnmatch.fnmatch(file, rule.files)), None)
+    """The rule of a file, with the tests that there are."""
+    rule = next((rule for rule in RULES if fnmatch.fnmatch(file, rule.files)), None)
+    if rule is None:
+        return None
+    tests = [name.format(stem=Path(file).stem) for name in rule.tests]
+    return replace(rule, tests=tuple(name for name in tests if (ROOT / "tests" / name).exists()))
 
 
 def chosen(words: list[str], count: int, seed: int) -> dict[str, list[Mutant]]:
@@ -263,7 +270,7 @@ def started(mutant: Mutant | None, rule: Rule, root: Path, processor_seconds: fl
 
         given = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
         given += [f"--basetemp={root / 'temporary' / str(os.getpid())}", *(["-k", rule.select] if rule.select else [])]
-        code = int(pytest.main([*given, *(f"tests/{name}" for name in rule.tests if (root / "tests" / name).exists())]))
+        code = int(pytest.main([*given, *(f"tests/{name}" for name in rule.tests)]))
     except BaseException:
         code = 3
     finally:
