@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_correlation_worked_by_hand() -> None:
     # of (1, 2, 3) and (1, 3, 2)
     assert ncc(box(1, 2, 3), box(1, 3, 2), None, LIMITS).value == pytest.approx(0.5)
     assert ncc(reference, box(7, 7, 7, 7, 0), mask, LIMITS).reason == "the synthetic CT is constant in the mask"
+    lines = np.random.default_rng(0).normal(size=(200, 3, 3, 3))
+    assert all(abs(ncc(line, sign * 3 * line, None, LIMITS).value) <= 1 for line in lines for sign in (1, -1))
     noise = np.full((3, 3, 3), 0.1)
     assert "constant" in str(ncc(noise, np.arange(27.0).reshape(3, 3, 3), None, LIMITS).reason)
 
@@ -170,6 +173,37 @@ def test_mutual_information_worked_by_hand() -> None:
     assert mutual_information(reference, merged, None, LIMITS).value == pytest.approx(1)
     # values beyond the range fall into the outermost bins
     assert mutual_information(reference, np.where(reference < 100, -9e9, 9e9), None, LIMITS).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("pair", "bits"), [((-1024, -961), 0), ((-961, -960), 1), ((3006, 3008), 1), ((3008, 3071), 0), ((3008, 9000), 0)]
+)
+def test_mutual_information_has_64_bins_of_the_range(pair: tuple[float, float], bits: float) -> None:
+    # of 4095 / 64 = 63.98 HU: the first ends at -960.02, the last begins at 3007.02
+    values = np.repeat(pair, 4).astype(float).reshape(2, 2, 2)
+    assert mutual_information(values, values, None, LIMITS).value == pytest.approx(bits, abs=1e-12)
+
+
+def test_gradient_similarity_is_that_of_prewitts_operator() -> None:
+    """Voxel by voxel from the 27 neighbors, inside an irregular mask that touches two faces."""
+    random = np.random.default_rng(7)
+    reference, synthetic = random.uniform(-1500, 3500, (2, 9, 8, 7))
+    i, j, k = np.indices(reference.shape)
+    mask = (i + j + k < 13) & (j > 1) & (random.random(reference.shape) < 0.9)
+    x, y = (np.where(mask, np.clip(volume, *LIMITS) + 1024, 0) for volume in (reference, synthetic))
+
+    def magnitude(volume: np.ndarray, at: tuple[int, ...]) -> float:
+        around = volume[tuple(slice(n - 1, n + 2) for n in at)]
+        ends = [np.take(around, (2, 0), axis=axis) for axis in range(3)]
+        return math.hypot(*(np.take(e, 0, a).mean() / 2 - np.take(e, 1, a).mean() / 2 for a, e in enumerate(ends)))
+
+    c, found = 170 * (4095 / 255) ** 2, []
+    for at in itertools.product(range(1, 8), range(1, 7), range(1, 6)):
+        if mask[at]:
+            a, b = magnitude(x, at), magnitude(y, at)
+            found.append((2 * a * b + c) / (a * a + b * b + c))
+    expected = pytest.approx(np.mean(found), abs=1e-12)
+    assert gradient_similarity(reference, synthetic, mask, LIMITS).value == expected
 
 
 def test_gradient_similarity_worked_by_hand() -> None:
