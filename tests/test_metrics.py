@@ -427,6 +427,7 @@ def test_a_score_is_never_silently_odd() -> None:
 def test_protocols_are_those_of_the_challenges() -> None:
     ranges = {name: (entry.low, entry.high) for name, entry in PROTOCOLS.items()}
     assert ranges == {"native": (-1024, 3071), "synthrad2023": (-1024, 3000), "synthrad2025": (-1024, 3071)}
+    assert [name for name, entry in PROTOCOLS.items() if entry.organizers] == ["synthrad2025"]
     assert protocol("synthrad2023").metrics == ("mae", "psnr", "ssim")
     assert protocol("synthrad2025").metrics == ("mae", "psnr", "ms_ssim")
     assert protocol("native").metrics == ("mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone")
