@@ -85,6 +85,10 @@ RULES = (
 
 # "file: function: before -> after": why nobody can tell, or why nobody needs to.
 EQUIVALENT: dict[str, str] = {
+    "io/grid.py: Grid.spacing: self.affine[:3, :3] -> self.affine[:4, :3]": "the fourth row is 0",
+    "transforms/geometry.py: _copy_voxels: error.max() > _EXACT -> error.max() >= _EXACT": "no error is the limit",
+    "transforms/geometry.py: working_grid: np.abs(step / wanted - 1) * count < _NEGLIGIBLE -> "
+    "np.abs(step / wanted - 1) * count <= _NEGLIGIBLE": "no spacing is the limit exactly",
     "data/splits.py: split_patients: 0 <= val < 1 -> 0 <= val < 2": "the sum of the shares is below 1 anyway",
     "data/splits.py: split_patients: 0 <= test < 1 -> 0 <= test < 2": "the sum of the shares is below 1 anyway",
     "evaluation/metrics/ms_ssim.py: ms_ssim: max(value, 0.0) -> max(value, -1.0)": "all terms are at least 0 before",
@@ -164,8 +168,10 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
 SPEECH = (ast.Raise, ast.Import, ast.ImportFrom, ast.AnnAssign, ast.JoinedStr)
 
 
-def places(tree: ast.AST, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ast.AST, str, int | None]]:
-    """(function, parent, field, index) of every expression that may be changed."""
+def places(
+    tree: ast.AST, where: tuple[str, ...] = (), around: ast.AST | None = None
+) -> Iterator[tuple[tuple[str, ...], ast.AST | None, ast.AST, str, int | None]]:
+    """(function, expression around it, parent, field, index) of everything that may be changed."""
     for field, value in ast.iter_fields(tree):
         if field in ("annotation", "returns", "decorator_list", "type_comment"):
             continue
@@ -178,28 +184,32 @@ def places(tree: ast.AST, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
                 continue  # a docstring
             if isinstance(child, ast.Call) and "warn" in ast.unparse(child.func):
                 continue
-            inner = where
+            inner, outer = where, around
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 inner = (*where, child.name)
-            yield inner, tree, field, index
-            yield from places(child, inner)
+            yield inner, around, tree, field, index
+            if isinstance(child, ast.stmt):
+                outer = None
+            elif isinstance(child, ast.expr) and not isinstance(child, ast.Slice | ast.Tuple | ast.UnaryOp):
+                outer = child
+            yield from places(child, inner, outer)
 
 
 def mutants_of(file: str, within: str = "") -> list[Mutant]:
     """Every mutant of a file below the package."""
     text = (ROOT / PACKAGE / file).read_text(encoding="utf-8")
     tree, found = ast.parse(text), []
-    for where, parent, field, index in places(tree):
+    for where, around, parent, field, index in places(tree):
         if within and within not in where:
             continue
         value = getattr(parent, field)
         node = value if index is None else value[index]
         for variant in variants(node):
             # A number says little alone: what it stands in is named.
-            shown = parent if isinstance(node, ast.Constant) and isinstance(parent, ast.expr | ast.keyword) else node
+            shown = around if isinstance(node, ast.Constant) and around is not None else node
             before = ast.unparse(shown)
             _put(parent, field, index, variant)
-            after = ast.unparse(ast.fix_missing_locations(variant if shown is node else parent))
+            after = ast.unparse(ast.fix_missing_locations(variant if shown is node else shown))
             change = f"{before} -> {after}".replace("\n", " ")
             source = ast.unparse(tree)
             _put(parent, field, index, node)
