@@ -28,8 +28,8 @@ print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 # Large images and narrow networks: as much memory in less time, above all where bfloat16 is not computed in hardware.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "slices, ResNet": {
-        "patches": {"size": [160, 160]},
-        "model": {"generator": {"filters": 48, "blocks": 6}, "discriminator": {"filters": 32}},
+        "patches": {"size": [224, 224]},
+        "model": {"generator": {"filters": 24, "blocks": 6}, "discriminator": {"filters": 16}},
         "training": {"batch_size": 2, "precision": "float32"},
     },
     "stacks, U-Net, bfloat16": {
