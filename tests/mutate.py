@@ -73,7 +73,7 @@ RULES = (
     Rule("io/nrrd.py", ("test_stored.py",), "not no_damage and not MetaImage"),
     Rule("io/stored.py", ("test_stored.py",)),
     Rule("io/dicom/ct_series.py", ("test_dicom_out.py",), "FromElsewhere or FromDicom"),
-    Rule("io/dicom/stack.py", ("test_dicom_in.py",), "Values or Tilt or refusal or second"),
+    Rule("io/dicom/stack.py", ("test_dicom_in.py",), "Values or Tilt or refusal or second or inverted or echoes"),
     Rule("io/dicom/padding.py", ("test_dicom_padding.py",)),
     Rule("io/dicom/*.py", ("test_dicom_padding.py", "test_dicom_in.py"), "not Real and not Listing"),
     Rule("io/*.py", ("test_{stem}.py", "test_reader.py"), "not slow and not real"),
@@ -93,6 +93,11 @@ RULES = (
 
 # "file: function: before -> after": why nobody can tell, or why nobody needs to.
 EQUIVALENT: dict[str, str] = {
+    "io/nifti.py: geometry: _BODY_MM[0] <= longest <= _BODY_MM[1] -> _BODY_MM[0] < longest <= _BODY_MM[1]": (
+        "no length is the limit exactly"
+    ),
+    "io/plausible.py: refuse_impossible_geometry: np.where(largest > 0, largest, 1) -> "
+    "np.where(largest > 0, largest, 0)": "a spacing of 0 is left to another check either way",
     "io/grid.py: Grid.spacing: self.affine[:3, :3] -> self.affine[:4, :3]": "the fourth row is 0",
     "transforms/geometry.py: _copy_voxels: error.max() > _EXACT -> error.max() >= _EXACT": "no error is the limit",
     "transforms/geometry.py: working_grid: np.abs(step / wanted - 1) * count < _NEGLIGIBLE -> "
