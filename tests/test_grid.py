@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from axis_orders import ORDERS, affine_of
 
-from medcyclegan.io.grid import Grid, reordered
+from medcyclegan.io.grid import SAME_MM, Grid, reordered
 
 
 def test_distance_is_the_largest_at_a_corner() -> None:
@@ -48,17 +48,17 @@ def test_reordered_voxels_lie_where_they_lay(degrees: float) -> None:
         like = Grid((int(extent[0]), int(extent[1]), int(extent[2])), turned)
         expected = np.moveaxis(np.indices(like.shape), 0, -1) @ like.affine[:3, :3].T + like.affine[:3, 3]
         for axis in range(3):
-            found = reordered(places[..., axis], grid, like, 1e-6)
+            found = reordered(places[..., axis], grid, like)
             assert found is not None
             np.testing.assert_allclose(found, expected[..., axis], atol=1e-9)
-        elsewhere = Grid(like.shape, like.affine + np.eye(4, 4, 1) * [0, 0, 0, 0.01])
-        assert reordered(places[..., 0], grid, elsewhere, 1e-3) is None
+        elsewhere = Grid(like.shape, like.affine + np.eye(4, 4, 1) * [0, 0, 0, 2 * SAME_MM])
+        assert reordered(places[..., 0], grid, elsewhere) is None
     same = Grid(shape, np.eye(4))
     array = np.zeros(shape)
-    assert reordered(array, same, same, 1e-6) is array
+    assert reordered(array, same, same) is array
     oblique = np.eye(4)
     oblique[:3, :2] = [[0.7, 0.9], [0.1, 0.5], [0.2, 0.3]]  # both run most along x
-    assert reordered(array, Grid(shape, oblique), same, 1e-6) is None
+    assert reordered(array, Grid(shape, oblique), same) is None
 
 
 def test_spacing_of_an_oblique_grid() -> None:
