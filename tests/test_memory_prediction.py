@@ -39,8 +39,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "training": {"batch_size": 2, "precision": "bf16"},
     },
     "boxes": {
-        "patches": {"spatial_dims": 3, "size": [80, 80, 64]},
-        "model": {"generator": {"filters": 8, "blocks": 4}, "discriminator": {"filters": 8, "layers": 2}},
+        "patches": {"spatial_dims": 3, "size": [64, 64, 48]},
+        "model": {"generator": {"filters": 16, "blocks": 4}, "discriminator": {"filters": 16, "layers": 2}},
         "training": {"precision": "float32"},
     },
 }
