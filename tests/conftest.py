@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("campaign")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _memory_is_predicted_once() -> Iterator[None]:
+    """For experiments that differ in nothing that takes memory, since every prediction takes a second."""
+    known: dict[str, Any] = {}
+    predict = build.trainers.predict_memory
+
+    def remembered(experiment: config.Experiment, **where: Any) -> Any:
+        sections = {"model", "objective", "losses", "patches", "domains", "data"}
+        batch, threads = experiment.training.batch_size, torch.get_num_threads() > 1
+        key = f"{experiment.model_dump_json(include=sections)} {batch} {threads} {where}"
+        if known.get(key) is None:  # what cannot be predicted is told again
+            known[key] = predict(experiment, **where)
+        return known[key]
+
+    build.trainers.predict_memory = remembered
+    yield
+    build.trainers.predict_memory = predict
 
 
 @pytest.fixture(scope="session")

@@ -385,6 +385,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no position": (alter(lack("ImagePositionPatient"), 2), r"1 image without a usable ImagePositionPatient \(im002"),
     "no orientation": (alter(put(ImageOrientationPatient=None)), "12 images without a usable ImageOrientationPatient"),
     "a bad orientation": (alter(put(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])), "directions or distances"),
+    "no distance between pixels": (alter(put(PixelSpacing=[0, 1])), "distances that cannot be"),
     "no pixel spacing": (alter(lack("PixelSpacing")), "PixelSpacing"),
     "no pixels": (alter(lack("PixelData"), 4), r"im004\.dcm has no pixel data"),
     "pixels cut short": (cut(4, 0.98), r"im004\.dcm is cut short \(\d+ of 60 bytes"),

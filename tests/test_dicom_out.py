@@ -132,6 +132,27 @@ class TestFromDicom:
             assert not [element for element in ds.iterall() if element.tag.is_private]
         assert [ds.InstanceNumber for ds in one] == [1, 2, 3, 4]
 
+    def test_the_series_number_and_the_history_follow_the_sources(self, tmp_path: Path) -> None:
+        code = Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
+
+        def change(ds: Dataset, k: int) -> None:
+            ds.SeriesNumber, ds.PatientIdentityRemoved = 7, "YES"
+            ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", "8"
+            if k < 4 and by_code:
+                ds.DeidentificationMethodCodeSequence = [code]
+
+        for by_code in (True, False):
+            source = write_series(tmp_path / f"mr{by_code}", stored(), change=change)
+            grid = grid_of(read_volume(source))
+            write_ct_series(tmp_path / f"ct{by_code}", hounsfield(grid.shape), grid, source=source)
+            for ds in written(tmp_path / f"ct{by_code}"):
+                assert (ds.SeriesNumber, ds.PatientIdentityRemoved) == (9007, "YES")
+                assert (ds.LossyImageCompression, ds.LossyImageCompressionRatio) == ("01", 8)
+                codes = ds.get("DeidentificationMethodCodeSequence")
+                assert (codes[0].CodeValue == "113100") if by_code else codes is None
+                assert by_code or ds.DeidentificationMethod == "not stated in the source series"
+
     def test_sagittal_slices_become_axial_ones(self, tmp_path: Path) -> None:
         source = write_series(tmp_path / "mr", stored(), SAGITTAL)
         grid = grid_of(read_volume(source))

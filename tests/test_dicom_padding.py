@@ -16,6 +16,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.evaluation.case import Settings, grade
 from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import PROTOCOLS
+from medcyclegan.io.dicom.padding import fill_padding
 from medcyclegan.io.reader import read_volume
 
 SHAPE = (20, 18, 4)
@@ -209,3 +210,32 @@ class TestBits:
         folder = write_series(tmp_path / "mr", HU.astype(np.int16), change=change)
         with pytest.raises(InputError, match=r"1 image without the RescaleSlope that the others have \(im002\.dcm\)"):
             read_volume(folder)
+
+
+class TestFilling:
+    """Images of 4 x 5 pixels, padding at one edge or in the middle."""
+
+    @pytest.mark.parametrize("place", [(0, 2), (3, 2), (1, 0), (2, 4)])
+    def test_each_edge_is_one(self, place: tuple[int, int]) -> None:
+        array = np.full((2, 4, 5), 100, np.float32)
+        array[0, 1:3, 2] = array[0][place] = 3000
+        is_padding = array == 3000
+        count = 1 if place[1] in (0, 4) else 3  # at the upper and lower edge it is connected with the middle
+        expected = np.where(is_padding, -1024, array)
+        if count == 1:
+            expected[0, 1:3, 2] = 3000
+        notes = fill_padding(array, is_padding, "CT")
+        np.testing.assert_array_equal(array, expected)
+        assert notes[0].startswith(f"{count} pixels are padding") and len(notes) == (2 if count == 1 else 1)
+        assert count == 3 or notes[1].startswith("2 pixels within the images")
+
+    def test_in_mr_it_becomes_the_lowest_value_and_never_less_than_0(self) -> None:
+        for lowest, low in ((20, 0), (-30, -30)):
+            array = np.array([[[-5000, 400, 900], [lowest, 500, 900], [600, 700, 800]]], np.float32)
+            notes = fill_padding(array, (array == -5000) | (array == 900), "MR")
+            high = lowest
+            assert array.tolist() == [[[low, 400, high], [lowest, 500, high], [600, 700, 800]]]
+            assert notes[0].startswith("3 pixels are padding") and len(notes) == 1
+        array = np.full((1, 2, 2), 7, np.float32)
+        assert "every pixel has the value" in fill_padding(array, np.ones(array.shape, bool), "MR")[0]
+        assert fill_padding(array, np.zeros(array.shape, bool), "CT") == [] and (array == 7).all()

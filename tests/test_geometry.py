@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from axis_orders import ORDERS, Order, affine_of, along_axes, rotation
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from scipy.ndimage import gaussian_filter1d
@@ -15,28 +16,15 @@ from scipy.ndimage import gaussian_filter1d
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of
-from medcyclegan.transforms.geometry import ToWorkingGridd, resample, working_grid
+from medcyclegan.transforms.geometry import CropToBodyd, ToWorkingGridd, resample, working_grid
 
-ORDERS = [(p, s) for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)]
 SHAPE = (9, 7, 6)
 
 
-def rotation(degrees: float) -> np.ndarray:
-    k = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
-    cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-    angle = np.radians(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
 def grid(
-    order: tuple = ORDERS[0], degrees: float = 0.0, spacing: tuple = (1.0, 1.7, 2.6), shape: tuple = SHAPE
+    order: Order = ORDERS[0], degrees: float = 0.0, spacing: tuple = (1.0, 1.7, 2.6), shape: tuple = SHAPE
 ) -> Grid:
-    axes = np.zeros((3, 3))
-    axes[order[0], range(3)] = order[1]
-    affine = np.eye(4)
-    affine[:3, :3] = rotation(degrees) @ axes * np.array(spacing)
-    affine[:3, 3] = (-31.3, 55.7, 0.9)
-    return Grid(shape, affine)
+    return Grid(shape, affine_of(order, degrees, spacing))
 
 
 def sheared() -> Grid:
@@ -53,13 +41,6 @@ def world(g: Grid) -> np.ndarray:
 
 def linear(g: Grid) -> np.ndarray:
     return (world(g) @ np.array([0.31, -0.72, 1.13]) + 5.0).astype(np.float32)
-
-
-def along_axes(order: tuple, spacing: tuple) -> tuple[float, ...]:
-    """The source's spacing in the order of the working grid's axes."""
-    result = np.empty(3)
-    result[list(order[0])] = spacing
-    return tuple(result)
 
 
 class TestWorkingGrid:
@@ -137,6 +118,39 @@ class TestResample:
         np.testing.assert_array_equal(moved, expected)
         shift[0, 3] = 50
         assert (resample(values, source, Grid(SHAPE, source.affine @ shift), fill=-9.0) == -9).all()
+
+    @pytest.mark.parametrize("order", [ORDERS[0], ORDERS[19], ORDERS[46]])
+    def test_every_shift_of_every_flip_copies_what_there_is(self, order: Order) -> None:
+        """Voxel by voxel: target index t along an axis is source index start + sign t of the axis it runs along."""
+        (permutation, signs), shape = order, (4, 3, 5)
+        values = np.arange(1.0, 61.0, dtype=np.float32).reshape(shape)
+        values[1, 1, 1] = np.nan  # spoils its neighbors wherever anything is computed instead of copied
+        for start in itertools.product((-2, 0, 3), (0, 2), (-1, 1, 3, 4)):
+            index_map = np.zeros((4, 4))
+            index_map[permutation, range(3)] = signs
+            index_map[:, 3] = (*start, 1)
+            source = grid(shape=shape)
+            found = resample(values, source, Grid((5, 4, 3), source.affine @ index_map), fill=-9.0)
+            expected = np.full((5, 4, 3), -9.0, np.float32)
+            for t in np.ndindex(expected.shape):
+                s = np.rint(index_map[:3, :3] @ t + start).astype(int)
+                if (s >= 0).all() and (s < shape).all():
+                    expected[t] = values[tuple(s)]
+            np.testing.assert_array_equal(found, expected)
+
+    def test_the_rounding_of_a_header_copies_and_a_thousandth_of_a_voxel_does_not(self) -> None:
+        values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+        source = grid()
+        for axis, (off, copied) in itertools.product(range(3), ((5e-5, True), (1e-3, False))):
+            shift = np.eye(4)
+            shift[axis, 3] = off
+            moved = resample(values, source, Grid(SHAPE, source.affine @ shift), fill=0.0)
+            assert np.array_equal(moved, values) is copied
+            # A voxel that is too large by as much at its far end.
+            stretch = np.eye(4)
+            stretch[axis, axis] += off / SHAPE[axis]
+            moved = resample(values, source, Grid(SHAPE, source.affine @ stretch), fill=0.0)
+            assert np.array_equal(moved, values) is copied
 
     @pytest.mark.parametrize("source", [grid(ORDERS[k], 15.0) for k in (0, 13, 30, 47)] + [sheared()])
     def test_a_linear_function_is_exact_inside(self, source: Grid) -> None:
@@ -257,3 +271,49 @@ class TestToWorkingGridd:
             where = (world(grid_of(moved)) * mass[..., None]).sum((0, 1, 2)) / mass.sum()
             before = (world(source) * blob[..., None]).sum((0, 1, 2)) / blob.sum()
             np.testing.assert_allclose(where, before, atol=0.05)
+
+
+class TestCropToBodyd:
+    """On voxels of 1 x 2 x 4 mm, turned."""
+
+    SPACING = (1.0, 2.0, 4.0)
+
+    def kept(self, box: tuple[slice, ...], margin: float) -> tuple[slice, ...]:
+        shape = (20, 18, 16)
+        source = grid(ORDERS[0], 20.0, self.SPACING, shape)
+        body = np.zeros(shape, np.float32)
+        body[box] = 1
+        image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        given = {
+            key: MetaTensor(torch.from_numpy(values)[None], affine=torch.from_numpy(source.affine.copy()))
+            for key, values in (("image", image), ("body", body))
+        }
+        transform = CropToBodyd(["image", "body"], (-1.0, 0.0), margin=margin)
+        result = transform(given)
+        back = transform.inverse(result)
+        assert grid_of(back["image"]).matches(source, 1e-9)
+        lost = np.ones(shape, bool)
+        corner = np.linalg.solve(source.affine, grid_of(result["image"]).affine[:, 3])[:3]
+        at = tuple(slice(int(c), int(c) + n) for c, n in zip(np.rint(corner), result["image"].shape[1:], strict=True))
+        np.testing.assert_allclose(np.rint(corner), corner, atol=1e-9)
+        lost[at] = False
+        # What is kept lies where it lay; the rest comes back as the fill.
+        np.testing.assert_array_equal(result["image"][0].numpy(), image[at])
+        np.testing.assert_array_equal(back["image"][0].numpy(), np.where(lost, -1, image))
+        np.testing.assert_array_equal(back["body"][0].numpy(), body)
+        assert torch.equal(given["image"].as_tensor()[0], torch.from_numpy(image))
+        return at
+
+    def test_the_margin_is_in_millimeters(self) -> None:
+        assert self.kept((slice(6, 11), slice(7, 12), slice(5, 10)), 3.0) == (slice(3, 14), slice(5, 14), slice(4, 11))
+
+    def test_no_margin_is_the_body_alone(self) -> None:
+        assert self.kept((slice(6, 11), slice(7, 12), slice(5, 10)), 0.0) == (slice(6, 11), slice(7, 12), slice(5, 10))
+        with pytest.raises(ValueError, match="at least 0 mm"):
+            CropToBodyd(["image"], -1.0, margin=-0.1)
+
+    def test_it_ends_where_the_volume_ends(self) -> None:
+        assert self.kept((slice(1, 19), slice(0, 18), slice(0, 15)), 9.0) == (slice(0, 20), slice(0, 18), slice(0, 16))
+
+    def test_four_voxels_are_kept_at_least(self) -> None:
+        assert self.kept((slice(6, 7), slice(7, 9), slice(5, 8)), 0.0) == (slice(4, 9), slice(6, 10), slice(4, 9))

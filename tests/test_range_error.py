@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from axis_orders import rotation
 
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation import range_error as range_error_module
 from medcyclegan.evaluation.range_error import (
     ANGLES,
     Curve,
@@ -96,6 +99,130 @@ def test_a_sphere_is_crossed_for_its_chord(spacing: float) -> None:
     assert abs(np.mean(errors)) < 0.05 * spacing
 
 
+def oblique(shape: tuple[int, int, int], order: tuple[int, int, int] = (0, 1, 2)) -> Grid:
+    """Voxels of 1.5 x 3 x 2 mm, turned about an oblique axis, flipped along the second; no entry of the affine is 0."""
+    affine = np.eye(4)
+    affine[:3, :3] = (rotation(40) @ np.diag([1.5, -3.0, 2.0]))[:, order]
+    affine[:3, 3] = 31, -77, 120
+    return Grid(shape, affine)
+
+
+def walked(volume: np.ndarray, grid: Grid, target: np.ndarray, direction: np.ndarray) -> float:
+    """The integral from all the places where one line crosses any plane between voxels: slow and exact."""
+    step = np.linalg.solve(grid.affine[:3, :3], direction)
+    planes = [(np.arange(n + 1) - 0.5 - t) / s for n, t, s in zip(grid.shape, target, step, strict=True) if s]
+    places = np.unique(np.concatenate([[0.0], *planes]).clip(min=0))
+    total = 0.0
+    for begin, end in itertools.pairwise(places):
+        voxel = np.rint(target + (begin + end) / 2 * step).astype(int)
+        if (voxel >= 0).all() and (voxel < grid.shape).all():
+            total += float(volume[tuple(voxel)]) * (end - begin)
+    return total
+
+
+BLOB = (13, 9, 11)
+
+
+def blob() -> tuple[np.ndarray, np.ndarray]:
+    """Values without any symmetry, and an irregular body with a hole."""
+    random = np.random.default_rng(4)
+    i, j, k = np.indices(BLOB)
+    body = ((i - 5) / 5.5) ** 2 + ((j - 4 + 0.15 * i - 0.7) / 3.6) ** 2 + ((k - 6 + 0.2 * j) / 4.8) ** 2 < 1
+    body[4:6, 4:6, 5:8] = False
+    return random.uniform(-600, 1500, BLOB), body
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("angle", [0.0, 37.0, 90.0, 214.0, 301.0])
+def test_any_grid_and_any_body_as_walked_line_by_line(angle: float, order: tuple[int, int, int]) -> None:
+    values, body = blob()
+    quantity = np.where(body, values / 1000 + 1, 0)
+    grid, targets = oblique(BLOB, order), np.argwhere(body)[::29]
+    direction = toward_source(angle)
+    expected = [walked(quantity, grid, target, direction) for target in targets]
+    found = path_lengths(np.stack([quantity, 2 * quantity]), grid, targets, direction)
+    assert len(targets) > 8 and max(expected) > 10
+    np.testing.assert_allclose(found, [expected, 2 * np.array(expected)], rtol=0, atol=1e-9)
+
+
+def test_a_sphere_on_a_turned_grid_is_crossed_for_its_chord() -> None:
+    """On an oblique grid of 1 x 2 x 1.5 mm: what a wrong direction in voxels would miss by centimeters."""
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(-65) @ np.diag([1.0, 2.0, 1.5])
+    shape, radius = (65, 33, 43), 30.0
+    grid = Grid(shape, affine)
+    offsets = (np.indices(shape).reshape(3, -1).T - np.array([32, 16, 21])) @ affine[:3, :3].T
+    inside = ((offsets**2).sum(axis=1) <= radius**2).reshape(shape)
+    target = np.array([[40, 14, 27]])
+    offset = (target[0] - [32, 16, 21]) @ affine[:3, :3].T
+    for angle in range(0, 360, 20):
+        along = float(offset @ toward_source(angle))
+        chord = -along + math.sqrt(along**2 + radius**2 - float(offset @ offset))
+        found = path_lengths(inside[None].astype(float), grid, target, toward_source(angle))[0, 0]
+        assert found == pytest.approx(chord, abs=1.5), angle  # of 14 to 46 mm; a step at the surface is a voxel
+
+
+def test_rays_walked_some_at_a_time_are_those_walked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, body = blob()
+    arguments = (np.where(body, values, 0)[None], oblique(BLOB), np.argwhere(body), toward_source(66))
+    together = path_lengths(*arguments)
+    for size in (1, 7, len(arguments[2]) - 1):
+        monkeypatch.setattr(range_error_module, "_TOGETHER", size)
+        assert np.array_equal(path_lengths(*arguments), together)
+
+
+def test_every_number_is_of_the_differences_at_all_angles_and_targets() -> None:
+    """Means, percentiles and maps worked out from the path lengths of the two volumes, voxel by voxel."""
+    values, body = blob()
+    synthetic = values + np.random.default_rng(5).normal(80, 200, BLOB)
+    target = body & (np.random.default_rng(6).random(BLOB) < 0.2)
+    grid, angles = oblique(BLOB), (10.0, 130.0, 275.0)
+    found = range_error(values, synthetic, body, grid, target=target, angles=angles, calibration=LINEAR)
+    curve = LINEAR["relative_stopping_power"]
+    reference, other = (np.where(body, curve(volume), 0)[None] for volume in (values, synthetic))
+    voxels = np.array([(i, j, k) for i in range(13) for j in range(9) for k in range(11) if target[i, j, k]])
+    signed = np.array(
+        [
+            path_lengths(other, grid, voxels, toward_source(angle))[0]
+            - path_lengths(reference, grid, voxels, toward_source(angle))[0]
+            for angle in angles
+        ]
+    )
+    size = np.abs(signed)
+    ranked = np.sort(size.ravel())
+    place = 0.95 * (ranked.size - 1)
+    p95 = ranked[int(place)] + (place - int(place)) * (ranked[int(place) + 1] - ranked[int(place)])
+    assert found.scores["wepl_mean_mm"].value == pytest.approx(size.mean(), rel=1e-12)
+    assert found.scores["wepl_p95_mm"].value == pytest.approx(p95, rel=1e-12)
+    assert p95 < 0.95 * ranked[-1] and not np.allclose(size.mean(axis=0), size.mean(axis=0)[::-1])
+    np.testing.assert_allclose(found.map["wepl"], size.mean(axis=0), rtol=1e-12)
+    assert np.array_equal(found.targets, voxels)
+    for angle, row in zip(angles, signed, strict=True):
+        expected = (np.abs(row).mean(), np.percentile(np.abs(row), 95), row.mean())
+        assert found.per_angle["wepl"][angle] == pytest.approx(expected, rel=1e-12)
+    assert set(found.scores) == {"wepl_mean_mm", "wepl_p95_mm"}
+
+
+def test_the_center_is_that_of_mass_in_millimeters() -> None:
+    """Of a horseshoe on anisotropic voxels, whose center of mass lies in the gap."""
+    shape = (12, 7, 3)
+    body = np.zeros(shape, bool)
+    body[1:11, 1, 1] = body[1:11, 5, 1] = body[9:11, 1:6, 1] = True
+    grid = Grid(shape, np.diag([1.0, 6.0, 2.0, 1.0]))
+    voxels = np.argwhere(body)
+    middle = voxels.mean(axis=0)
+    assert not body[tuple(np.rint(middle).astype(int))]
+    distances = {tuple(v): math.hypot((v[0] - middle[0]) * 1, (v[1] - middle[1]) * 6, 0) for v in voxels}
+    expected = min(distances, key=lambda v: distances[v])
+    in_voxels = min(distances, key=lambda v: math.dist(v, middle))
+    assert expected != in_voxels and expected != tuple(voxels[len(voxels) // 2])
+    zero = np.zeros(shape)
+    assert range_error(zero, zero, body, grid, angles=(0,), calibration=LINEAR).targets.tolist() == [list(expected)]
+    # and of a turned grid, on which the axes of the voxels are not those of the world: the same voxel
+    there = Grid(shape, np.block([[rotation(75) @ np.diag([1.0, 6.0, 2.0]), np.ones((3, 1))], [0, 0, 0, 1]]))
+    assert range_error(zero, zero, body, there, angles=(0,), calibration=LINEAR).targets.tolist() == [list(expected)]
+
+
 def test_the_error_of_a_known_change_is_known() -> None:
     """Everything 10 % denser: every path is 10 % longer, so |difference| at the center of a box is that of the path."""
     shape = (21, 31, 5)
@@ -117,15 +244,18 @@ def test_the_map_has_the_mean_over_angles_at_every_target_voxel() -> None:
     grid = Grid(shape, np.eye(4))
     reference = np.zeros(shape)
     synthetic = reference.copy()
-    synthetic[:, 8, :] = 500  # one plane of 1 mm, 1.5 instead of 1, in front of the targets
+    synthetic[:5, 8, :] = 500  # one plane of 1 mm, 1.5 instead of 1 in front of the first target
+    synthetic[5:, 8, :] = 1000  # and 2 instead of 1 behind the second
     target = np.zeros(shape, bool)
-    target[4, 2, 1] = target[4, 9, 1] = True
+    target[4, 2, 1] = target[6, 9, 1] = True
     found = range_error(
         reference, synthetic, np.ones(shape, bool), grid, target=target, angles=(0, 180), calibration=LINEAR
     )
-    # the voxel behind the plane sees it from the front only, the voxel before it from the back only
-    assert found.map["wepl"] == pytest.approx([0.25, 0.25])
-    assert found.per_angle["wepl"][0.0][0] == pytest.approx(0.25)
+    # The first voxel sees the plane from the front only, the second from the back only.
+    assert found.targets.tolist() == [[4, 2, 1], [6, 9, 1]]
+    assert found.map["wepl"] == pytest.approx([0.25, 0.5])
+    assert found.per_angle["wepl"][0.0] == pytest.approx((0.25, 0.475, 0.25))
+    assert found.per_angle["wepl"][180.0] == pytest.approx((0.5, 0.95, 0.5))
 
 
 def test_what_is_outside_the_body_counts_nothing() -> None:

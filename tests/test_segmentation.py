@@ -71,6 +71,24 @@ def test_equals_the_organizers_numbers(name: str, content: dict[str, Any]) -> No
     assert scores.hd95.value == pytest.approx(content["out"]["HD95"], abs=1e-6, rel=0)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "patient", "depth", "dice", "hd95"),
+    [
+        ("missing_class79_and_smaller_liver", "1ABA001", 1.0, 0.743055522441864, 0.5),
+        ("missing_class79_and_smaller_liver", "1ABA001", 3.0, 0.743055522441864, 0.7905694246292114),
+        ("HN_region", "1HNA001", 3.0, 0.5, 2.0),
+        ("pred_all_background", "1ABA001", 1.0, 0.0, 0.0),
+    ],
+)
+def test_equals_numbers_of_the_organizers_that_need_no_files(
+    recipe: str, patient: str, depth: float, dice: float, hd95: float
+) -> None:
+    """Of SynthRAD2025/evaluation at 17cac47, which computes in float32."""
+    axes = np.diag([1.0, 1.0, depth])
+    found = label_scores(*predicted(recipe), axes, region=region_of(patient), as_organizers=True)
+    assert (found.dice.value, found.hd95.value) == pytest.approx((dice, hd95), abs=1e-6, rel=0)
+
+
 def test_a_mean_over_no_class_is_told_not_hidden() -> None:
     gt, nothing = labels(), np.zeros((32, 30, 20), np.int32)
     missed = label_scores(gt, nothing, np.eye(3), region="AB")

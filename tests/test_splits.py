@@ -74,6 +74,23 @@ def test_a_small_share_is_one_patient_at_least() -> None:
     assert Counter(split_patients(patients(X=5), val=0.01).values()) == {"train": 4, "val": 1}
 
 
+def test_shares_and_folds_at_their_limits() -> None:
+    stratum = patients(X=4)
+    assert Counter(split_patients(stratum, val=0.25, test=0.5).values()) == {"train": 1, "val": 1, "test": 2}
+    assert Counter(split_patients(stratum).values()) == {"train": 4}
+    with pytest.raises(InputError, match="leave nobody to train on"):
+        split_patients(patients(X=2), val=0.01, test=0.01)
+    assert Counter(fold_patients(stratum, folds=2).values()) == {0: 2, 1: 2}
+    assert set(fold_patients(stratum, folds=4).values()) == {0, 1, 2, 3}
+    for folds in (0, 1, 5):
+        with pytest.raises(InputError, match="from 2 folds to one per patient"):
+            fold_patients(stratum, folds=folds)
+    # Without a seed it is 0, so that a split is the same split tomorrow.
+    many = patients(X=30)
+    assert split_patients(many, val=0.2) == split_patients(many, val=0.2, seed=0)
+    assert fold_patients(many, folds=5) == fold_patients(many, folds=5, seed=0)
+
+
 @pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0), (0, 1), (float("nan"), 0)])
 def test_impossible_shares(val: float, test: float) -> None:
     with pytest.raises(InputError, match="together below 1"):

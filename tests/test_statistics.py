@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from medcyclegan.evaluation import statistics
 from medcyclegan.evaluation.statistics import holm, mean_interval, paired_difference, ranking
 
 
@@ -43,6 +44,31 @@ def test_it_is_the_bca_interval_of_scipy_but_for_the_small_cohort() -> None:
     widened = mean_interval(values)
     assert widened.low < found.low and widened.high > found.high
     assert mean_interval(values) == widened
+
+
+@pytest.mark.parametrize("kind", ["skewed", "biased"])
+def test_the_limits_are_efrons_to_the_last_digit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Efron 1987: alpha' = Phi(z0 + (z0 + z) / (1 - a (z0 + z))), each step from the draws themselves.
+
+    The mean has hardly any bias of its own, so the draws of the second kind are shifted: z0 then counts twice.
+    """
+    values = [3.0, 5.0, 6.0, 8.0, 9.0, 14.0, 40.0]
+    draws = np.random.default_rng(1).choice(values, (4000, 7)).mean(axis=1)
+    if kind == "biased":
+        draws = draws - 2.5
+    monkeypatch.setattr(statistics, "_resampled_means", lambda x, resamples, seed: draws)
+    n, mean = 7, sum(values) / 7
+    z0 = stats.norm.ppf(sum(1.0 if d < mean else 0.5 if d == mean else 0.0 for d in draws) / 4000)
+    assert abs(z0) > (0.5 if kind == "biased" else 0.02)
+    # The influence of patient i by leaving it out (equation 6.6 and its jackknife form).
+    left_out = [(sum(values) - v) / (n - 1) for v in values]
+    influence = [sum(left_out) / n - m for m in left_out]
+    a = sum(u**3 for u in influence) / (6 * sum(u**2 for u in influence) ** 1.5)
+    assert a > 0.1
+    z = math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)
+    expected = [np.quantile(draws, stats.norm.cdf(z0 + (z0 + side) / (1 - a * (z0 + side)))) for side in (-z, z)]
+    found = mean_interval(values, resamples=4000)
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_interval_without_enough_patients_or_numbers() -> None:

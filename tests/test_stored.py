@@ -139,6 +139,8 @@ class TestMetaImage:
         ("change", "reason"),
         [
             ({"NDims": "-1"}, "-1 dimensions"),
+            ({"NDims": "0"}, "0 dimensions"),
+            ({"ElementDataFile": "s%02d.raw 1 4 1 1"}, "which is not 4 files"),
             ({"NDims": "99999999"}, "dimensions"),
             ({"DimSize": "6 5"}, "DimSize as '6 5'; 3 whole numbers"),
             ({"DimSize": "6 5 -4"}, "which is no volume"),
@@ -189,7 +191,7 @@ class TestNrrd:
             with pytest.warns(UserWarning, match="orientation is unknown"):
                 read_volume(nrrd(tmp_path, changes=changes))
 
-    @pytest.mark.parametrize("space", ["RAS", "left-anterior-superior"])
+    @pytest.mark.parametrize("space", ["RAS", "LAS", "LPS", *(f"{x}-anterior-superior" for x in ("left", "right"))])
     def test_spaces(self, space: str, tmp_path: Path) -> None:
         path = nrrd(tmp_path, changes={"space": space})
         image = sitk.ReadImage(str(path))
@@ -219,6 +221,10 @@ class TestNrrd:
         check(nrrd(tmp_path, b"anything" + RAW, {"byte skip": "-1"}))
         check(nrrd(tmp_path, gzip.compress(b"xyz" + RAW), {"byte skip": "3", "encoding": "gzip"}))
         check(nrrd(tmp_path, VALUES.astype(">i2").tobytes(order="F"), {"endian": "big"}))
+
+    def test_a_list_without_a_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="names 0 data files"):
+            read_volume(nrrd(tmp_path, detached="data file: LIST 3\n"))
 
     def test_axes_beside_space(self, tmp_path: Path) -> None:
         directions = NRRD["space directions"]
@@ -265,6 +271,8 @@ class TestNrrd:
             ({"content": "\0"}, "NUL"),
             ({"Type": "int"}, "'type' twice"),
             ({"byte skip": "-2"}, "leaves out"),
+            ({"byte skip": "-1", "encoding": "gzip"}, "0 lines and -1 bytes"),
+            ({"byte skip": "-1", "line skip": "1"}, "1 lines and -1 bytes"),
         ],
     )
     def test_wild_headers(self, change: dict[str, str | None], reason: str, tmp_path: Path) -> None:

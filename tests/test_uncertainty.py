@@ -18,16 +18,15 @@ from medcyclegan.inference.uncertainty import combined, cycle_residual, spread, 
 from medcyclegan.io.reader import read_volume
 from medcyclegan.transforms.pipeline import Preparation, prepare
 
-RANDOM = np.random.default_rng(0)
 SHAPE = (16, 17, 18)
 
 
-def noise() -> np.ndarray:
-    return ndimage.gaussian_filter(RANDOM.normal(size=SHAPE), 1.0).astype(np.float32)
+def noise(seed: int) -> np.ndarray:
+    return ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 1.0).astype(np.float32)
 
 
 def test_spread_is_the_standard_deviation_in_hu() -> None:
-    parts = [noise() for _ in range(5)]
+    parts = [noise(seed) for seed in range(5)]
     mean = np.mean(parts, axis=0, dtype=np.float32)
     np.testing.assert_allclose(spread(mean, parts, 4095.0), np.std(parts, axis=0) * 4095 / 2, rtol=1e-3, atol=1e-2)
     same = np.full(SHAPE, 0.3, np.float32)
@@ -46,11 +45,11 @@ def test_cycle_residual_is_a_share_of_the_window() -> None:
 
 
 def test_structure_disagrees_where_edges_do_and_not_where_brightness_does() -> None:
-    image, body = noise(), np.ones(SHAPE, bool)
+    image, body = noise(0), np.ones(SHAPE, bool)
     assert structure_disagreement(image, image, body).max() < 1e-6
     assert structure_disagreement(image, -0.5 * image + 0.2, body).max() < 1e-3  # inverted contrast, the same edges
     other = image.copy()
-    other[8:12, 8:12, 8:12] = noise()[8:12, 8:12, 8:12]
+    other[8:12, 8:12, 8:12] = noise(1)[8:12, 8:12, 8:12]
     found = structure_disagreement(image, other, body)
     assert found[9:11, 9:11, 9:11].mean() > 10 * found[:4].mean()
     assert found.min() >= 0 and found.max() <= 1
@@ -58,7 +57,7 @@ def test_structure_disagrees_where_edges_do_and_not_where_brightness_does() -> N
 
 def test_combined_weighs_maps_of_any_unit_alike() -> None:
     body = np.ones(SHAPE, bool)
-    a, b = np.abs(noise()), np.abs(noise())
+    a, b = np.abs(noise(0)), np.abs(noise(1))
     together = combined({"a": a, "b": b}, body)
     np.testing.assert_allclose(together, combined({"a": 1000 * a, "b": 0.01 * b}, body), rtol=1e-4)
     assert np.array_equal(combined({"a": np.zeros(SHAPE, np.float32)}, body), np.zeros(SHAPE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import itertools
 import subprocess
 import sys
 import warnings
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from axis_orders import ORDERS, affine_of
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, SaveImage
 
@@ -24,26 +24,10 @@ from medcyclegan.io.reader import VOLUME_SUFFIXES, SimpleITKReader, as_volume, g
 from medcyclegan.io.writer import SimpleITKWriter, to_int16, write_volume
 
 SHAPE = (5, 4, 3)
-ORDERS = [(p, s) for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)]
 
 
 def hounsfield(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     return np.random.default_rng(0).integers(-1024, 3072, shape).astype(np.int16)
-
-
-def affine_of(order: tuple[tuple[int, ...], tuple[float, ...]], degrees: float = 0.0) -> np.ndarray:
-    """Axis order, then a rotation about an oblique axis, with anisotropic voxels and an origin off center."""
-    permutation, signs = order
-    axes = np.zeros((3, 3))
-    axes[permutation, range(3)] = signs
-    k = np.array([1.0, 2.0, -1.0]) / np.sqrt(6)
-    cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
-    angle = np.radians(degrees)
-    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    affine = np.eye(4)
-    affine[:3, :3] = rotation @ axes * np.array([0.7, 1.3, 3.1])
-    affine[:3, 3] = (-101.3, 55.7, 0.9)
-    return affine
 
 
 def sheared() -> Grid:

@@ -148,4 +148,5 @@ def split(logits: Logits, sizes: list[int]) -> list[Logits]:
 
 def _mean(formula: Callable[[Tensor], Tensor], logits: Logits) -> Tensor:
     scales = logits if isinstance(logits, tuple) else (logits,)
-    return torch.stack([formula(scale.float()).mean() for scale in scales]).mean()
+    exact = torch.promote_types(scales[0].dtype, torch.float32)
+    return torch.stack([formula(scale.to(exact)).mean() for scale in scales]).mean()

@@ -23,7 +23,7 @@ class L1:
     """Mean absolute difference."""
 
     def __call__(self, image: Tensor, wanted: Tensor) -> Tensor:
-        return F.l1_loss(image.float(), wanted.float())
+        return F.l1_loss(_exact(image), _exact(wanted))
 
 
 @RECONSTRUCTION_LOSSES.register("l2", paper="mean squared error")
@@ -31,7 +31,7 @@ class L2:
     """Mean squared difference."""
 
     def __call__(self, image: Tensor, wanted: Tensor) -> Tensor:
-        return F.mse_loss(image.float(), wanted.float())
+        return F.mse_loss(_exact(image), _exact(wanted))
 
 
 @RECONSTRUCTION_LOSSES.register("l1_ssim", paper="Zhao et al. 2017, Loss Functions for Image Restoration, equation 9")
@@ -49,7 +49,12 @@ class L1SSIM:
         self.ssim = {dims: SSIMLoss(spatial_dims=dims, data_range=2.0) for dims in (2, 3)}
 
     def __call__(self, image: Tensor, wanted: Tensor) -> Tensor:
-        image, wanted = image.float(), wanted.float()
+        image, wanted = _exact(image), _exact(wanted)
         with torch.autocast(image.device.type, enabled=False):
             dissimilarity = self.ssim[image.dim() - 2](image, wanted)
         return (1 - self.ssim_share) * F.l1_loss(image, wanted) + self.ssim_share * dissimilarity
+
+
+def _exact(image: Tensor) -> Tensor:
+    """In float32 or better."""
+    return image.to(torch.promote_types(image.dtype, torch.float32))

@@ -462,5 +462,5 @@ def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, Distributed
 def _mean_over_processes(losses: Losses) -> Losses:
     if ranks.here()[1] == 1:
         return losses
-    means = ranks.mean(torch.stack([loss.float() for loss in losses.values()]))
+    means = ranks.mean(torch.stack([loss.double() for loss in losses.values()]))
     return dict(zip(losses, means.unbind(), strict=True))
