@@ -99,6 +99,16 @@ class TestValuesAndPlaces:
         check(tmp_path / "study", stored())
         check(tmp_path / "mr.zip", stored())
 
+    def test_a_zip_with_a_damaged_directory(self, tmp_path: Path) -> None:
+        path = tmp_path / "mr.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("one.dcm", b"x")
+        content = path.read_bytes()
+        at = content.rindex(b"one.dcm")
+        path.write_bytes(content[:at] + bytes(7) + content[at + 7 :])  # zipfile ends names at NUL
+        with pytest.raises(InputError, match=r"mr\.zip cannot be read: it is no whole zip"):
+            read_volume(path)
+
     def test_linked_folders_and_circles(self, tmp_path: Path) -> None:
         write_series(tmp_path / "real", stored())
         (tmp_path / "patient").mkdir()

@@ -71,6 +71,16 @@ def test_a_tiff_that_is_turned_or_inverted_is_refused(tmp_path: Path, tag: int, 
         read_volume(tmp_path / "x.tif")
 
 
+def test_a_tiff_with_a_tag_twice_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.tif")
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    (at,) = struct.unpack_from("<I", content, 4)
+    struct.pack_into("<H", content, at + 2 + 12, 256)  # the height becomes a second width
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(InputError, match=r"tag 256 twice|does not say its ImageLength|cannot be read"):
+        read_volume(tmp_path / "x.tif")
+
+
 def test_a_gray_level_that_is_transparent_is_refused(tmp_path: Path) -> None:
     Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.png", transparency=14)
     with pytest.raises(InputError, match="transparent"):

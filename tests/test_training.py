@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from torch import Tensor
 
 from medcyclegan import build, config
@@ -20,7 +20,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import read_volume
 from medcyclegan.training.checkpoint import load_checkpoint
-from medcyclegan.training.recorder import make_panel
+from medcyclegan.training.recorder import RunRecorder, make_panel
 from medcyclegan.training.schedules import linear_decay
 from medcyclegan.training.trainer import ExponentialMovingAverage
 
@@ -158,6 +158,15 @@ def test_generator_phase_leaves_discriminators_untouched(
     assert all(p.grad is None for name in ("disc_a", "disc_b") for p in networks[name].parameters())
     assert all(p.grad is not None for name in ("gen_ab", "gen_ba") for p in networks[name].parameters())
     assert all(p.requires_grad for p in networks.parameters())
+
+
+def test_a_recorder_that_cannot_begin_leaves_the_reason_visible(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where its folder should be")
+    recorder = RunRecorder(tmp_path, log_every=1, picture_every=1, picture_batch={}, window={})
+    engine = Engine(lambda engine, batch: None)
+    recorder.attach(engine)
+    with pytest.raises(OSError, match="tensorboard"):
+        engine.run([0])
 
 
 def test_linear_decay() -> None:

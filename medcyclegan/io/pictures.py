@@ -9,6 +9,7 @@ and floating ones.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def _require_plain(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error}.", "Save it again as PNG.") from None
     if tags is None:
         return
+    if twice := _tags_twice(path):
+        raise InputError(f"{path}: the TIFF gives tag {twice[0]} twice.", "Save it again.")
     if lost := [name for tag, name in _NEEDED.items() if tag not in tags]:
         raise InputError(f"{path}: the TIFF does not say its {', '.join(lost)}.", "Save it again.")
     for tag, (allowed, name) in _PLAIN.items():
@@ -122,6 +125,18 @@ def _require_plain(path: Path) -> None:
                 f"{path}: the TIFF has {name} {value}, and {', '.join(map(str, allowed))} can be read.",
                 "Save it again as a plain TIFF or PNG.",
             )
+
+
+def _tags_twice(path: Path) -> list[int]:
+    """Tags that the first directory of a TIFF has more than once: each reader takes another one of them."""
+    content = path.read_bytes()
+    order = "<" if content[:2] == b"II" else ">"
+    if struct.unpack_from(f"{order}H", content, 2) != (42,):
+        return []  # BigTIFF
+    (at,) = struct.unpack_from(f"{order}I", content, 4)
+    (count,) = struct.unpack_from(f"{order}H", content, at)
+    tags = [struct.unpack_from(f"{order}H", content, at + 2 + 12 * k)[0] for k in range(count)]
+    return [tag for tag, times in Counter(tags).items() if times > 1]
 
 
 def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Path, gray: bool) -> np.ndarray:

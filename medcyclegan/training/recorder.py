@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,10 @@ class RunRecorder:
         self.board.close()
 
     def _fail(self, engine: Any, error: BaseException) -> None:
-        self._finish(engine)
+        for name in ("display", "board"):  # it may have failed before they were made
+            if (made := getattr(self, name, None)) is not None:
+                with suppress(OSError):  # on a full disk; `error` says so
+                    made.close()
         raise error
 
 

@@ -39,7 +39,7 @@ class VolumeFormat:
         path = opened(folder)
         meant = self.meant(folder)
         outcomes = [self.volume(path, meant)]
-        if self.suffix not in PICTURE_SUFFIXES:
+        if self.suffix not in PICTURE_SUFFIXES and outcomes[0][0] != "differs, warned":
             outcomes.append(self.header(path, meant))
         return next((o for o in outcomes if o[0] not in GOOD), outcomes[0])
 

@@ -164,7 +164,9 @@ def _content(path: Path, out: Path, known: dict[str, str]) -> Any:
     data = path.read_bytes()
     if path.suffix == ".pt":
         try:
-            return _timeless(flat(torch.load(path, weights_only=True)), out)
+            tree = _timeless(flat(torch.load(path, weights_only=True)), out)
+            # Of a run without a checkpoint it is not known what was given: what it was resolved to stands for it.
+            return {key: value for key, value in tree.items() if key != "given"}
         except Exception:
             return len(data)
     if path.suffix == ".pt2" and zipfile.is_zipfile(path):

@@ -270,13 +270,13 @@ def _places(path: Path) -> Iterator[Place]:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
+                names = sorted(member.filename for member in members if not member.is_dir())
         except LIBRARY_ERRORS as error:  # zipfile lets an IndexError of a damaged directory through, too
             raise InputError(
                 f"{path} cannot be read: it is no whole zip file ({error}).", "Copy or export it again."
             ) from error
         if any(member.flag_bits & 1 for member in members):
             raise InputError(f"{path} is encrypted.", "Unpack it and give the folder.")
-        names = sorted(member.filename for member in members if not member.is_dir())
         hidden = [any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts) for name in names]
         yield from (Place(path, name) for name, skip in zip(names, hidden, strict=True) if not skip)
     else:
