@@ -224,7 +224,8 @@ def faults(name: str, scenario: Scenario, root: Path, *, seed: int = 0, most: in
         (out := root / "out").mkdir()
         said = child(scenario.words(out), begin(out))
         wrong = "" if dies else refusal(said)
-        wrong = wrong or completed(scenario, out) or differing(contents(out), expected)
+        done = said is not None and said.code == 0  # it was through before it noticed
+        wrong = wrong or ("" if done else completed(scenario, out)) or differing(contents(out), expected)
         if wrong:
             yield f"{name}, {what}: {wrong}"
         shutil.rmtree(out)

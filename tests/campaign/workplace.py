@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import shutil
@@ -58,6 +59,7 @@ def sets(*more: str) -> list[str]:
 def workplace() -> Path:
     """phantoms/, prepared/, run/, sct/ (converted), scores/ (evaluated): made once in a process and its children."""
     folder = Path(tempfile.mkdtemp(prefix="campaign-base-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # children leave by os._exit
     made = phantom.write_cohort(
         folder / "phantoms", seed=3, train_mr=2, train_ct=2, test=1, spacing_mm=(8.0, 8.0, 10.0), shape=(27, 33, 16)
     )
