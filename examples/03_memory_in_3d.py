@@ -33,10 +33,11 @@ def one_step(size: tuple[int, ...], filters: int, blocks: int, checkpointing: bo
     real = {domain: torch.rand(1, 1, *size, device=device) * 2 - 1 for domain in "ab"}
 
     before, started = peak_gib(device), time.process_time()
-    losses, images = objective.generator_losses(real)
-    sum(losses.values()).backward()
-    detached = {name: image.detach() for name, image in images.items()}
-    sum(objective.discriminator_losses(real, detached).values()).backward()
+    for direction in objective.directions:
+        losses, images = objective.generator_losses(real, direction)
+        sum(losses.values()).backward()
+        detached = {name: image.detach() for name, image in images.items()}
+        sum(objective.discriminator_losses(real, detached, direction).values()).backward()
     memory, seconds = peak_gib(device) - before, time.process_time() - started
     shown = " x ".join(map(str, size))
     return f"{shown:>15}  checkpointing {'on ' if checkpointing else 'off'}  {memory:6.2f} GiB  {seconds:7.1f} s"

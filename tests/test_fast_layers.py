@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -10,15 +11,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medcyclegan.inference.statistics import SharedNormNetwork
-from medcyclegan.networks import winograd
-from medcyclegan.networks.blocks import MANY, ReflectedConvolution, ResidualBlock, TanhHead, Upsample
-from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d, use_channels_last
-from medcyclegan.networks.narrow import narrow_convolution
-from medcyclegan.networks.winograd import doubled_convolution, reflected_convolution
+from medcyclegan.networks.blocks import ResidualBlock, TanhHead, Upsample, conv_norm_act
+from medcyclegan.networks.cpu import accelerate, winograd
+from medcyclegan.networks.cpu.acceleration import (
+    MANY_CHANNELS,
+    DoublingConvolution2d,
+    DoublingConvolution3d,
+    FewChannelConvolution,
+    WinogradConvolution,
+)
+from medcyclegan.networks.cpu.few_channels import few_channel_convolution
+from medcyclegan.networks.cpu.instance_norm import InstanceNorm2d, InstanceNorm3d
+from medcyclegan.networks.cpu.winograd import doubled_convolution, reflected_convolution
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def reflecting(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=False)
+
+
+def wide_convolution() -> nn.Module:
+    return reflecting(MANY_CHANNELS, MANY_CHANNELS)
 
 
 def same_with_gradients(found: Tensor, expected: Tensor, *inputs: Tensor) -> None:
@@ -76,7 +92,10 @@ def test_gradients_of_weights_lie_in_memory_as_the_weights_do(last: bool) -> Non
 
 @pytest.mark.parametrize("convolution", [reflected_convolution, doubled_convolution])
 def test_float32_keeps_five_digits(convolution: Callable[..., Tensor]) -> None:
-    x, weight = (tensor.detach() for tensor in (values(1, MANY, 16, 16), values(MANY, MANY, 3, 3, seed=1)))
+    x, weight = (
+        tensor.detach()
+        for tensor in (values(1, MANY_CHANNELS, 16, 16), values(MANY_CHANNELS, MANY_CHANNELS, 3, 3, seed=1))
+    )
     exact = convolution(x, weight)
     assert float((convolution(x.float(), weight.float()) - exact).norm() / exact.norm()) < 5e-6
 
@@ -92,9 +111,9 @@ def test_memory_of_an_inference_serves_a_training_after_it() -> None:
 
 
 def test_rounding_to_bfloat16_costs_less_than_a_percent_of_a_convolution() -> None:
-    layer = ReflectedConvolution(MANY, MANY)
-    use_channels_last(layer)
-    x = torch.randn(1, MANY, 16, 16, generator=torch.Generator().manual_seed(0))
+    layer = wide_convolution()
+    accelerate(layer)
+    x = torch.randn(1, MANY_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rounded = layer(x)
         exact = F.conv2d(F.pad(x, [1] * 4, mode="reflect").double(), layer.weight.double())
@@ -103,24 +122,62 @@ def test_rounding_to_bfloat16_costs_less_than_a_percent_of_a_convolution() -> No
     assert float((rounded - exact).norm() / exact.norm()) < 0.01
 
 
-def test_narrow_convolution_is_a_convolution() -> None:
+def test_few_channel_convolution_is_a_convolution() -> None:
     x, weight = values(2, 5, 11, 9), values(2, 5, 7, 7, seed=1)
-    same_with_gradients(narrow_convolution(x, weight), F.conv2d(x, weight), x, weight)
+    same_with_gradients(few_channel_convolution(x, weight), F.conv2d(x, weight), x, weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (lambda: Upsample(2, 4, 3, "resize"), DoublingConvolution2d),
+        (lambda: Upsample(3, 4, 3, "resize"), DoublingConvolution3d),
+        (lambda: nn.Sequential(nn.Upsample(scale_factor=2), reflecting(4, 3)), DoublingConvolution2d),
+        (lambda: TanhHead(2, 4, 1, kernel=7), FewChannelConvolution),
+        (lambda: nn.Sequential(nn.Conv2d(4, MANY_CHANNELS, 1), wide_convolution()), WinogradConvolution),
+        (lambda: conv_norm_act(2, 4, 4, kernel=3), InstanceNorm2d),
+        (lambda: conv_norm_act(3, 4, 4, kernel=3), InstanceNorm3d),
+    ],
+    ids=["up", "up 3D", "up and convolution", "head", "wide", "norm", "norm 3D"],
+)
+def test_accelerated_layers_give_the_same_with_the_same_weights(
+    layer: Callable[[], nn.Module], kind: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    plain = layer()
+    fast = copy.deepcopy(plain)
+    names = list(plain.state_dict())
+    accelerate(fast)
+    assert any(type(module) is kind for module in fast.modules())
+    assert list(fast.state_dict()) == names and all(map(torch.equal, fast.parameters(), plain.parameters()))
+    dims = 3 if "3d" in kind.__name__ else 2
+    x = torch.randn(1, 4, *[8, 10, 6][:dims], generator=torch.Generator().manual_seed(0))
+    expected = plain(x)
+    torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
+    accelerate(fast)  # again: nothing more
+    torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        Upsample(2, 4, 3, "resize"),
-        TanhHead(2, 4, 1, kernel=7),
-        nn.Sequential(nn.Conv2d(4, MANY, 1), ReflectedConvolution(MANY, MANY)),
+        reflecting(4, 4),  # few channels
+        nn.Conv2d(MANY_CHANNELS, MANY_CHANNELS, 3, padding=1),  # padded by zeros
+        nn.Conv2d(MANY_CHANNELS, MANY_CHANNELS, 3, padding=1, padding_mode="reflect", groups=2, bias=False),
+        nn.Conv2d(MANY_CHANNELS, MANY_CHANNELS, 3, padding=2, dilation=2, padding_mode="reflect", bias=False),
+        nn.Conv2d(MANY_CHANNELS, MANY_CHANNELS, 3, stride=2, padding=1, padding_mode="reflect", bias=False),
+        nn.Conv2d(4, 1, (7, 5), padding=(3, 2), padding_mode="reflect"),
+        nn.Conv2d(4, 1, 7, padding=3, padding_mode="replicate"),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.InstanceNorm2d(4, track_running_stats=True),
+        nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), reflecting(4, 4)),
+        nn.Sequential(nn.Upsample(scale_factor=3), reflecting(4, 4)),
     ],
-    ids=["up", "head", "reflected"],
 )
-def test_blocks_are_the_same_when_traced_plainly(layer: nn.Module) -> None:
-    x = torch.randn(1, 4, 8, 10, generator=torch.Generator().manual_seed(0))
-    traced = torch.jit.trace(layer, x, check_trace=False)  # the plain ways, which exporters know
-    torch.testing.assert_close(layer(x), traced(x), rtol=1e-4, atol=1e-5)
+def test_what_no_rule_fits_stays_plain(layer: nn.Module) -> None:
+    before = [type(module) for module in layer.modules()]
+    accelerate(layer)
+    assert [type(module) for module in layer.modules()] == before
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -153,7 +210,7 @@ def test_instance_norm_of_bfloat16_has_float32_statistics(last: bool) -> None:
 def test_channels_last_changes_no_value() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 2))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    use_channels_last(network)
+    accelerate(network)
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -163,7 +220,7 @@ def test_channels_last_changes_no_value() -> None:
 def test_an_image_of_one_channel_is_answered_with_channels_last(dims: int) -> None:
     # With one channel both formats look alike, and a first layer that answers in the other slows down all that follow.
     first = (nn.Conv2d if dims == 2 else nn.Conv3d)(1, 16, 7)
-    use_channels_last(first)
+    accelerate(first)
     form = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert first(torch.zeros(1, 1, *[24] * dims)).is_contiguous(memory_format=form)
 
@@ -193,8 +250,10 @@ def test_kernels_are_made_once_for_a_volume_and_anew_for_the_next(monkeypatch: p
     made: list[object] = []
     make = winograd._kernels
     monkeypatch.setattr(winograd, "_kernels", lambda *arguments: made.append(arguments) or make(*arguments))
-    network = nn.Sequential(ReflectedConvolution(MANY, MANY), InstanceNorm2d(MANY), Upsample(2, MANY, 3, "resize"))
-    x = values(1, MANY, 5, 6).float()
+    norm = nn.InstanceNorm2d(MANY_CHANNELS)
+    network = nn.Sequential(wide_convolution(), norm, Upsample(2, MANY_CHANNELS, 3, "resize"))
+    accelerate(network)
+    x = values(1, MANY_CHANNELS, 5, 6).float()
     for factor in (1, 2, 3):
         network[0].weight.data.mul_(factor)  # unseen by torch's counters
         made.clear()

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medcyclegan.networks.cpu import accelerate
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.networks.generators.resnet import ResNetGenerator
-from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.training.lanes import Lanes
-from medcyclegan.training.objectives import Losses, generator_parts
+from medcyclegan.training.objectives import Losses, parts_of
 from medcyclegan.training.objectives.cyclegan import CycleGAN
 from medcyclegan.training.trainer import CycleGANTrainer
 
@@ -54,14 +54,14 @@ def gradients(count: int, dropout: float = 0.0, repeat: int = 2) -> tuple[Losses
         for _ in range(repeat):  # the second time side by side
             for parameter in parameters:
                 parameter.grad = None
-            losses, _ = lanes.differentiate(generator_parts(objective, batch()), parameters)
+            losses, _ = lanes.differentiate(parts_of(objective, "generators", batch(), {}), parameters)
         lanes.close()
     return losses, [p.grad for p in parameters if p.grad is not None], lanes
 
 
 def test_lanes_give_the_gradients_of_one_graph() -> None:
     objective = CycleGAN(networks())
-    losses, _ = objective.generator_losses(batch())
+    losses = {name: loss for d in ("ab", "ba") for name, loss in objective.generator_losses(batch(), d)[0].items()}
     torch.stack(list(losses.values())).sum().backward()
     expected = [p.grad for name in objective.generators for p in objective.networks[name].parameters()]
     for count in (1, 2):
@@ -106,7 +106,7 @@ def test_random_numbers_that_come_late_are_told() -> None:
 
 def test_gradients_accumulate_with_their_share_and_lie_as_their_weights() -> None:
     conv = nn.Conv2d(2, 3, 3)
-    use_channels_last(conv)
+    accelerate(conv)
     weight = conv.weight
     lanes = Lanes(CPU)
     lanes.cores = 2

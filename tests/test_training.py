@@ -152,8 +152,9 @@ def test_generator_phase_leaves_discriminators_untouched(
     trainer = build.make_trainer(build.cohorts.resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu"))
     batch = next(iter(trainer.data_loader))
     with trainer._training("generators"):
-        losses, _ = trainer.objective.generator_losses(batch)
-        torch.stack(list(losses.values())).sum().backward()
+        for direction in trainer.objective.directions:
+            losses, _ = trainer.objective.generator_losses(batch, direction)
+            torch.stack(list(losses.values())).sum().backward()
     networks = trainer.objective.networks
     assert all(p.grad is None for name in ("disc_a", "disc_b") for p in networks[name].parameters())
     assert all(p.grad is not None for name in ("gen_ab", "gen_ba") for p in networks[name].parameters())

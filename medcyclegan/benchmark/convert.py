@@ -20,11 +20,11 @@ from medcyclegan import build
 from medcyclegan.benchmark.experiments import checked_device, uses_bf16
 from medcyclegan.benchmark.plain import plain_twin
 from medcyclegan.benchmark.timing import device_name, interleaved
-from medcyclegan.build.networks import lay_out
 from medcyclegan.config import Experiment, parse
 from medcyclegan.errors import InputError
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.translator import Prediction
+from medcyclegan.networks.cpu import accelerate
 from medcyclegan.training.checkpoint import load_checkpoint
 
 HU_PER_UNIT = 4095 / 2  # of [-1, 1] over the whole CT window
@@ -52,7 +52,8 @@ def benchmark_convert(
         raise InputError(f"--slices is at least 1, got {slices}.")
     network = build.make_networks(experiment)["gen_ab"].eval().requires_grad_(False).to(where)
     plain = plain_twin(network, experiment.model.generator).eval().requires_grad_(False)
-    lay_out(network, where)
+    if where.type == "cpu":
+        accelerate(network)
     random = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 1, *(max(2, n // 16) for n in size), max(2, slices // 4), generator=random) * 2 - 1
     image = F.interpolate(coarse, size=(*size, slices), mode="trilinear", align_corners=False)[0, 0].numpy()

@@ -14,7 +14,6 @@ from medcyclegan.errors import InputError, raise_all
 from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure.patch_nce import PatchNCE
 from medcyclegan.networks.discriminators.windowed import Windowed
-from medcyclegan.networks.instance_norm import use_channels_last
 from medcyclegan.registry import (
     ADVERSARIAL_LOSSES,
     DISCRIMINATORS,
@@ -36,12 +35,6 @@ def make_networks(experiment: Experiment) -> nn.ModuleDict:
     torch.manual_seed(experiment.seed)
     objective = OBJECTIVES.class_of(experiment.objective, experiment.allow)
     return nn.ModuleDict({name: make_network(name, experiment, objective.paired) for name in objective.required})
-
-
-def lay_out(network: nn.Module, device: torch.device) -> None:
-    """Lay the weights out in memory as the device computes fastest with them."""
-    if device.type == "cpu":
-        use_channels_last(network)
 
 
 def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float] | None]) -> Objective:

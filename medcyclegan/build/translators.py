@@ -14,11 +14,12 @@ from torch import nn
 
 from medcyclegan import __version__, config
 from medcyclegan.build.devices import choose_device
-from medcyclegan.build.networks import lay_out, make_network, make_networks
+from medcyclegan.build.networks import make_network, make_networks
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
+from medcyclegan.networks.cpu import accelerate
 from medcyclegan.training.checkpoint import (
     BEST_NAME,
     NEEDED_TO_TRANSLATE,
@@ -182,7 +183,8 @@ def _generator(
     network = make_network(name, experiment)
     with reading(path, f"ema.{name}"):
         network.load_state_dict(averaged_state(content, name, network))
-    lay_out(network, device)
+    if device.type == "cpu":
+        accelerate(network)
     return network.eval().requires_grad_(False).to(device)
 
 

@@ -57,8 +57,8 @@ class SharedNormNetwork(nn.Module):
                         setattr(module, name, _SharedNorm(child))
             for module in self.network.modules():
                 # This copy lives for one volume: layers may keep what they make of its weights.
-                if callable(expect := getattr(module, "expect_unchanged_weights", None)):
-                    expect()
+                if callable(cache := getattr(module, "cache_kernels", None)):
+                    cache()
         self.norms = [module for module in self.network.modules() if isinstance(module, _SharedNorm)]
         self._positions: list[float] = []
 

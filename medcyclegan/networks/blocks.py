@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -12,36 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from medcyclegan.networks.instance_norm import InstanceNorm2d, InstanceNorm3d
-from medcyclegan.networks.narrow import narrow_convolution
-from medcyclegan.networks.winograd import Kernels, doubled_convolution, reflected_convolution
-
 Padding = Literal["reflect", "replicate", "zeros"]
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INSTANCE_NORM = {2: InstanceNorm2d, 3: InstanceNorm3d}
+INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-WIDE = 5  # kernels from which `narrow_convolution` pays
-MANY = 128  # channels of input and output from which `reflected_convolution` pays
-
-
-_plain: ContextVar[bool] = ContextVar("_plain", default=False)
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Compute as a GPU would while the block runs, in torch's own convolutions only."""
-    token = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
-
-
-def _own_ways(x: Tensor) -> bool:
-    """Whether to compute in ways of our own, measured to be faster on processors; exporters know the plain ones."""
-    watched = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not watched and not _plain.get()
 
 
 def _leaves_autocast(x: Tensor) -> bool:
@@ -50,28 +23,6 @@ def _leaves_autocast(x: Tensor) -> bool:
     In a training, where they do not, gradients are noisier than that and memory is short.
     """
     return torch.is_autocast_enabled(x.device.type) and not torch.is_grad_enabled()
-
-
-class KeepsKernels(nn.Module):
-    """A layer that can keep what it makes of its weights, which takes up to a tenth of its time."""
-
-    kernels: Kernels | None = None
-
-    def expect_unchanged_weights(self) -> None:
-        """For a copy that lives while its weights do not change: kernels are made once and not for every image."""
-        self.kernels = {}
-
-
-class ReflectedConvolution(KeepsKernels, nn.Conv2d):
-    """Width 3, one reflected voxel around, no bias; in a faster way where channels are many. (B, C, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if min(self.in_channels, self.out_channels) < MANY or not _own_ways(x):
-            return super().forward(x)
-        return reflected_convolution(x, self.weight, self.kernels)
 
 
 def check_spatial_dims(spatial_dims: int) -> None:
@@ -94,14 +45,10 @@ def conv_norm_act(
 
     The convolution has no bias: the norm subtracts it again, and what is left of its gradient is rounding noise.
     """
-    if (spatial_dims, kernel, stride, padding_mode) == (2, 3, 1, "reflect"):
-        convolution: nn.Module = ReflectedConvolution(in_channels, out_channels)
-    else:
-        convolution = CONV[spatial_dims](
-            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, padding_mode=padding_mode, bias=False
-        )
     layers: list[nn.Module] = [
-        convolution,
+        CONV[spatial_dims](
+            in_channels, out_channels, kernel, stride, (kernel - 1) // 2, padding_mode=padding_mode, bias=False
+        ),
         INSTANCE_NORM[spatial_dims](out_channels),
     ]
     if activation is not None:
@@ -139,7 +86,7 @@ class ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-class Upsample(KeepsKernels, nn.Sequential):
+class Upsample(nn.Sequential):
     """Doubles every axis, then norm and ReLU.
 
     `resize` repeats each voxel and convolves, so every output voxel is made by the same number of kernel taps: no
@@ -176,17 +123,13 @@ class Upsample(KeepsKernels, nn.Sequential):
             raise ValueError(f"upsampling is 'resize' or 'transposed', got {mode!r}")
 
     def forward(self, x: Tensor) -> Tensor:
+        result: Tensor
         if _leaves_autocast(x):
             with torch.autocast(x.device.type, enabled=False):
-                return self.forward(x.to(torch.promote_types(x.dtype, torch.float32)))
-        if not isinstance(self[0], nn.Upsample) or not _own_ways(x):
-            result: Tensor = super().forward(x)
-            return result
-        conv, *others = self[1].children()
-        x = doubled_convolution(x, conv.get_parameter("weight"), self.kernels)
-        for layer in others:
-            x = layer(x)
-        return x
+                result = super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+        else:
+            result = super().forward(x)
+        return result
 
 
 class TanhHead(nn.Module):
@@ -220,12 +163,7 @@ class TanhHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if isinstance(self.conv, nn.Conv2d) and self.conv.kernel_size[0] >= WIDE and _own_ways(x):
-                padded = F.pad(x, [self.conv.kernel_size[0] // 2] * 4, mode="reflect")
-                bias = self.conv.get_parameter("bias")[:, None, None]
-                return torch.tanh(narrow_convolution(padded, self.conv.weight) + bias)
-            return torch.tanh(self.conv(x))
+            return torch.tanh(self.conv(x.to(torch.promote_types(x.dtype, torch.float32))))
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor, checkpointing: bool) -> Tensor:

@@ -43,7 +43,7 @@ class Lanes:
         self._threads: ThreadPoolExecutor | None = None
 
     def differentiate(
-        self, parts: Sequence[Part], parameters: Sequence[Tensor], share: float = 1.0
+        self, parts: Sequence[Part], parameters: Sequence[Tensor], share: float = 1.0, in_turn: bool = False
     ) -> tuple[Losses, Images]:
         """Add the gradients of `share` times the sum of all losses to the parameters' `grad`.
 
@@ -51,12 +51,13 @@ class Lanes:
             parts: independent parts of the sum, none of which uses what another computes.
             parameters: what the losses are differentiated by.
             share: of this batch in what is averaged.
+            in_turn: compute the parts one after the other with all cores, because they draw random numbers.
 
         Returns:
             The losses and images of all parts, detached.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if self.cores == 1 or len(parts) == 1:
+        if in_turn or self.cores == 1 or len(parts) == 1:
             return _joined([self._accumulate(part, share) for part in parts])
         before = torch.get_rng_state()
         held = [buffer.clone() for buffer in self.buffers] if self.together is None else []
@@ -100,18 +101,19 @@ class Lanes:
         wait(futures)
         return [future.result() for future in futures]
 
-    def _forward(self, part: Part) -> tuple[Losses, Images]:
+    def _autocast(self) -> torch.autocast:
         # Autocast belongs to a thread, but its cache of cast weights to all: a cached cast would tie graphs together.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=self.cores == 1):
-            return part()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=self.cores == 1)
 
     def _accumulate(self, part: Part, share: float) -> tuple[Losses, Images]:
-        losses, images = self._forward(part)
+        with self._autocast():
+            losses, images = part()
         (share * _sum(losses)).backward()
         return _detached(losses), _detached(images)
 
     def _differentiate(self, part: Part, parameters: Sequence[Tensor], share: float) -> Done:
-        losses, images = self._forward(part)
+        with self._autocast():
+            losses, images = part()
         gradients: Gradients = list(torch.autograd.grad(share * _sum(losses), parameters, allow_unused=True))
         return _detached(losses), _detached(images), gradients
 

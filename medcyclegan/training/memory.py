@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from medcyclegan.networks.blocks import plainly
-from medcyclegan.training.objectives import Images, Objective, Part, discriminator_parts, generator_parts
+from medcyclegan.networks.cpu import accelerate
+from medcyclegan.training.objectives import Images, Objective, Part, parts_of
 
 # What the program itself holds once it computes: the interpreter, the libraries and their first allocations, or the
 # context of a GPU (read off processes of this program on Linux; that of CUDA is the usual order of magnitude).
@@ -71,17 +70,20 @@ def predict_step_memory(
         device: "cpu", where the independent parts of a step are computed side by side (`training.lanes`), or another.
     """
     together = device == "cpu" and torch.get_num_threads() > 1
-    with FakeTensorMode(), nullcontext() if device == "cpu" else plainly():
+    with FakeTensorMode():
         objective = make_objective()
+        if device == "cpu":
+            accelerate(objective.networks)
         for pool in getattr(objective, "pools", {}).values():
             pool.size = 0  # which fakes come back is drawn at random, and fake numbers have no values
         each = {"a": channels, "b": channels} if isinstance(channels, int) else channels
         images = {domain: torch.zeros(batch, each[domain], *size) for domain in ("a", "b")}
         bodies = {f"body_{domain}": torch.ones_like(images[domain], dtype=torch.bool) for domain in ("a", "b")}
         with _LiveStorages() as live:
-            made = _carry_out(generator_parts(objective, images | bodies), bf16, together, live)
-            real = {f"real_{domain}": image for domain, image in images.items()}
-            _carry_out(discriminator_parts(objective, images | bodies, made | real), bf16, together, live)
+            shown = images | bodies
+            made = {f"real_{domain}": image for domain, image in images.items()}
+            for role in ("generators", "discriminators"):
+                made |= _carry_out(parts_of(objective, role, shown, made), bf16, together, live)
     weights = {name: _bytes(network) for name, network in objective.networks.items()}
     averaged = sum(weights[name] for name in objective.generators if name in objective.required)
     return StepMemory(states=STATES * sum(weights.values()) + averaged, activations=live.peak, device=device)

@@ -6,8 +6,8 @@ import copy
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -16,22 +16,15 @@ import torch
 from ignite.engine import Events
 from monai.engines import Trainer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from medcyclegan import ranks
 from medcyclegan.errors import InputError
-from medcyclegan.networks.instance_norm import use_channels_last
+from medcyclegan.networks.cpu import accelerate
+from medcyclegan.training.distributed import JoinedGradients
 from medcyclegan.training.guards import guarded_step
 from medcyclegan.training.lanes import Lanes, laid_out_like
-from medcyclegan.training.objectives import (
-    Images,
-    Losses,
-    Objective,
-    at_step,
-    discriminator_parts,
-    generator_parts,
-)
+from medcyclegan.training.objectives import Images, Losses, Objective, at_step, parts_of
 from medcyclegan.training.schedules import Schedule
 
 
@@ -118,32 +111,6 @@ def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) ->
     return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
-class Half(nn.Module):
-    """What one half of a step computes, as a module of the networks that it trains.
-
-    `DistributedDataParallel` joins the gradients of the module it wraps after one forward and one backward; this is
-    that one forward, however often the objective runs each network in it.
-
-    Args:
-        objective: whose losses it computes.
-        role: "generators" or "discriminators".
-    """
-
-    def __init__(self, objective: Objective, role: str) -> None:
-        super().__init__()
-        self.role = role
-        self.objective = objective
-        names = objective.generators if role == "generators" else objective.discriminators
-        self.trained = nn.ModuleDict({name: objective.networks[name] for name in names})
-
-    def forward(self, batch: Images, images: Images) -> tuple[Losses, Images]:
-        """The weighted losses of a batch, and the images made for them (none by discriminators), detached."""
-        if self.role == "discriminators":
-            return self.objective.discriminator_losses(batch, images), {}
-        losses, made = self.objective.generator_losses(batch)
-        return losses, {name: image.detach() for name, image in made.items()}
-
-
 class CycleGANTrainer(Trainer):
     """Runs an objective for a number of steps: generators first, then discriminators, then the averages.
 
@@ -203,8 +170,7 @@ class CycleGANTrainer(Trainer):
         self.companions: dict[str, Stateful] = {"schedule": self.schedule}
         networks = objective.networks.to(device)
         if device.type == "cpu":
-            for network in networks.values():
-                use_channels_last(network)
+            accelerate(networks)
         self.lanes = Lanes(device, bf16, list(networks.buffers()))
         self.optimizers = {
             role: torch.optim.Adam(
@@ -222,7 +188,9 @@ class CycleGANTrainer(Trainer):
             role: torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
             for role, optimizer in self.optimizers.items()
         }
-        self.joined = _joined(objective, self.optimizers) if ranks.here()[1] > 1 else {}
+        # Several processes join their gradients; a single one computes the directions in lanes.
+        several = ranks.here()[1] > 1
+        self.joined = {r: JoinedGradients(objective, r, device, bf16) for r in self.optimizers} if several else {}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
         self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
         super().__init__(
@@ -238,21 +206,37 @@ class CycleGANTrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> Losses:
         batch = {name: tensor.to(self.state.device, non_blocking=True) for name, tensor in batchdata.items()}
         at_step(self.objective, self.state.iteration)
-        self.finite = {}
         before = [buffer.clone() for buffer in self.objective.networks.buffers()]
-        pieces = [
-            dict(zip(batch, piece, strict=True))
-            for piece in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
+        micro_batches = [
+            dict(zip(batch, tensors, strict=True))
+            for tensors in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
         ]
-        generator_losses, made = self._descend("generators", [(piece, {}) for piece in pieces])
-        images = [
-            {f"real_{d}": piece[d] for d in ("a", "b")} | fakes for piece, fakes in zip(pieces, made, strict=True)
-        ]
-        discriminator_losses, _ = self._descend("discriminators", list(zip(pieces, images, strict=True)))
+        share = 1 / len(micro_batches)
+        images = [{f"real_{d}": micro_batch[d] for d in ("a", "b")} for micro_batch in micro_batches]
+        self.losses, self.finite = {}, {}
+        for role, optimizer in self.optimizers.items():
+            optimizer.zero_grad(set_to_none=True)
+            totals: Losses = {}
+            with self._training(role):
+                for micro_batch, known in zip(micro_batches, images, strict=True):
+                    if role in self.joined:
+                        last = micro_batch is micro_batches[-1]
+                        losses, made = self.joined[role].differentiate(micro_batch, known, share, last)
+                    else:
+                        parameters = optimizer.param_groups[0]["params"]
+                        parts = parts_of(self.objective, role, micro_batch, known)
+                        losses, made = self.lanes.differentiate(parts, parameters, share, self._in_turn(role))
+                    known |= made
+                    for name, loss in losses.items():
+                        mean = loss / len(micro_batches)
+                        totals[name] = totals[name] + mean if name in totals else mean
+            totals = _mean_over_processes(totals)
+            self.finite |= guarded_step(optimizer, totals, self.gradient_clip, role)
+            self.schedulers[role].step()
+            self.losses |= totals
         self._settle_buffers(before)
         self.ema.update(self.state.iteration)
-        self.images = {name: torch.cat([piece[name] for piece in images]) for name in images[0]}
-        self.losses = generator_losses | discriminator_losses
+        self.images = {name: torch.cat([known[name] for known in images]) for name in images[0]}
         return self.losses
 
     @torch.no_grad()
@@ -276,43 +260,11 @@ class CycleGANTrainer(Trainer):
         for new, old in pairs:
             new.copy_(torch.where(good, new, old))
 
-    def _descend(self, role: str, pieces: list[tuple[Images, Images]]) -> tuple[Losses, list[Images]]:
-        """One step of a role's optimizer on the mean over the pieces: its losses, and the images of each piece."""
-        optimizer = self.optimizers[role]
-        optimizer.zero_grad(set_to_none=True)
-        totals: Losses = {}
-        made = []
-        for number, (batch, images) in enumerate(pieces, start=1):
-            with self._training(role):
-                losses, fakes = self._differentiate(role, batch, images, 1 / len(pieces), number == len(pieces))
-            made.append(fakes)
-            for name, loss in losses.items():
-                share = loss / len(pieces)
-                totals[name] = totals[name] + share if name in totals else share
-        totals = _mean_over_processes(totals)
-        self.finite |= guarded_step(optimizer, totals, self.gradient_clip, role)
-        self.schedulers[role].step()
-        return totals, made
-
-    def _differentiate(
-        self, role: str, batch: Images, images: Images, share: float, last: bool
-    ) -> tuple[Losses, Images]:
-        """Add the gradients of `share` times a piece's losses to those of the role's networks."""
-        joined = self.joined.get(role)
-        if joined is None:
-            of_generators = role == "generators"
-            parts = (
-                generator_parts(self.objective, batch)
-                if of_generators
-                else discriminator_parts(self.objective, batch, images)
-            )
-            return self.lanes.differentiate(parts, self.optimizers[role].param_groups[0]["params"], share)
-        # Processes join their gradients once, after the last piece; `no_sync` must hold the forward too.
-        with nullcontext() if last else joined.no_sync():
-            with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.bf16):
-                losses, fakes = joined(batch, images)
-            (share * torch.stack(list(losses.values())).sum()).backward()
-        return {name: loss.detach() for name, loss in losses.items()}, fakes
+    def _in_turn(self, role: str) -> bool:
+        """Whether the directions of a role draw random numbers: a gradient penalty is taken at random points."""
+        return (
+            role == "discriminators" and getattr(getattr(self.objective, "adversarial", None), "penalty_weight", 0) > 0
+        )
 
     def _agree_to_stop(self, engine: Any) -> None:
         """Stop where any process was asked to; the others wait here for the one that writes."""
@@ -450,13 +402,6 @@ class CycleGANTrainer(Trainer):
                             moments[name] = laid_out_like(parameter, moment)
         with _taking("objective"):
             self.objective.load_state_dict(snapshot["objective"], self.state.device)
-
-
-def _joined(objective: Objective, roles: Iterable[str]) -> dict[str, DistributedDataParallel]:
-    """For each role, its half of a step, which joins its gradients with those of the other processes."""
-    # A network from elsewhere may have weights that a step leaves out. The device is left to the networks, and all
-    # processes begin with the first one's weights.
-    return {role: DistributedDataParallel(Half(objective, role), find_unused_parameters=True) for role in roles}
 
 
 def _mean_over_processes(losses: Losses) -> Losses:

@@ -1,16 +1,18 @@
 """Objectives, one file each: the mathematics of a method, tensors in and losses out.
 
-An objective owns its networks and says which are trained as generators and which as discriminators. A step is:
+An objective owns its networks and says which are trained as generators and which as discriminators. Its losses come
+per *direction* of translation, "ab" or "ba". A step is:
 
-1. `generator_losses(batch)` gives the weighted terms that the generators minimize and the images made on the way;
-2. `discriminator_losses(batch, images)` gives the terms that the discriminators minimize.
+1. `generator_losses(batch, direction)` gives the weighted terms that the generators minimize and the images made on the
+   way, for every direction;
+2. `discriminator_losses(batch, images, direction)` gives the terms that the discriminator of that direction's target
+   minimizes.
+
+Each half of a step minimizes the sum over the directions. They share nothing but weights, so that they can be computed
+side by side (where they draw no random numbers), or one after the other in half the memory.
 
 `batch` maps "a" and "b" to real images (B, C, *spatial) in [-1, 1], and "body_a" and "body_b" to where they show the
 body, boolean, of the same shape. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
-
-An objective whose losses fall into parts that share nothing but weights says so with `generator_parts(batch)` and
-`discriminator_parts(batch, images)`, lists of functions without arguments; they can then be computed side by side, or
-one after the other in half the memory. A part draws no random numbers from torch's own generator.
 
 Every objective is built with the adversarial, the reconstruction and the structure losses of the experiment, and leaves
 alone what its method has no place for.
@@ -19,6 +21,7 @@ alone what its method has no place for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +43,7 @@ class Objective(Protocol):
         networks: all of them, by name; an objective may add its own helpers to those it is given.
         generators, discriminators: names of those that are trained in each of a step's two halves.
         required: names of the networks that the program must make for it.
+        directions: of translation, "ab" and "ba" or one of them.
         paired: whether "a" and "b" must show the same patient at the same place.
     """
 
@@ -47,27 +51,27 @@ class Objective(Protocol):
     generators: tuple[str, ...]
     discriminators: tuple[str, ...]
     required: tuple[str, ...]
+    directions: tuple[str, ...]
     paired: bool
 
-    def generator_losses(self, batch: Images) -> tuple[Losses, Images]: ...
+    def generator_losses(self, batch: Images, direction: str) -> tuple[Losses, Images]: ...
 
-    def discriminator_losses(self, batch: Images, images: Images) -> Losses: ...
+    def discriminator_losses(self, batch: Images, images: Images, direction: str) -> Losses: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None: ...
 
 
-def generator_parts(objective: Objective, batch: Images) -> list[Part]:
-    """The independent parts of the generators' losses, (losses, images) each; one part where nothing is said of any."""
-    parts = getattr(objective, "generator_parts", None)
-    return parts(batch) if parts is not None else [lambda: objective.generator_losses(batch)]
+def parts_of(objective: Objective, role: str, batch: Images, images: Images) -> list[Part]:
+    """What each direction of a role ("generators" or "discriminators") has still to compute: its losses and images."""
+    if role == "generators":
+        return [partial(objective.generator_losses, batch, direction) for direction in objective.directions]
 
+    def judged(direction: str) -> tuple[Losses, Images]:
+        return objective.discriminator_losses(batch, images, direction), {}
 
-def discriminator_parts(objective: Objective, batch: Images, images: Images) -> list[Part]:
-    """The independent parts of the discriminators' losses, (losses, no images) each."""
-    parts = getattr(objective, "discriminator_parts", None)
-    return parts(batch, images) if parts is not None else [lambda: (objective.discriminator_losses(batch, images), {})]
+    return [partial(judged, direction) for direction in objective.directions]
 
 
 def translate(generator: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -38,6 +38,7 @@ class CUT:
 
     required = ("gen_ab", "disc_b")
     discriminators = ("disc_b",)
+    directions = ("ab",)
     paired = False
 
     def __init__(
@@ -70,7 +71,7 @@ class CUT:
         self.generators = ("gen_ab", *heads)
         self.pool = ImagePool(pool_size, seed)
 
-    def generator_losses(self, batch: Images) -> tuple[Losses, Images]:
+    def generator_losses(self, batch: Images, direction: str) -> tuple[Losses, Images]:
         a, b, generator = batch["a"], batch["b"], self.networks["gen_ab"]
         identity = self.identity_weight > 0 and a.shape[1] == b.shape[1]
         both, _ = translate(generator, torch.cat([a, b]) if identity else a)
@@ -83,7 +84,7 @@ class CUT:
             losses["identity_b"] = self.identity_weight * self.nce(same)
         return losses, {"fake_b": fake_b}
 
-    def discriminator_losses(self, batch: Images, images: Images) -> Losses:
+    def discriminator_losses(self, batch: Images, images: Images, direction: str) -> Losses:
         fake = self.pool.query(images["fake_b"])
         return judge(self.networks["disc_b"], self.adversarial, batch["b"], fake, "b")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from medcyclegan.losses.adversarial import LSGAN, AdversarialLoss
 from medcyclegan.losses.reconstruction import L1, ReconstructionLoss
 from medcyclegan.losses.structure import StructureLoss, View
 from medcyclegan.registry import OBJECTIVES
-from medcyclegan.training.objectives import Images, Losses, Part, connect_heads, judge, structure_terms, translate
+from medcyclegan.training.objectives import Images, Losses, connect_heads, judge, structure_terms, translate
 from medcyclegan.training.pool import ImagePool
 
 
@@ -45,6 +44,7 @@ class CycleGAN:
 
     required = ("gen_ab", "gen_ba", "disc_a", "disc_b")
     discriminators = ("disc_a", "disc_b")
+    directions = ("ab", "ba")
     paired = False
 
     def __init__(
@@ -82,18 +82,11 @@ class CycleGAN:
         self.generators = ("gen_ab", "gen_ba", *heads)
         self.pools = {"a": ImagePool(pool_size, seed), "b": ImagePool(pool_size, seed + 1)}
 
-    def generator_losses(self, batch: Images) -> tuple[Losses, Images]:
-        (losses, images), (others, more) = (part() for part in self.generator_parts(batch))
-        return losses | others, images | more
-
-    def generator_parts(self, batch: Images) -> list[Part]:
-        """Each direction there and back: it shares the networks' weights with the other one and nothing else."""
-        return [partial(self._there_and_back, batch, *domains) for domains in (("a", "b"), ("b", "a"))]
-
-    def _there_and_back(self, batch: Images, source: str, target: str) -> tuple[Losses, Images]:
+    def generator_losses(self, batch: Images, direction: str) -> tuple[Losses, Images]:
+        """There and back."""
+        source, target = direction[0], direction[1]
         real, goal, body = batch[source], batch[target], batch.get(f"body_{source}")
         there, back = self.networks[f"gen_{source}{target}"], self.networks[f"gen_{target}{source}"]
-        direction = f"{source}{target}"
         losses: Losses = {}
         if self.identity_weight > 0:
             both, mask = translate(there, torch.cat([real, goal]))
@@ -117,25 +110,10 @@ class CycleGAN:
                 losses[f"mask_agreement_{direction}"] = self.mask_agreement * difference
         return losses, {f"fake_{target}": fake, f"cycle_{source}": cycle}
 
-    def discriminator_losses(self, batch: Images, images: Images) -> Losses:
-        losses: Losses = {}
-        for part in self.discriminator_parts(batch, images):
-            losses |= part()[0]
-        return losses
-
-    def discriminator_parts(self, batch: Images, images: Images) -> list[Part]:
-        """Each discriminator; both together where a gradient penalty draws random points."""
-
-        def judged(*domains: str) -> tuple[Losses, Images]:
-            losses: Losses = {}
-            for domain in domains:
-                fakes = self.pools[domain].query(images[f"fake_{domain}"])
-                losses |= judge(self.networks[f"disc_{domain}"], self.adversarial, batch[domain], fakes, domain)
-            return losses, {}
-
-        if self.adversarial.penalty_weight:
-            return [partial(judged, "a", "b")]
-        return [partial(judged, "a"), partial(judged, "b")]
+    def discriminator_losses(self, batch: Images, images: Images, direction: str) -> Losses:
+        domain = direction[1]
+        fakes = self.pools[domain].query(images[f"fake_{domain}"])
+        return judge(self.networks[f"disc_{domain}"], self.adversarial, batch[domain], fakes, domain)
 
     def state_dict(self) -> dict[str, Any]:
         return {"pools": {domain: pool.state_dict() for domain, pool in self.pools.items()}}

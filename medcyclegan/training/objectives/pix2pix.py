@@ -33,6 +33,7 @@ class Pix2Pix:
 
     required = ("gen_ab", "disc_b")
     discriminators = ("disc_b",)
+    directions = ("ab",)
     paired = True
 
     def __init__(
@@ -53,7 +54,7 @@ class Pix2Pix:
         self.reconstruction_weight = reconstruction_weight
         self.generators = ("gen_ab", *connect_heads(networks, self.structure, {"gen_ab": "b"}, example or {}))
 
-    def generator_losses(self, batch: Images) -> tuple[Losses, Images]:
+    def generator_losses(self, batch: Images, direction: str) -> tuple[Losses, Images]:
         a, b = batch["a"], batch["b"]
         fake_b, _ = translate(self.networks["gen_ab"], a)
         losses = {
@@ -65,7 +66,7 @@ class Pix2Pix:
             losses |= structure_terms(self.structure, [view])
         return losses, {"fake_b": fake_b}
 
-    def discriminator_losses(self, batch: Images, images: Images) -> Losses:
+    def discriminator_losses(self, batch: Images, images: Images, direction: str) -> Losses:
         real, fake = (torch.cat([batch["a"], b], dim=1) for b in (batch["b"], images["fake_b"]))
         return judge(self.networks["disc_b"], self.adversarial, real, fake, "b")
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def narrow_convolution(x: Tensor, weight: Tensor) -> Tensor:
+def few_channel_convolution(x: Tensor, weight: Tensor) -> Tensor:
     """`conv2d(x, weight)` without padding and bias: the same sums, added in another order.
 
     Args:
@@ -25,11 +25,11 @@ def narrow_convolution(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, O, H - K + 1, W - K + 1).
     """
-    result: Tensor = _Narrow.apply(x, weight)
+    result: Tensor = _FewChannels.apply(x, weight)
     return result
 
 
-class _Narrow(torch.autograd.Function):
+class _FewChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)

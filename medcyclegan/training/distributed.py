@@ -1,0 +1,78 @@
+"""Gradients that several processes join: the mean over all of them, by torch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medcyclegan.training.objectives import Images, Losses, Objective
+
+
+class RoleLosses(nn.Module):
+    """What the networks of one role minimize, as a module of these networks.
+
+    `DistributedDataParallel` joins the gradients of the module it wraps, whose forward this is, however often the
+    objective runs each network in it.
+
+    Args:
+        objective: whose losses it computes.
+        role: "generators" or "discriminators".
+    """
+
+    def __init__(self, objective: Objective, role: str) -> None:
+        super().__init__()
+        self.role = role
+        self.objective = objective
+        names = objective.generators if role == "generators" else objective.discriminators
+        self.trained = nn.ModuleDict({name: objective.networks[name] for name in names})
+
+    def forward(self, batch: Images, images: Images, direction: str) -> tuple[Losses, Images]:
+        """The weighted losses of a direction, and the images made for them (none by discriminators), detached."""
+        if self.role == "discriminators":
+            return self.objective.discriminator_losses(batch, images, direction), {}
+        losses, made = self.objective.generator_losses(batch, direction)
+        return losses, {name: image.detach() for name, image in made.items()}
+
+
+class JoinedGradients:
+    """Computes the gradients of one role in this process and joins them with those of the others.
+
+    Args:
+        objective: its networks are on their device; all processes go on with the first one's weights.
+        role: "generators" or "discriminators".
+        device: where the networks are.
+        bf16: compute the losses under bfloat16 autocast.
+    """
+
+    def __init__(self, objective: Objective, role: str, device: torch.device, bf16: bool) -> None:
+        self.directions = objective.directions
+        self.device = device
+        self.bf16 = bf16
+        # A direction leaves weights out, and a network from elsewhere may have some that a whole step leaves out.
+        self.losses = DistributedDataParallel(RoleLosses(objective, role), find_unused_parameters=True)
+
+    def differentiate(self, batch: Images, images: Images, share: float, last: bool) -> tuple[Losses, Images]:
+        """Add the gradients of `share` times the sum of all losses to the parameters' `grad`.
+
+        Args:
+            share: of this batch in what is averaged.
+            last: no more gradients come in this step, so that they are joined now.
+
+        Returns:
+            The losses and images of all directions, detached.
+        """
+        found: Losses = {}
+        made: Images = {}
+        for direction in self.directions:
+            # One direction at a time needs half the memory. `no_sync` must hold the forward too.
+            joins = last and direction == self.directions[-1]
+            with nullcontext() if joins else self.losses.no_sync():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                    losses, fakes = self.losses(batch, images, direction)
+                (share * torch.stack(list(losses.values())).sum()).backward()
+            found |= {name: loss.detach() for name, loss in losses.items()}
+            made |= fakes
+        return found, made
