@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from medcyclegan.build import load_translator
+from medcyclegan.build.networks import make_network
+from medcyclegan.config import parse
 from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError
 from medcyclegan.inference.translator import Translator
@@ -101,13 +103,17 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     allow = tuple(allow)
     translator = load_translator(run, direction=direction, device="cpu", allow=allow)
     translator.bf16 = False
+    content = load_checkpoint(run, allow)
+    # Plain, as other programs know its layers; the loaded one is made for this processor.
+    plain = make_network(f"gen_{direction}", parse(content["experiment"], f"the config in {run}"))
+    plain.load_state_dict(translator.generator.state_dict())
+    translator.generator = plain.eval().requires_grad_(False)
     if translator.contrasts:
         raise InputError(
             f"{run} takes {len(translator.contrasts)} contrasts ({', '.join(translator.contrasts)}), and what is "
             "exported takes one volume.",
             "Use it with `medcyclegan convert` or from Python with load_translator, or export a model of one contrast.",
         )
-    content = load_checkpoint(run, allow)
     folder = run if run.is_dir() else run.parent
     experiment = {key: value for key, value in content["experiment"].items() if key != "data"}
     source, target = (str(content["domains"][domain]["name"]) for domain in direction)
