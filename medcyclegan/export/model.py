@@ -105,7 +105,7 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     translator.bf16 = False
     content = load_checkpoint(run, allow)
     # Plain, as other programs know its layers; the loaded one is made for this processor.
-    plain = make_network(f"gen_{direction}", parse(content["experiment"], f"the config in {run}"))
+    plain = make_network(f"gen_{direction}", parse(content["experiment"], f"the config in {run}", allow))
     plain.load_state_dict(translator.generator.state_dict())
     translator.generator = plain.eval().requires_grad_(False)
     if translator.contrasts:
