@@ -52,7 +52,9 @@ class JoinedGradients:
         self.device = device
         self.bf16 = bf16
         # A direction leaves weights out, and a network from elsewhere may have some that a whole step leaves out.
-        self.losses = DistributedDataParallel(RoleLosses(objective, role), find_unused_parameters=True)
+        # Running statistics are made equal by the trainer, once per step.
+        module = RoleLosses(objective, role)
+        self.losses = DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
 
     def differentiate(self, batch: Images, images: Images, share: float, last: bool) -> tuple[Losses, Images]:
         """Add the gradients of `share` times the sum of all losses to the parameters' `grad`.
