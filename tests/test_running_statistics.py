@@ -18,7 +18,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.lanes import Lanes
-from medcyclegan.training.objectives import generator_parts
+from medcyclegan.training.objectives import parts_of
 from medcyclegan.training.objectives.cyclegan import CycleGAN
 from medcyclegan.training.trainer import CycleGANTrainer, ExponentialMovingAverage, averaged_state
 
@@ -148,6 +148,6 @@ def test_lanes_stay_in_turn_where_running_statistics_are_written() -> None:
         objective = trainer().objective
         parameters = [p for name in objective.generators for p in objective.networks[name].parameters()]
         lanes = Lanes(CPU, buffers=list(objective.networks.buffers()))
-        lanes.differentiate(generator_parts(objective, batch()), parameters)
+        lanes.differentiate(parts_of(objective, "generators", batch(), {}), parameters)
         lanes.close()
     assert lanes.together is False
