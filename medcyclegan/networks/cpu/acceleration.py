@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medcyclegan.networks.blocks import TanhHead
 from medcyclegan.networks.cpu.few_channels import few_channel_convolution
 from medcyclegan.networks.cpu.instance_norm import CHANNELS_LAST, InstanceNorm2d, InstanceNorm3d
 from medcyclegan.networks.cpu.winograd import Kernels, doubled_convolution, reflected_convolution
@@ -30,6 +31,8 @@ def accelerate(network: nn.Module) -> None:
         if isinstance(module, nn.Sequential):
             _join_doubling(module)
     for module in network.modules():
+        if _is_wide_head(module):
+            module.conv.__class__ = FewChannelConvolution
         for fits, faster in _RULES:
             if fits(module):
                 module.__class__ = faster
@@ -69,7 +72,7 @@ class DoublingConvolution3d(CachesKernels, nn.Conv3d):
 
 
 class FewChannelConvolution(nn.Conv2d):
-    """A wide convolution to few channels, reflected around. (B, C, H, W)."""
+    """A wide convolution to few channels, reflected around, of an image of the weights' type. (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         padded = F.pad(x, [self.kernel_size[0] // 2] * 4, mode="reflect")
@@ -92,9 +95,9 @@ def _is_wide(module: Any) -> bool:
     return many and _reflects(module, 3) and module.bias is None
 
 
-def _is_few_channel_head(module: Any) -> bool:
-    few = type(module) is nn.Conv2d and module.out_channels <= FEW_CHANNELS
-    return few and _reflects(module) and module.kernel_size[0] >= WIDE_KERNEL
+def _is_wide_head(module: Any) -> bool:
+    few = isinstance(module, TanhHead) and type(module.conv) is nn.Conv2d and module.conv.out_channels <= FEW_CHANNELS
+    return few and _reflects(module.conv) and module.conv.kernel_size[0] >= WIDE_KERNEL
 
 
 def _is_norm(kind: type[nn.Module]) -> Callable[[Any], bool]:
@@ -103,7 +106,6 @@ def _is_norm(kind: type[nn.Module]) -> Callable[[Any], bool]:
 
 _RULES: list[tuple[Callable[[Any], bool], type[nn.Module]]] = [
     (_is_wide, WinogradConvolution),
-    (_is_few_channel_head, FewChannelConvolution),
     (_is_norm(nn.InstanceNorm2d), InstanceNorm2d),
     (_is_norm(nn.InstanceNorm3d), InstanceNorm3d),
 ]
