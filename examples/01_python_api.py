@@ -6,7 +6,7 @@ python examples/01_python_api.py OUTPUT_FOLDER
 import sys
 from pathlib import Path
 
-from medcyclegan import build, config, evaluate, load_translator, phantom
+from medcyclegan import config, evaluate, factory, load_translator, phantom
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "example-01")
 
@@ -24,7 +24,7 @@ experiment = config.parse(
     },
     "this example",
 )
-build.train(experiment, output / "run")
+factory.train(experiment, output / "run")
 
 translate = load_translator(output / "run")
 sct = translate(cohort.test_mr[0])

@@ -18,7 +18,7 @@ import numpy as np
 from ignite.engine import Events
 from scipy import ndimage
 
-from medcyclegan import build, config, load_translator
+from medcyclegan import config, factory, load_translator
 from medcyclegan.demo import best_lookup
 from medcyclegan.evaluation.evaluate import score_case
 from medcyclegan.evaluation.metrics.tissue import Tissues
@@ -98,7 +98,7 @@ experiment = config.with_data(
 )
 run = arguments.output / "run"
 scorer = ScoreWhileTraining(run, arguments.data / MR[0], ct, mask, arguments.score_every)
-build.train(experiment, run, handlers=[scorer])
+factory.train(experiment, run, handlers=[scorer])
 
 sct = load_translator(run)(arguments.data / MR[0])
 sct.save(arguments.output / "mr_avg152_t1_sct.nii.gz")

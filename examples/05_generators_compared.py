@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from medcyclegan import build, config, load_translator, phantom
+from medcyclegan import config, factory, load_translator, phantom
 from medcyclegan.demo import best_lookup
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
@@ -68,7 +68,7 @@ def train(name: str, output: Path, cohort: Path, steps: int) -> Path:
         },
         name,
     )
-    return build.train(experiment, output / name, device="cpu").run
+    return factory.train(experiment, output / name, device="cpu").run
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from ignite.engine import Events
 from ignite.handlers import BasicTimeProfiler
 from monai.handlers import StatsHandler
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "example-06")
 cohort = phantom.write_cohort(
@@ -58,4 +58,4 @@ class Clock:
         print(f"a step takes {1000 * step:.0f} ms, of which the patches make it wait {1000 * data:.1f} ms more")
 
 
-build.train(experiment, output / "run", handlers=[losses, Clock()])
+factory.train(experiment, output / "run", handlers=[losses, Clock()])

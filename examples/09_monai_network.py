@@ -9,7 +9,7 @@ The same works for your own classes. In a YAML file:
 import sys
 from pathlib import Path
 
-from medcyclegan import build, config, load_translator, phantom
+from medcyclegan import config, factory, load_translator, phantom
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "example-09")
 cohort = phantom.write_cohort(
@@ -26,7 +26,7 @@ experiment = config.parse(
     },
     "this example",
 )
-build.train(experiment, output / "run")
+factory.train(experiment, output / "run")
 
 translate = load_translator(output / "run")
 sct = translate(cohort.test_mr[0])

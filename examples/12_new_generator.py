@@ -14,7 +14,7 @@ import torch
 from monai.networks.layers import Conv
 from torch import Tensor, nn
 
-from medcyclegan import build, config, load_translator, phantom
+from medcyclegan import config, factory, load_translator, phantom
 
 
 class Dilated(nn.Module):
@@ -51,6 +51,6 @@ if __name__ == "__main__":
         "training": {"steps": 4, "log_every": 2},
     }
     # Naming a class from elsewhere runs its code, which has to be allowed; on the command line with --allow MODULE.
-    build.train(config.parse(content, "this example", allow=[module]), output / "run")
+    factory.train(config.parse(content, "this example", allow=[module]), output / "run")
     sct = load_translator(output / "run", allow=[module])(cohort.test_mr[0])
     print(f"{sct.description}: {sct.array.min()} to {sct.array.max()} HU")

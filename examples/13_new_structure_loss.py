@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.losses.structure import View, mean_inside
 
 
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         "training": {"steps": 4, "log_every": 2},
     }
     # Naming a class from elsewhere runs its code, which has to be allowed; on the command line with --allow MODULE.
-    build.train(config.parse(content, "this example", allow=[module]), output / "run")
+    factory.train(config.parse(content, "this example", allow=[module]), output / "run")
     with (output / "run/metrics.csv").open(newline="") as stream:
         last = list(csv.DictReader(stream))[-1]
     print({name: float(value) for name, value in last.items() if "Smooth" in name})

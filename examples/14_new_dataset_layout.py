@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 
 
 def datalist(root: Path) -> dict[str, list[dict[str, str]]]:
@@ -48,7 +48,7 @@ if __name__ == "__main__":
             shutil.copy(file, folder / f"{name}.nii.gz")
 
     (root / "datalist.json").write_text(json.dumps(datalist(root), indent=2))
-    prepared = build.prepare(
+    prepared = factory.prepare(
         config.parse({"data": {"datalist": str(root / "datalist.json")}}, "this example"), output / "prepared"
     )
     print({group: [case.id for case in cases] for group, cases in prepared.cases.items()})

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medcyclegan.build import load_translator
     from medcyclegan.errors import InputError
     from medcyclegan.evaluation.evaluate import evaluate
+    from medcyclegan.factory import load_translator
 
 __version__ = "0.1.0"
 __all__ = ["InputError", "__version__", "evaluate", "load_translator"]
 
-_HOMES = {"load_translator": "build", "InputError": "errors", "evaluate": "evaluation.evaluate"}
+_HOMES = {"load_translator": "factory", "InputError": "errors", "evaluate": "evaluation.evaluate"}
 
 
 def __getattr__(name: str) -> Any:

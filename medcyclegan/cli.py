@@ -143,10 +143,10 @@ def inspect_volumes(
     data = {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "datalist": datalist}
     cohort = None
     if any(given is not None for given in data.values()):
-        from medcyclegan import build, config
+        from medcyclegan import config, factory
 
         domains = {name: {"name": kind, "modality": kind} for name, kind in zip("ab", modalities, strict=True)}
-        cohort = build.cohort(
+        cohort = factory.cohort(
             config.with_data(config.parse({"domains": domains}, "the command line"), data), Terminal()
         )
     result = doctor.inspect_cohort(
@@ -253,16 +253,16 @@ def prepare(
     data |= {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "patient": patient}
     data |= {"picture_gray": True} if gray else {}
     experiment = config.with_data(config.load(config_file, overrides or (), allow=allow or ()), data)
-    from medcyclegan import build
+    from medcyclegan import factory
     from medcyclegan.progress import Terminal
 
-    prepared = build.prepare(experiment, output, Terminal(), workers)
+    prepared = factory.prepare(experiment, output, Terminal(), workers)
     for line in prepared.warnings:
         _warn(line)
     counts = {group: len(cases) for group, cases in prepared.cases.items()}
     left_out: dict[str, float] = {}
     try:
-        left_out = build.left_out(experiment, prepared)
+        left_out = factory.left_out(experiment, prepared)
     except InputError as error:
         _warn(f"a training on this would fail: {error}")
     if as_json:
@@ -357,7 +357,7 @@ def train(
     from medcyclegan import config, ranks
     from medcyclegan.progress import Terminal
 
-    first = ranks.place()[0] == 0
+    first = ranks.env_rank()[0] == 0
     if not first:
         warnings.simplefilter("ignore")  # the first process says it
     if "LOCAL_RANK" in os.environ:
@@ -367,9 +367,9 @@ def train(
     if resume is not None:
         if any(given is not None for given in (output, *data.values())):
             raise InputError("--resume continues a run where it is, on its own data; it takes no --output and no data.")
-        from medcyclegan import build
+        from medcyclegan import factory
 
-        result = build.resume(
+        result = factory.resume(
             resume,
             config_file=config_file,
             overrides=overrides or (),
@@ -386,14 +386,14 @@ def train(
             raise InputError("train needs --output RUN, a new folder.")
         experiment = config.load(config_file, overrides or (), allow=allow or ())
         experiment = config.with_data(experiment, data)
-        from medcyclegan import build
+        from medcyclegan import factory
 
         with ExitStack() as held:
             if config_file is None and experiment.data.prepared is None:
                 if first:
-                    held.enter_context(build.alone_in(output))
+                    held.enter_context(factory.alone_in(output))
                 experiment = _planned(experiment, overrides or (), output, device)
-            result = build.train(
+            result = factory.train(
                 experiment, output, device=device, progress=Terminal(), handlers=(_notices,), workers=0
             )
     if as_json and first:
@@ -427,24 +427,24 @@ def train(
 
 def _planned(experiment: Any, overrides: list[str] | tuple[str, ...], run: Path, device: str) -> Any:
     """The experiment that a plan for its data gives, with the overrides of the command line; the plan is kept."""
-    from medcyclegan import build, config, ranks
+    from medcyclegan import config, factory, ranks
     from medcyclegan import plan as planning
     from medcyclegan.progress import Terminal
 
-    if ranks.place()[1] > 1:
+    if ranks.env_rank()[1] > 1:
         raise InputError(
             "several processes need a config; without one, each would plan for itself.",
             "Write one first: medcyclegan plan ... -o plan.yaml",
         )
-    build.require_new_run(run)
+    factory.require_new_run(run)
     made = planning.make_plan(experiment, planning.this_machine(device), progress=Terminal())
     for line in made.warnings:
         _warn(line)
     run.mkdir(parents=True, exist_ok=True)
-    planning.save(made, run / build.PLAN_NAME)
-    _note(f"no config was given; planned {run / build.PLAN_NAME}, which says why")
+    planning.save(made, run / factory.PLAN_NAME)
+    _note(f"no config was given; planned {run / factory.PLAN_NAME}, which says why")
     _note(f"expected time: {planning.expected_time(made)}")
-    return config.load(run / build.PLAN_NAME, overrides, allow=experiment.allow)
+    return config.load(run / factory.PLAN_NAME, overrides, allow=experiment.allow)
 
 
 @app.command()

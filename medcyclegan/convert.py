@@ -31,9 +31,9 @@ import torch
 from monai.data import MetaTensor
 
 from medcyclegan.atomic import sweep
-from medcyclegan.build import choose_checkpoint, load_translator
-from medcyclegan.data.inspection import looks_like_hu
+from medcyclegan.data.hounsfield import looks_like_hu
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Prediction, Source, Translation, Translator
@@ -41,7 +41,7 @@ from medcyclegan.inputs import CaseInput, find_inputs
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, grid_of, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.ranks import own_device, place
+from medcyclegan.ranks import env_rank, own_device
 from medcyclegan.record import Record as _Record
 from medcyclegan.record import trust_file
 from medcyclegan.training.checkpoint import FILE_NAME
@@ -138,7 +138,7 @@ def convert(
         InputError: nothing can be converted as asked; nothing is written then.
         OSError: the disk is full; what was finished before stays, and is in the record.
     """
-    rank, processes = place()
+    rank, processes = env_rank()
     ensemble = ensemble or Ensemble()
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.convert import convert, options
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
@@ -130,10 +130,10 @@ def run_demo(
     content = {**EXPERIMENT, "seed": seed}
     folders = {"a": str(cohort.train_mr[0].parent), "b": str(cohort.train_ct[0].parent)}
     prepared = output / "run" / "prepared"
-    build.prepare(config.parse({**content, "data": folders}, "the demo"), prepared, watch)
+    factory.prepare(config.parse({**content, "data": folders}, "the demo"), prepared, watch)
     clock.note("preparation")
     content["data"] = {"prepared": str(prepared)}
-    timed = build.measure_step(config.parse(content, "the demo"), build.choose_device(device), enough=TIMED_S)
+    timed = factory.measure_step(config.parse(content, "the demo"), factory.choose_device(device), enough=TIMED_S)
     clock.note("timing")
     training = EXPERIMENT["training"]
     length = choose_length(minutes, clock.total, timed.median, training["steps"])
@@ -143,7 +143,7 @@ def run_demo(
     shorter = {key: min(training[key], every) for key in ("picture_every", "checkpoint_every")}
     # One validation, at the end: it costs as much as many steps.
     content["training"] = {**training, **shorter, "steps": length.steps, "validate_every": length.steps}
-    result = build.train(config.parse(content, "the demo"), output / "run", device=device, progress=watch)
+    result = factory.train(config.parse(content, "the demo"), output / "run", device=device, progress=watch)
     if result.interrupted:
         raise KeyboardInterrupt
     clock.note("training")
@@ -215,7 +215,7 @@ class _Clock:
 
 def _baselines(cohort: phantom.Cohort, run: Path, device: str) -> dict[str, float]:
     """MAE inside the body of what needs no learning, mean over the test phantoms."""
-    untrained = build.load_untrained(run, device=device)
+    untrained = factory.load_untrained(run, device=device)
     errors: dict[str, list[float]] = {"constant": [], "lookup_table": [], "untrained": []}
     for mr_file, ct_file, mask_file in zip(cohort.test_mr, cohort.test_ct, cohort.test_mask, strict=True):
         inside = read_volume(mask_file).numpy()[0] > 0

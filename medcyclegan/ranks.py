@@ -32,7 +32,7 @@ class LostProcess(ConnectionError):
     """Another process of this training has ended, so that this one cannot go on."""
 
 
-def place() -> tuple[int, int]:
+def env_rank() -> tuple[int, int]:
     """Rank and number of processes, as torchrun sets them; 0 and 1 without it.
 
     Raises:
@@ -56,7 +56,7 @@ def own_device(device: str) -> str:
     return device
 
 
-def here() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """Rank and number of the processes that train together at this moment; 0 and 1 outside `joined`."""
     from torch import distributed
 
@@ -67,7 +67,7 @@ def here() -> tuple[int, int]:
 
 def is_first() -> bool:
     """Whether this is the process that writes."""
-    return here()[0] == 0
+    return rank_and_world()[0] == 0
 
 
 @contextmanager
@@ -82,8 +82,8 @@ def joined(device: torch.device) -> Iterator[None]:
         LostProcess: if another process ends while the block runs.
     """
     global _waiting
-    rank, processes = place()
-    if processes == 1 or here()[1] > 1:
+    rank, processes = env_rank()
+    if processes == 1 or rank_and_world()[1] > 1:
         yield
         return
     import torch
@@ -121,7 +121,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 def is_loss(error: RuntimeError) -> bool:
     """Whether an exchange failed, as against a fault of this process; gloo has no exception of its own."""
-    if place()[1] == 1 and here()[1] == 1:
+    if env_rank()[1] == 1 and rank_and_world()[1] == 1:
         return False
     from torch import distributed
 
@@ -131,7 +131,7 @@ def is_loss(error: RuntimeError) -> bool:
 
 def told_by_first(value: T) -> T:
     """The first process's `value`, plain data, in every process."""
-    if here()[1] == 1:
+    if rank_and_world()[1] == 1:
         return value
     from torch import distributed
 
@@ -145,7 +145,7 @@ def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
 
     If it fails, nobody goes on: it raises its own error, and the others say where to look.
     """
-    if here()[1] == 1:
+    if rank_and_world()[1] == 1:
         return first()
     if not is_first():
         if told_by_first(None) is not None:
@@ -162,7 +162,7 @@ def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
 
 def largest(number: int) -> int:
     """The largest of the processes' numbers; all wait for each other here, the device for none."""
-    if here()[1] == 1:
+    if rank_and_world()[1] == 1:
         return number
     import torch
     from torch import distributed
@@ -172,9 +172,9 @@ def largest(number: int) -> int:
     return int(numbers.item())
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor) -> Tensor:
     """(B, ...) of every process as one (processes * B, ...), in the order of ranks, without gradients."""
-    processes = here()[1]
+    processes = rank_and_world()[1]
     if processes == 1:
         return tensor
     import torch
@@ -187,7 +187,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 def mean(tensor: Tensor) -> Tensor:
     """The mean over the processes, element by element."""
-    processes = here()[1]
+    processes = rank_and_world()[1]
     if processes == 1:
         return tensor
     from torch import distributed

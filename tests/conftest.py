@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.data.prepared import PreparedCohort
 
 # Tests run side by side; more threads than cores only wait for each other.
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _memory_is_predicted_once() -> Iterator[None]:
     """For experiments that differ in nothing that takes memory, since every prediction takes a second."""
     known: dict[str, Any] = {}
-    predict = build.trainers.predict_memory
+    predict = factory.trainers.predict_memory
 
     def remembered(experiment: config.Experiment, **where: Any) -> Any:
         sections = {"model", "objective", "losses", "patches", "domains", "data"}
@@ -46,9 +46,9 @@ def _memory_is_predicted_once() -> Iterator[None]:
             known[key] = predict(experiment, **where)
         return known[key]
 
-    build.trainers.predict_memory = remembered
+    factory.trainers.predict_memory = remembered
     yield
-    build.trainers.predict_memory = predict
+    factory.trainers.predict_memory = predict
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,7 @@ def prepared(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -
     pairs = folder / "pairs.csv"
     pairs.write_text(f"case,a,b,mask\nhead,{cohort.test_mr[0]},{cohort.test_ct[0]},{cohort.test_mask[0]}\n")
     data = {"a": str(cohort.train_mr[0].parent), "b": str(cohort.train_ct[0].parent), "pairs": str(pairs)}
-    return build.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
+    return factory.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
 
 
 @pytest.fixture
@@ -86,5 +86,5 @@ def run(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> P
     """A finished run of the tiny experiment."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
-    build.train(experiment, folder, device="cpu")
+    factory.train(experiment, folder, device="cpu")
     return folder

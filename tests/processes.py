@@ -28,7 +28,7 @@ import monai.bundle
 import torch
 from ignite.engine import Events
 
-from medcyclegan import build, config, ranks
+from medcyclegan import config, factory, ranks
 from medcyclegan.convert import convert
 from medcyclegan.progress import Silent
 
@@ -76,13 +76,13 @@ def ended(process: int) -> int:
 
 def kill(prepared: str, folder: Path) -> dict[str, Any]:
     experiment = tiny(prepared, steps=STEPS)
-    whole = ended(forked(lambda: build.train(experiment, folder / "whole", device="cpu")))
+    whole = ended(forked(lambda: factory.train(experiment, folder / "whole", device="cpu")))
     run, dice = folder / "killed", random.Random(0)
     killed: list[str] = []
 
     def go_on() -> None:
         begun = any((run / name).exists() for name in ("checkpoint.pt", "config.yaml"))
-        build.resume(run, device="cpu") if begun else build.train(experiment, run, device="cpu")
+        factory.resume(run, device="cpu") if begun else factory.train(experiment, run, device="cpu")
 
     while len(killed) < KILLS:
         before = _partial(run)  # what an earlier kill left
@@ -175,14 +175,14 @@ def join(prepared: str, folder: Path) -> dict[str, Any]:
 
     def trained(run: str, experiment: config.Experiment, *more: Any) -> None:
         handlers = [exact, Losses(folder / f"{run}.jsonl"), *more]
-        build.train(experiment, folder / run, device="cpu", handlers=handlers)
+        factory.train(experiment, folder / run, device="cpu", handlers=handlers)
 
     codes = {"one": [ended(forked(lambda: trained("one", one)))]}
     codes["two"] = together(lambda: trained("two", two), 2, folder)
     for run in ("again", "alone"):
         codes[f"{run} died"] = together(lambda run=run: trained(run, two, Dies("1", 4)), 2, folder)
-    codes["again"] = together(lambda: build.resume(folder / "again", device="cpu", handlers=[exact]), 2, folder)
-    codes["alone"] = [ended(forked(lambda: build.resume(folder / "alone", device="cpu", handlers=[exact])))]
+    codes["again"] = together(lambda: factory.resume(folder / "again", device="cpu", handlers=[exact]), 2, folder)
+    codes["alone"] = [ended(forked(lambda: factory.resume(folder / "alone", device="cpu", handlers=[exact])))]
     return {"codes": codes, "told": (folder / "rank-0.log").read_text()}
 
 
@@ -242,5 +242,5 @@ ACTIONS = {"kill": kill, "join": join, "share": share, "bundle": bundle}
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # Every training would predict its memory anew, which takes longer than its steps; other tests look at that.
-    build.trainers.predict_memory = lambda *_, **__: None
+    factory.trainers.predict_memory = lambda *_, **__: None
     print(json.dumps(ACTIONS[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))))

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "inference": GROUND | {"io", "losses", "machine", "transforms"},
     "evaluation": GROUND | {"", "io", "transforms"},
     "report": GROUND | {"", "evaluation", "io", "transforms"},
-    "build": GROUND
+    "factory": GROUND
     | {
         "",
         "changes",
@@ -50,18 +50,18 @@ ALLOWED: dict[str, set[str]] = {
     },
     "inputs": {"data", "errors", "io"},
     "record": {"", "atomic", "documents", "errors"},
-    "convert": GROUND | {"", "build", "data", "inference", "inputs", "io", "ranks", "record", "training"},
+    "convert": GROUND | {"", "factory", "data", "inference", "inputs", "io", "ranks", "record", "training"},
     "doctor": GROUND | {"data", "io", "report"},
     "reference_weights": GROUND | {"", "config", "networks", "training", "transforms"},
-    "plan": GROUND | {"", "build", "config", "data", "io", "machine", "transforms"},
-    "benchmark": GROUND | {"build", "config", "data", "inference", "losses", "networks", "training"},
-    "export": GROUND | {"", "build", "config", "inference", "io", "networks", "training", "transforms", "trust"},
-    "demo": GROUND | {"", "build", "config", "convert", "evaluation", "io", "phantom", "report"},
+    "plan": GROUND | {"", "factory", "config", "data", "io", "machine", "transforms"},
+    "benchmark": GROUND | {"factory", "config", "data", "inference", "losses", "networks", "training"},
+    "export": GROUND | {"", "factory", "config", "inference", "io", "networks", "training", "transforms", "trust"},
+    "demo": GROUND | {"", "factory", "config", "convert", "evaluation", "io", "phantom", "report"},
     "cli": GROUND
     | {
         "",
         "benchmark",
-        "build",
+        "factory",
         "config",
         "convert",
         "data",
@@ -95,7 +95,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            # `from medcyclegan import build` imports a module, `from medcyclegan import __version__` the package.
+            # `from medcyclegan import factory` imports a module, `from medcyclegan import __version__` the package.
             whole = node.module == "medcyclegan"
             found |= {
                 f"medcyclegan.{alias.name}" if whole and not alias.name.startswith("__") else str(node.module)

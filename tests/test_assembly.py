@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from monai.data import load_decathlon_datalist
 from typer.testing import CliRunner
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
 from medcyclegan.data.assembly import Assembly, assemble
 from medcyclegan.data.datalist import from_json
@@ -366,9 +366,9 @@ def test_phantoms_are_prepared_from_a_root_and_from_a_fold(cohort: phantom.Cohor
     make(tmp_path / "data", folds=3).write(tmp_path / "folds.json")
     fold = next(e["fold"] for e in json.loads((tmp_path / "folds.json").read_text())["pairs"] if e["case"] == "1BB003")
     given = {"data": {"datalist": str(tmp_path / "folds.json"), "fold": fold}}
-    prepared = build.prepare(config.parse(given, "the test"), tmp_path / "prepared")
+    prepared = factory.prepare(config.parse(given, "the test"), tmp_path / "prepared")
     assert [case.id for case in prepared.cases["a"]] == ["1BA001", "1BA002"]
     assert [case.id for case in prepared.cases["pairs_b"]] == ["1BB003"]
     given = {"data": {"root": str(tmp_path / "data")}}
-    prepared = build.prepare(config.parse(given, "the test"), tmp_path / "again")
+    prepared = factory.prepare(config.parse(given, "the test"), tmp_path / "again")
     assert [len(prepared.cases[group]) for group in ("a", "b", "pairs_a")] == [3, 3, 0]

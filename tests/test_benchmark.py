@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from medcyclegan import benchmark, build, config, phantom
+from medcyclegan import benchmark, config, factory, phantom
 from medcyclegan.benchmark import experiments, plain, timing, train
 from medcyclegan.cli import app
 from medcyclegan.data.prepared import PreparedCohort
@@ -34,7 +34,7 @@ def narrow(**changes: Any) -> config.Experiment:
 def test_the_plain_twins_compute_what_ours_compute(upsampling: str) -> None:
     generator = {**NARROW["model"]["generator"], "upsampling": upsampling}
     experiment = narrow(model={**NARROW["model"], "generator": generator})
-    ours = build.make_networks(experiment)
+    ours = factory.make_networks(experiment)
     twins = plain.plain_networks(ours, experiment)
     x = experiments.random_batch(experiment, (32, 24), 2, CPU)["a"]
     for name, network in ours.items():
@@ -75,7 +75,7 @@ def test_the_agreement_would_notice_a_wrong_gradient(monkeypatch: pytest.MonkeyP
 
 def test_the_reference_trains_and_keeps_its_pool() -> None:
     experiment = narrow()
-    step = plain.PlainStep(plain.plain_networks(build.make_networks(experiment), experiment), pool_size=2)
+    step = plain.PlainStep(plain.plain_networks(factory.make_networks(experiment), experiment), pool_size=2)
     before = {name: p.clone() for name, p in step.networks.named_parameters()}
     batch = experiments.random_batch(experiment, (24, 24), 1, CPU)
     for _ in range(3):
@@ -132,9 +132,9 @@ def test_benchmark_convert_measures_a_run_on_a_volume(
     run: Path, cohort: phantom.Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both networks see the same slices: in float32 what they give differs by rounding, and not by what is around."""
-    monkeypatch.setattr("medcyclegan.build.translators.bf16_is_safe", lambda device: False)
+    monkeypatch.setattr("medcyclegan.factory.translators.bf16_is_safe", lambda device: False)
     result = benchmark.benchmark_convert_run(run, cohort.test_mr[0], repeats=1, device="cpu")
-    case = build.load_translator(run, device="cpu").read(cohort.test_mr[0]).case
+    case = factory.load_translator(run, device="cpu").read(cohort.test_mr[0]).case
     assert result["size"] == [*case.body.shape[:2], int(case.body.any(axis=(0, 1)).sum())]
     assert 0 <= result["mean_difference_hu"] < 0.1 and result["precision"] == "float32" and result["speedup"] > 0
     assert any("mean difference" in line and "untrained" not in line for line in benchmark.described(result))

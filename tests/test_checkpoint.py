@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from medcyclegan import build
+from medcyclegan import factory
 from medcyclegan.errors import InputError
 from medcyclegan.training import checkpoint
 from medcyclegan.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
@@ -143,7 +143,7 @@ def test_a_field_that_is_not_what_it_should_be_is_named(
     torch.save(wrong(whole, field, value), tmp_path / "checkpoint.pt")
     section = r"\.".join(field.split(".")[:3]) if value is not ... else field.split(".")[0]
     with pytest.raises(InputError, match=rf"(?s){tmp_path}/checkpoint\.pt is damaged: {section}"):
-        build.load_translator(tmp_path, device="cpu")
+        factory.load_translator(tmp_path, device="cpu")
 
 
 def test_weights_that_do_not_fit_or_are_no_numbers_are_named(whole: dict[str, Any], tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_weights_that_do_not_fit_or_are_no_numbers_are_named(whole: dict[str, An
         content["ema"]["gen_ab"][key] = value
         torch.save(content, tmp_path / "checkpoint.pt")
         with pytest.raises(InputError, match=rf"(?s)is damaged: {told}"):
-            build.load_translator(tmp_path, device="cpu")
+            factory.load_translator(tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_state_that_cannot_be_gone_on_from_is_named(
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(InputError) as told, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        build.resume(tmp_path, device="cpu")
+        factory.resume(tmp_path, device="cpu")
     section = field.split(".")[0] if field.startswith(("random", "objective")) else ".".join(field.split(".")[:2])
     assert f"{tmp_path}/checkpoint.pt is damaged: {section} " in str(told.value)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt"}

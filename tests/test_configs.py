@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.training.checkpoint import load_checkpoint
 
@@ -22,7 +22,7 @@ WINDOW = {2: (64, 64), 3: (32, 32, 24)}
 def pairs(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
     """The test head in both domains, for what learns from pairs."""
     data = {"a": str(cohort.test_mr[0].parent), "b": str(cohort.test_ct[0].parent)}
-    return build.prepare(config.parse({"data": data}, "the test"), tmp_path_factory.mktemp("pairs") / "prepared")
+    return factory.prepare(config.parse({"data": data}, "the test"), tmp_path_factory.mktemp("pairs") / "prepared")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -38,7 +38,7 @@ def test_trains_two_steps(path: Path, prepared: PreparedCohort, pairs: PreparedC
             "patches": experiment.patches.model_copy(update={"size": window}),
         }
     )
-    result = build.train(onto_cohort, tmp_path / "run", device="cpu")
+    result = factory.train(onto_cohort, tmp_path / "run", device="cpu")
     content = load_checkpoint(result.run)
     assert content["step"] == 2
     assert content["experiment"]["model"]["generator"]["_target_"] == experiment.model.generator["_target_"]

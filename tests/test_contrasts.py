@@ -15,11 +15,11 @@ from dicom_files import write_series
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImaged
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.data.assembly import Assembly, assemble
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.datalist import Case, Cohort, from_json
-from medcyclegan.data.patches import Shape, UnpairedPatches, stack_of_slices
+from medcyclegan.data.patches import PatchSpec, UnpairedPatches, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_image import StoredImage, encode
@@ -200,7 +200,7 @@ def test_the_config_must_agree_with_the_data(tmp_path: Path) -> None:
 
     def named(*contrasts: str) -> dict[str, tuple[str, ...]]:
         domains = {"a": {"name": "MR", "modality": "MR", "contrasts": list(contrasts)}}
-        return dict(build.cohort(config.parse({"data": data, "domains": domains}, "the test")).contrasts)
+        return dict(factory.cohort(config.parse({"data": data, "domains": domains}, "the test")).contrasts)
 
     assert named() == named("T1w", "T2w") == {"a": ("T1w", "T2w")}
     with pytest.raises(InputError, match=r"domains.a.contrasts is T2w, T1w, but the files are T1w, T2w"):
@@ -504,7 +504,7 @@ class Numbered:
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_channels_are_all_slices_of_the_first_contrast_and_then_of_the_second(plane: str) -> None:
     case = Numbered()
-    shape = Shape((16, 16), plane, neighbors=1)  # type: ignore[arg-type]
+    shape = PatchSpec((16, 16), plane, neighbors=1)  # type: ignore[arg-type]
     dataset = UnpairedPatches([case], [case], shape=shape, batch_size=2, steps=3, seed=0)
     item = dataset[1]
     assert item["a"].shape == (2, 6, 16, 16) and item["body_a"].shape == item["a"].shape
@@ -521,11 +521,11 @@ def test_channels_are_all_slices_of_the_first_contrast_and_then_of_the_second(pl
 
 def test_boxes_have_a_channel_per_contrast() -> None:
     case = Numbered()
-    dataset = UnpairedPatches([case], [case], shape=Shape((16, 16, 16)), batch_size=1, steps=2, seed=0)
+    dataset = UnpairedPatches([case], [case], shape=PatchSpec((16, 16, 16)), batch_size=1, steps=2, seed=0)
     item = dataset[0]
     assert item["a"].shape == (1, 2, 16, 16, 16)
     torch.testing.assert_close(item["a"][:, 0] - 0.9, item["a"][:, 1], atol=1e-4, rtol=0)
-    assert probe_patches([case], Shape((16, 16, 16)))[0].shape == (1, 2, 16, 16, 16)
+    assert probe_patches([case], PatchSpec((16, 16, 16)))[0].shape == (1, 2, 16, 16, 16)
 
 
 def test_a_slice_counts_if_any_contrast_shows_something() -> None:
@@ -538,7 +538,7 @@ def test_a_slice_counts_if_any_contrast_shows_something() -> None:
             values[1, :, :, 10:] = -0.5  # both flat, though not the same
             return StoredImage(encode(values))
 
-    dataset = UnpairedPatches([Flat()], [Flat()], shape=Shape((16, 16)), batch_size=1, steps=1, seed=0)
+    dataset = UnpairedPatches([Flat()], [Flat()], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0)
     assert dataset.slices["a"][0].tolist() == list(range(10))
 
 

@@ -20,7 +20,7 @@ from test_cli import call
 from test_contrasts import PLAIN, SECOND, as_volume, ball, world
 from torch import Tensor, nn
 
-from medcyclegan import benchmark, build, config, phantom
+from medcyclegan import benchmark, config, factory, phantom
 from medcyclegan.convert import convert
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
@@ -271,7 +271,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> PreparedCohort:
     data = {"datalist": str(folder / "list.json")}
-    return build.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
+    return factory.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
 
 
 def experiment(prepared: PreparedCohort, **changes: Any) -> config.Experiment:
@@ -283,22 +283,22 @@ def model(two: PreparedCohort) -> Iterator[Path]:
     run = two.folder.parent / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        build.train(experiment(two), run, device="cpu")
+        factory.train(experiment(two), run, device="cpu")
     yield run
 
 
 def test_channels_of_networks_are_contrasts_times_slices(two: PreparedCohort) -> None:
-    resolved = build.cohorts.resolve(experiment(two, patches={"size": [32, 32], "neighbors": 1}), two)
+    resolved = factory.cohorts.resolve(experiment(two, patches={"size": [32, 32], "neighbors": 1}), two)
     assert resolved.domains.a.contrasts == ("T1w", "T2w") and resolved.domains.b.contrasts == ()
     assert (resolved.channels("a"), resolved.channels("b")) == (6, 3)
-    networks = build.make_networks(resolved)
+    networks = factory.make_networks(resolved)
     a, b = torch.zeros(1, 6, 32, 32), torch.zeros(1, 3, 32, 32)
     assert networks["gen_ab"](a).shape == b.shape and networks["gen_ba"](b).shape == a.shape
     networks["disc_a"](a), networks["disc_b"](b)
-    paired = build.make_networks(resolved.model_copy(update={"objective": {"_target_": "pix2pix"}}))
+    paired = factory.make_networks(resolved.model_copy(update={"objective": {"_target_": "pix2pix"}}))
     paired["disc_b"](torch.cat([a, b], dim=1))
-    assert build.predict_memory(resolved, bf16=False, device="cpu").total > 0  # type: ignore[union-attr]
-    assert build.measure_step(resolved, CPU, least=1, most=1).median > 0
+    assert factory.predict_memory(resolved, bf16=False, device="cpu").total > 0  # type: ignore[union-attr]
+    assert factory.measure_step(resolved, CPU, least=1, most=1).median > 0
 
 
 def test_parts_that_need_as_many_channels_on_both_sides_are_refused_by_name(two: PreparedCohort) -> None:
@@ -307,21 +307,23 @@ def test_parts_that_need_as_many_channels_on_both_sides_are_refused_by_name(two:
         "losses": {"structure": [{"_target_": "patch_nce"}]},
     }
     with pytest.raises(InputError) as caught:
-        build.make_objective(build.cohorts.resolve(experiment(two, **changes), two), {"a": None, "b": (-1024, 3071)})
+        factory.make_objective(
+            factory.cohorts.resolve(experiment(two, **changes), two), {"a": None, "b": (-1024, 3071)}
+        )
     said = str(caught.value)
     assert "images of a have 2 channels and images of b 1, because a has 2 contrasts (T1w, T2w)" in said
     assert "mask_guided mixes its input" in said and "patch_nce shows the translation" in said
-    cut = build.cohorts.resolve(experiment(two, objective={"_target_": "cut"}), two)
+    cut = factory.cohorts.resolve(experiment(two, objective={"_target_": "cut"}), two)
     with pytest.raises(InputError, match="objective cut has a PatchNCE"):
-        build.make_objective(cut, {"a": None, "b": (-1024, 3071)})
+        factory.make_objective(cut, {"a": None, "b": (-1024, 3071)})
 
 
 def test_the_config_and_the_prepared_folder_must_agree(two: PreparedCohort, prepared: PreparedCohort) -> None:
     domains = {"a": {"name": "MR", "modality": "MR", "contrasts": ["T2w", "T1w"]}}
     with pytest.raises(InputError, match=r"domains.a.contrasts is T2w, T1w, but .* was prepared with T1w, T2w"):
-        build.cohorts.resolve(experiment(two, domains=domains), two)
+        factory.cohorts.resolve(experiment(two, domains=domains), two)
     with pytest.raises(InputError, match=r"domains.a.contrasts is T2w, T1w, but .* was prepared with a single one"):
-        build.cohorts.resolve(experiment(prepared, domains=domains), prepared)
+        factory.cohorts.resolve(experiment(prepared, domains=domains), prepared)
 
 
 class StopAt:
@@ -347,13 +349,13 @@ def test_four_steps_equal_two_and_resume_and_two(two: PreparedCohort, tmp_path: 
     )
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        whole = build.train(chosen, tmp_path / "whole", device="cpu")
+        whole = factory.train(chosen, tmp_path / "whole", device="cpu")
     told = [str(warning.message) for warning in heard]
     left_out = "the identity loss is left out: a has 6 channels and b 3"
     assert any(left_out in line for line in told) == (objective == "cyclegan")
-    first = build.train(chosen, tmp_path / "parts", device="cpu", handlers=[StopAt(2)])
+    first = factory.train(chosen, tmp_path / "parts", device="cpu", handlers=[StopAt(2)])
     assert first.step == 2
-    second = build.resume(tmp_path / "parts", device="cpu")
+    second = factory.resume(tmp_path / "parts", device="cpu")
     a, b = load_checkpoint(whole.run), load_checkpoint(second.run)
     assert a["step"] == b["step"] == 4
     for name, state in a["networks"].items():
@@ -365,7 +367,7 @@ def test_validation_scores_the_pair(model: Path, two: PreparedCohort) -> None:
     rows = (model / "validation.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     a, b = two.cases["pairs_a"][0], two.cases["pairs_b"][0]
-    translator = build.load_translator(model, device="cpu")
+    translator = factory.load_translator(model, device="cpu")
     values = translate_volume(
         translator.generator, np.asarray(a.image), np.asarray(a.body), window=translator.window, device=CPU
     )
@@ -400,7 +402,7 @@ def test_convert_by_command(model: Path, folder: Path, tmp_path: Path) -> None:
     entry = content["cases"]["p1"]
     assert entry["input"] == [str(folder / kind / "p1.nii.gz") for kind in ("t1", "t2")]
     assert len(set(entry["voxels_sha256"])) == 2
-    translator = build.load_translator(model, device="cpu")
+    translator = factory.load_translator(model, device="cpu")
     by_hand = translator([folder / "t1" / "p1.nii.gz", folder / "t2" / "p1.nii.gz"])
     np.testing.assert_array_equal(by_hand.array, np.asarray(sct.dataobj))
     resumed = call("convert", model, folder / "t1", folder / "t2", "-o", out, "--trust", "--resume", "-d", "cpu")
@@ -491,7 +493,7 @@ def test_every_training_head_is_told_right_from_exchanged(two: PreparedCohort) -
 
 
 def test_a_patient_who_moved_and_a_contrast_that_misses_part_are_flagged(model: Path, folder: Path) -> None:
-    translator = build.load_translator(model, device="cpu")
+    translator = factory.load_translator(model, device="cpu")
     t1, t2 = (read_volume(folder / "test" / kind / "p6.nii.gz") for kind in ("t1", "t2"))
     affine = t2.affine.clone()
     affine[:3, 3] += torch.tensor([9.0, 0.0, 0.0])
@@ -529,7 +531,7 @@ def test_dicom_takes_the_first_contrasts_place(model: Path, folder: Path, tmp_pa
 
 
 def test_monai_transforms_take_keys_or_channels(model: Path, folder: Path) -> None:
-    translator = build.load_translator(model, device="cpu")
+    translator = factory.load_translator(model, device="cpu")
     t1 = read_volume(folder / "test" / "t1" / "p6.nii.gz")
     fine = read_volume(folder / "test" / "t2" / "p6.nii.gz")
     wanted = translator([t1, fine]).array
@@ -555,12 +557,12 @@ def test_what_cannot_be_done_with_several_contrasts_is_refused_by_name(
     model: Path, folder: Path, tmp_path: Path, run: Path
 ) -> None:
     with pytest.raises(InputError, match=r"direction 'ba' .* makes 2 contrasts at once \(T1w, T2w\)"):
-        build.load_translator(model, direction="ba", device="cpu")
+        factory.load_translator(model, direction="ba", device="cpu")
     for kind in ("bundle", "onnx", "pt2", "slicer"):
         with pytest.raises(InputError, match=r"takes 2 contrasts \(T1w, T2w\), and what is exported takes one volume"):
             export_run(model, tmp_path / kind, file_format=kind)
     with pytest.raises(InputError, match="prepares its volumes in another way"):
-        build.load_translator(run, device="cpu", others=[model])
+        factory.load_translator(run, device="cpu", others=[model])
     with pytest.raises(InputError, match=r"domains.a.contrasts names 2 \(x, y\), and benchmark measures one volume"):
         benchmark.experiment_for(None, ["domains.a={name: MR, modality: MR, contrasts: [x, y]}"])
 

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from dicom_files import RAS, write_series
 from typer.testing import CliRunner
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
 from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
@@ -152,7 +152,7 @@ def test_prepare_takes_series_and_notices_changes(cohort: phantom.Cohort, tmp_pa
 
     def prepared(kind: str) -> dict[str, np.ndarray]:
         data = {"a": str(tmp_path / kind / "mr"), "b": str(tmp_path / kind / "ct")}
-        result = build.prepare(config.parse({"data": data}, "the test"), tmp_path / f"{kind}_prepared")
+        result = factory.prepare(config.parse({"data": data}, "the test"), tmp_path / f"{kind}_prepared")
         assert not result.failed and not result.warnings
         return {f"{d}/{case.id}": np.asarray(case.image) for d in ("a", "b") for case in result.cases[d]}
 

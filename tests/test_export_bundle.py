@@ -18,7 +18,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from medcyclegan import build, phantom
+from medcyclegan import factory, phantom
 from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles compute in float32, so that convert has to here, whatever this processor can do."""
-    monkeypatch.setattr(build.translators, "bf16_is_safe", lambda device: False)
+    monkeypatch.setattr(factory.translators, "bf16_is_safe", lambda device: False)
 
 
 @pytest.fixture(scope="session")

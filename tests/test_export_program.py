@@ -17,7 +17,7 @@ import torch
 from conftest import TINY
 from torch import Tensor, nn
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.export.formats import export_run
@@ -139,7 +139,7 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
     written = export_run(run, tmp_path / "out", file_format="onnx")["ab"]
     assert written["difference"] <= 1e-3 and written["finished"]
     told = json.loads((tmp_path / "out" / "model.json").read_text())
-    translator = build.load_translator(run, device="cpu")
+    translator = factory.load_translator(run, device="cpu")
     translator.bf16 = False
     source = translator.read(cohort.test_mr[0])
     prediction = translator.predict(source)
@@ -196,7 +196,7 @@ def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_both_directions_and_a_half_trained_run(prepared: PreparedCohort, tmp_path: Path) -> None:
     """A run that was stopped can be exported, and its card says so."""
     experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
-    build.train(experiment, tmp_path / "run", device="cpu")
+    factory.train(experiment, tmp_path / "run", device="cpu")
     path = tmp_path / "run" / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
     content["step"] = 3

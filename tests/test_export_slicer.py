@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from medcyclegan import build, phantom
+from medcyclegan import factory, phantom
 from medcyclegan.errors import InputError
 from medcyclegan.export.formats import export_run
 from medcyclegan.export.model import read_model
@@ -83,7 +83,7 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
 def test_the_class_translates_as_convert_does(
     run: Path, cohort: phantom.Cohort, tmp_path: Path, extension: dict[str, type], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build.translators, "bf16_is_safe", lambda device: False)
+    monkeypatch.setattr(factory.translators, "bf16_is_safe", lambda device: False)
     written = export_run(run, tmp_path / "out", file_format="slicer")["ab"]
     key = written["key"]
     root = tmp_path / "out" / "ModalityConverter"
@@ -116,7 +116,7 @@ def test_the_class_translates_as_convert_does(
 
     import nibabel as nib
 
-    translator = build.load_translator(run, device="cpu")
+    translator = factory.load_translator(run, device="cpu")
     result = Node(np.zeros(1), np.eye(4))
     model.runInference(Node(held.T, grid), result, Node(held_mask.T.astype(np.uint8), grid))
     expected = translator(nib.Nifti1Image(held, grid), body=held_mask)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.errors import InputError
 from medcyclegan.networks.foreign import ForeignGenerator, adapt_discriminator, adapt_generator
 from medcyclegan.registry import DISCRIMINATORS, GENERATORS
@@ -142,15 +142,15 @@ def test_a_checkpoint_imports_strangers_only_when_allowed(
     with pytest.raises(InputError, match=r"model\.generator: generator is code from elsewhere.*--allow own_networks"):
         config.parse(content, "the test")
     assert not own.exists(), "the stranger's code ran"
-    build.train(config.parse(content, "the test", allow=["own_networks"]), run, device="cpu")
+    factory.train(config.parse(content, "the test", allow=["own_networks"]), run, device="cpu")
     assert own.exists()
     own.unlink()
     sys.modules.pop("own_networks")
-    for attempt in (load_checkpoint, build.load_translator, build.resume):
+    for attempt in (load_checkpoint, factory.load_translator, factory.resume):
         with pytest.raises(InputError, match=r"own_networks\.Generator.*--allow own_networks"):
             attempt(run)
     assert not own.exists(), "the stranger's code ran"
-    translator = build.load_translator(run, device="cpu", allow=["own_networks"])
+    translator = factory.load_translator(run, device="cpu", allow=["own_networks"])
     assert own.exists()
     assert isinstance(translator.generator, ForeignGenerator)
     assert np.isfinite(translator(cohort.test_mr[0]).array).all()

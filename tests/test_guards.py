@@ -16,9 +16,9 @@ from ignite.engine import Events
 from test_training import StopAt, differences
 from torch import nn
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.config import Experiment
-from medcyclegan.data.patches import Shape
+from medcyclegan.data.patches import PatchSpec
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.errors import InputError
@@ -135,16 +135,16 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
             weights.append(copy.deepcopy(engine.objective.networks.state_dict()))
 
     with pytest.warns(UserWarning, match="not finite"):
-        result = build.train(
+        result = factory.train(
             experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: n == 3, spoil_batch), Keep()]
         )
     assert result.step == 4
     assert differences(weights[1], weights[2]) == []
     assert len(differences(weights[2], weights[3])) > 10
     (row,) = told(result.run)
-    trainer = build.make_trainer(
+    trainer = factory.make_trainer(
         config.load(result.run / "config.yaml"),
-        build.runs.open_prepared(Path(str(experiment.data.prepared))),
+        factory.runs.open_prepared(Path(str(experiment.data.prepared))),
         tmp_path / "other",
         torch.device("cpu"),
     )
@@ -165,7 +165,7 @@ def test_spoiled_weights_go_back_to_the_checkpoint(experiment: Experiment, tmp_p
         seen.update(copy.deepcopy(engine.objective.networks.state_dict()))
 
     with pytest.warns(UserWarning, match="went back to the checkpoint of step 2"):
-        result = build.train(
+        result = factory.train(
             experiment,
             tmp_path / "run",
             device="cpu",
@@ -173,7 +173,7 @@ def test_spoiled_weights_go_back_to_the_checkpoint(experiment: Experiment, tmp_p
         )
     content = load_checkpoint(result.run)
     assert result.step == content["step"] == 4
-    saved = build.make_networks(config.load(result.run / "config.yaml"))
+    saved = factory.make_networks(config.load(result.run / "config.yaml"))
     for name, network in saved.items():
         network.load_state_dict(content["networks"][name])
     assert weights_are_finite([saved])
@@ -188,13 +188,13 @@ def test_what_does_not_recover_ends_with_the_case_named(experiment: Experiment, 
             InputError, match=r"diverged: .*cycle_a.* not finite at step 4, on case .* of a .*step 2 is whole"
         ),
     ):
-        build.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: n >= 3, spoil_weights)])
+        factory.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: n >= 3, spoil_weights)])
     assert load_checkpoint(tmp_path / "run")["step"] == 2
 
 
 def test_without_a_checkpoint_it_ends_at_once(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no checkpoint to go back to"):
-        build.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: n == 1, spoil_weights)])
+        factory.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: n == 1, spoil_weights)])
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
@@ -282,9 +282,9 @@ def test_resuming_amid_bad_steps_is_exact(experiment: Experiment, tmp_path: Path
     given = config.parse({**content, "training": {**content["training"], **settings}, "losses": losses}, "the test")
     spoil = During(lambda n: n == 2, spoil_batch)
     with pytest.warns(UserWarning, match="not finite"):
-        whole = build.train(given, tmp_path / "whole", device="cpu", handlers=[spoil])
-        build.train(given, tmp_path / "parts", device="cpu", handlers=[spoil, StopAt(2)])
-        parts = build.resume(tmp_path / "parts", device="cpu")
+        whole = factory.train(given, tmp_path / "whole", device="cpu", handlers=[spoil])
+        factory.train(given, tmp_path / "parts", device="cpu", handlers=[spoil, StopAt(2)])
+        parts = factory.resume(tmp_path / "parts", device="cpu")
     a, b = load_checkpoint(whole.run), load_checkpoint(parts.run)
     assert a["companions"]["finite"]["skipped"] == 1
     assert differences(a, b) == []
@@ -315,7 +315,7 @@ def test_a_saturated_training_is_warned_of(
         engine.objective.adversarial.discriminator = lambda real, fake: 0.0 * (real.mean() + fake.mean())
 
     with pytest.warns(UserWarning, match=r"step 3: saturation: discriminator_a has been below 0\.005 for 3 steps"):
-        result = build.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: True, blind)])
+        result = factory.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: True, blind)])
     assert [row["guard"] for row in told(result.run)] == ["saturation", "saturation"]
 
 
@@ -327,7 +327,7 @@ def test_a_collapsed_generator_is_warned_of_and_never_the_best(experiment: Exper
             nn.init.zeros_(parameter)
 
     with pytest.warns(UserWarning, match=r"step 4: collapse: translations ab of different patches differ by .* %"):
-        result = build.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: True, flatten)])
+        result = factory.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: True, flatten)])
     assert result.best is not None and result.best["step"] == 2  # the first sight alone is no proof
 
 
@@ -342,7 +342,7 @@ def test_spread_counts_the_inside_alone() -> None:
 
 @pytest.fixture(scope="module")
 def probe(prepared: PreparedCohort) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    shape = Shape((48, 48))
+    shape = PatchSpec((48, 48))
     return {group: probe_patches(prepared.cases[group], shape) for group in ("a", "b", "pairs_a", "pairs_b")}
 
 
@@ -385,6 +385,6 @@ def test_an_ordinary_training_alarms_nobody(
     content["model"]["generator"] = {"_target_": "attention_unet", "filters": 8, "depth": 2, "gates": False}
     content["training"] |= {"steps": 80, "log_every": 20, "picture_every": 20, "checkpoint_every": 80}
     content["training"] |= {"learning_rate": 1e-3, "ema_decay": 0.9}
-    result = build.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
+    result = factory.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
     assert not (result.run / "guards.csv").exists()
     assert not [str(w.message) for w in recwarn if str(w.message).startswith("step ")]

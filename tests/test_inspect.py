@@ -23,7 +23,7 @@ from medcyclegan import cli, doctor, phantom
 from medcyclegan.data import facts as facts_module
 from medcyclegan.data.anatomy import anatomy, coarse_copy
 from medcyclegan.data.facts import Facts, measure, measure_header
-from medcyclegan.data.inspection import hu_offset
+from medcyclegan.data.hounsfield import hu_offset
 from medcyclegan.data.suspicions import RULES, SEVERITIES, Member, Suspicion, kinds, of_volume, suspicions_of
 from medcyclegan.doctor import Inspection, inspect_cohort
 from medcyclegan.errors import InputError

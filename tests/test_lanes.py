@@ -17,7 +17,7 @@ from medcyclegan.networks.generators.resnet import ResNetGenerator
 from medcyclegan.training.lanes import Lanes
 from medcyclegan.training.objectives import Losses, parts_of
 from medcyclegan.training.objectives.cyclegan import CycleGAN
-from medcyclegan.training.trainer import CycleGANTrainer
+from medcyclegan.training.trainer import TranslationTrainer
 
 CPU = torch.device("cpu")
 
@@ -151,7 +151,7 @@ def test_lanes_run_at_the_same_time() -> None:
 def test_the_trainer_gives_the_same_bits_again() -> None:
     def weights() -> list[Tensor]:
         with cores(2):
-            trainer = CycleGANTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
+            trainer = TranslationTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
             for step in range(3):
                 trainer._iteration(trainer, batch(step))
             assert trainer.lanes.together
@@ -164,8 +164,8 @@ def test_the_trainer_gives_the_same_bits_again() -> None:
 def test_a_snapshot_in_another_memory_format_goes_on_with_the_same_numbers() -> None:
     """Fused Adam would otherwise give moments to other weights, silently."""
 
-    def trainer() -> CycleGANTrainer:
-        return CycleGANTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
+    def trainer() -> TranslationTrainer:
+        return TranslationTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
 
     first = trainer()
     first._iteration(first, batch(0))

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.errors import InputError
 
 # A process of its own, because only the largest memory of a whole process can be read.
 STEP = """
 import json, resource, sys
 import torch
-from medcyclegan import build, config
+from medcyclegan import factory, config
 torch.set_num_threads(2)
 experiment = config.parse(json.loads(sys.argv[1]), "the test")
-predicted = build.predict_memory(experiment, bf16=experiment.training.precision == "bf16", device="cpu").total
-build.measure_step(experiment, torch.device("cpu"), least=1, most=1)
+predicted = factory.predict_memory(experiment, bf16=experiment.training.precision == "bf16", device="cpu").total
+factory.measure_step(experiment, torch.device("cpu"), least=1, most=1)
 print(json.dumps([predicted, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 # Large images and narrow networks: as much memory in less time, above all where bfloat16 is not computed in hardware.
@@ -61,8 +61,8 @@ def test_states_are_counted_by_hand() -> None:
     """Every weight three times (itself, two moments), those of the generators a fourth time (their average)."""
     content = {**EXPERIMENTS["slices, ResNet"], "patches": {"size": [32, 32]}}
     experiment = config.parse(content, "the test")
-    memory = build.predict_memory(experiment, bf16=False, device="cpu")
-    weights = {n: sum(p.numel() for p in net.parameters()) for n, net in build.make_networks(experiment).items()}
+    memory = factory.predict_memory(experiment, bf16=False, device="cpu")
+    weights = {n: sum(p.numel() for p in net.parameters()) for n, net in factory.make_networks(experiment).items()}
     assert memory is not None
     assert memory.states == 4 * (3 * sum(weights.values()) + weights["gen_ab"] + weights["gen_ba"])
 
@@ -70,7 +70,7 @@ def test_states_are_counted_by_hand() -> None:
 def test_every_further_image_takes_as_much_as_the_one_before() -> None:
     def activations(batch: int) -> int:
         content = {**EXPERIMENTS["stacks, U-Net, bfloat16"], "training": {"batch_size": batch}}
-        memory = build.predict_memory(config.parse(content, "the test"), bf16=True, device="cpu")
+        memory = factory.predict_memory(config.parse(content, "the test"), bf16=True, device="cpu")
         assert memory is not None
         return memory.activations
 
@@ -81,9 +81,9 @@ def test_every_further_image_takes_as_much_as_the_one_before() -> None:
 def test_a_training_that_does_not_fit_is_refused_before_it_starts(
     experiment: config.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build.trainers, "free_memory", lambda device: 0.3 * 2**30)
+    monkeypatch.setattr(factory.trainers, "free_memory", lambda device: 0.3 * 2**30)
     with pytest.raises(InputError, match=r"expected to take 0\.6 GiB, and cpu has 0\.3 GiB left.*patches\.size"):
-        build.train(experiment, tmp_path / "run", device="cpu")
+        factory.train(experiment, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -94,6 +94,6 @@ def test_a_network_that_looks_at_values_is_told_and_not_guessed(monkeypatch: pyt
         if torch.ones(1).item() > 0:
             raise AssertionError
 
-    monkeypatch.setattr(build.networks, "make_objective", looks)
+    monkeypatch.setattr(factory.networks, "make_objective", looks)
     with pytest.warns(UserWarning, match="cannot be predicted"):
-        assert build.predict_memory(experiment, bf16=False, device="cpu") is None
+        assert factory.predict_memory(experiment, bf16=False, device="cpu") is None

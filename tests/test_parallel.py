@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from medcyclegan.data.parallel import Crew
+from medcyclegan.data.parallel import ProcessPool
 from medcyclegan.errors import InputError
 from medcyclegan.progress import Silent
 
@@ -36,8 +36,8 @@ def work(number: int, folder: str) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failure_leaves_the_others_alone(workers: int, tmp_path: Path) -> None:
     tasks = {str(n): (n, str(tmp_path)) for n in (0, 1, 2, 3, 6)}
-    with pytest.warns(UserWarning, match="three is odd"), Crew(workers, Silent()) as crew:
-        results = dict(crew.each(work, tasks, "working"))
+    with pytest.warns(UserWarning, match="three is odd"), ProcessPool(workers, Silent()) as pool:
+        results = dict(pool.each(work, tasks, "working"))
     assert {n: r for n, r in results.items() if n not in "26"} == {"0": 0, "1": 1, "3": 9}
     assert isinstance(results["6"], InputError) and "more memory than there is" in str(results["6"])
     assert isinstance(results["2"], InputError) and str(results["2"]) == "two is not liked. Take three."
@@ -47,29 +47,29 @@ def test_a_failure_leaves_the_others_alone(workers: int, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_killed_process_is_blamed_on_its_task(tmp_path: Path) -> None:
     tasks = {str(n): (n, str(tmp_path)) for n in (4, 0, 1)}
-    with Crew(2, Silent()) as crew:
-        results = dict(crew.each(work, tasks, "working"))
+    with ProcessPool(2, Silent()) as pool:
+        results = dict(pool.each(work, tasks, "working"))
     assert isinstance(results["4"], InputError) and "was killed" in str(results["4"])
     assert (results["0"], results["1"]) == (0, 1)
 
 
 def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path) -> None:
-    with Crew(1, Silent()) as crew, pytest.raises(KeyError):
-        list(crew.each(work, {"5": (5, str(tmp_path))}, "working"))
+    with ProcessPool(1, Silent()) as pool, pytest.raises(KeyError):
+        list(pool.each(work, {"5": (5, str(tmp_path))}, "working"))
 
 
 def test_workers(tmp_path: Path) -> None:
-    with Crew(0, Silent()) as crew:  # two tasks are done before a process has loaded its libraries
-        assert dict(crew.each(work, {str(n): (n, str(tmp_path)) for n in (1, 0)}, "working")) == {"1": 1, "0": 0}
-        assert crew._pool is None
+    with ProcessPool(0, Silent()) as pool:  # two tasks are done before a process has loaded its libraries
+        assert dict(pool.each(work, {str(n): (n, str(tmp_path)) for n in (1, 0)}, "working")) == {"1": 1, "0": 0}
+        assert pool._pool is None
     with pytest.raises(InputError, match="workers is -1"):
-        Crew(-1, Silent())
+        ProcessPool(-1, Silent())
 
 
 def begin_and_die(folder: str) -> None:
     """A program that is killed while two processes work for it."""
-    with Crew(2, Silent()) as crew:
-        list(crew.each(begin_and_wait, {str(n): (folder,) for n in (1, 2)}, "working"))
+    with ProcessPool(2, Silent()) as pool:
+        list(pool.each(begin_and_wait, {str(n): (folder,) for n in (1, 2)}, "working"))
 
 
 def begin_and_wait(folder: str) -> None:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from medcyclegan.build.watching import _picture_batch
 from medcyclegan.data import patches as patches_module
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.eligible import eligible_slices
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import relative_height, with_partners
 from medcyclegan.data.pairs import on_one_grid
-from medcyclegan.data.patches import Shape, UnpairedPatches
+from medcyclegan.data.patches import PatchSpec, UnpairedPatches
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
+from medcyclegan.factory.watching import _picture_batch
 from medcyclegan.io.grid import Grid
 
 
@@ -46,7 +46,7 @@ class Volume:
 
 
 def slices(**settings: object) -> UnpairedPatches:
-    arguments: dict[str, object] = {"shape": Shape((16, 16)), "batch_size": 2, "steps": 50, "seed": 1} | settings
+    arguments: dict[str, object] = {"shape": PatchSpec((16, 16)), "batch_size": 2, "steps": 50, "seed": 1} | settings
     return UnpairedPatches([Volume("a1"), Volume("a2")], [Volume("b1", (30, 14, 12))], **arguments)  # type: ignore[arg-type]
 
 
@@ -149,7 +149,7 @@ class Ramp:
         return (np.tensordot(self.coefficients, np.indices(self.shape), axes=1) - 0.9).astype(np.float32)
 
 
-def patches(shape: Shape, **settings: object) -> UnpairedPatches:
+def patches(shape: PatchSpec, **settings: object) -> UnpairedPatches:
     arguments: dict[str, object] = {"batch_size": 1, "steps": 30, "seed": 1} | settings
     return UnpairedPatches([Ramp("a1")], [Ramp("b1")], shape=shape, **arguments)  # type: ignore[arg-type]
 
@@ -160,7 +160,7 @@ def patches(shape: Shape, **settings: object) -> UnpairedPatches:
 )
 def test_slices_of_every_plane_with_neighbors(plane: str, across: float, along: tuple[float, float]) -> None:
     """Channels step across the plane, the two axes run along the remaining ones in the order right, anterior, up."""
-    dataset = patches(Shape((16, 17), plane, neighbors=1))
+    dataset = patches(PatchSpec((16, 17), plane, neighbors=1))
     seen = False
     for step in range(30):
         stack = dataset[step]["a"][0]
@@ -180,7 +180,7 @@ def test_stacks_repeat_the_last_slice_beyond_the_volume() -> None:
 
 
 def test_boxes_lie_inside_the_volume_and_everywhere() -> None:
-    dataset = patches(Shape((16, 16, 16)), steps=80)
+    dataset = patches(PatchSpec((16, 16, 16)), steps=80)
     corners = set()
     for step in range(80):
         box = dataset[step]["a"][0, 0]
@@ -217,7 +217,7 @@ class Cone(Volume):
 def test_vertex_matching_pairs_equal_cross_sections_whatever_the_coverage() -> None:
     short, long = Cone("short", 2, 3, 1), Cone("long", 2, 20, 6)
     dataset = UnpairedPatches(
-        [short], [long], shape=Shape((48, 48)), batch_size=1, steps=60, seed=0, minimum_body=0.0, matching="vertex"
+        [short], [long], shape=PatchSpec((48, 48)), batch_size=1, steps=60, seed=0, minimum_body=0.0, matching="vertex"
     )
     # A cone of half width h at a slice has (2 h)^2 voxels there; the matched slices lie at most 0.05 widths, one slice
     # of 20 voxels' width, apart, and the width grows by 2 from slice to slice.
@@ -238,7 +238,7 @@ def test_vertex_height_does_not_depend_on_head_size_or_coverage() -> None:
 
 def test_heads_without_their_top_are_warned_of() -> None:
     whole, cut = Cone("whole", 2, 3, 1), Volume("cut", (20, 24, 12), slice(0, 12))
-    arguments: dict[str, object] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 1, "seed": 0}
+    arguments: dict[str, object] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 1, "seed": 0}
     with pytest.warns(UserWarning, match="the top of the head is not in cut;"):
         UnpairedPatches([whole], [cut], matching="vertex", **arguments)  # type: ignore[arg-type]
     with warnings.catch_warnings():
@@ -262,7 +262,14 @@ def test_profile_matching_pairs_equal_cross_sections_of_cut_scans_and_leaves_the
     # b lacks the uppermost slices and begins in the air otherwise; no scan of b has the tip.
     whole, cut = Part("whole", 0, length), Part("cut", 10, top - 5)
     dataset = UnpairedPatches(
-        [whole], [cut, cut], shape=Shape((48, 48)), batch_size=1, steps=60, seed=0, minimum_body=0.0, matching="profile"
+        [whole],
+        [cut, cut],
+        shape=PatchSpec((48, 48)),
+        batch_size=1,
+        steps=60,
+        seed=0,
+        minimum_body=0.0,
+        matching="profile",
     )
     sizes = [[int(dataset[i][f"body_{d}"].sum()) for d in ("a", "b")] for i in range(60)]
     apart = np.abs(np.sqrt(np.array(sizes))[:, 0] - np.sqrt(np.array(sizes))[:, 1])
@@ -292,7 +299,7 @@ def test_scans_that_profile_matching_drops_are_named_and_counted(domain: str, mo
     given = {"a": heads, "b": heads[:1]} | {domain: [*heads, *hips]}
     starts = {"a": [0.0] * 2, "b": [0.0] * len(given["b"])} | {domain: [0.0, 0.0, *[50.0] * 5]}
     at_heights(monkeypatch, *starts["a"], *starts["b"])
-    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 30, "seed": 0}
+    arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 30, "seed": 0}
     with pytest.warns(UserWarning) as told:
         dataset = UnpairedPatches(given["a"], given["b"], matching="profile", **arguments)
     (line,) = [str(w.message) for w in told if "leaves out" in str(w.message)]
@@ -319,7 +326,7 @@ def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest
     at_heights(monkeypatch, 0.0, 50.0)
     with pytest.raises(InputError, match="profile finds no height that both domains have"):
         UnpairedPatches(
-            [Volume("a")], [Volume("b")], shape=Shape((16, 16)), batch_size=1, steps=1, seed=0, matching="profile"
+            [Volume("a")], [Volume("b")], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0, matching="profile"
         )
 
 
@@ -330,7 +337,7 @@ def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         dataset = UnpairedPatches(
-            a, b, shape=Shape((48, 48)), batch_size=4, steps=400, seed=0, matching=matching, minimum_body=0.0
+            a, b, shape=PatchSpec((48, 48)), batch_size=4, steps=400, seed=0, matching=matching, minimum_body=0.0
         )
     random, seen = np.random.default_rng(0), {"a": set(), "b": set()}
     for _ in range(6000):
@@ -344,7 +351,13 @@ def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
 
 def test_matched_slices_that_lie_far_apart_are_told() -> None:
     """The neck of a, which no scan of b has, is shown beside the lowest slice of b."""
-    arguments: dict[str, Any] = {"shape": Shape((48, 48)), "batch_size": 1, "steps": 1, "seed": 0, "minimum_body": 0.0}
+    arguments: dict[str, Any] = {
+        "shape": PatchSpec((48, 48)),
+        "batch_size": 1,
+        "steps": 1,
+        "seed": 0,
+        "minimum_body": 0.0,
+    }
     with pytest.warns(UserWarning, match=r"vertex: for \d\d % of the patches of a, the scan of b has nothing at a sim"):
         UnpairedPatches([Cone("a", 2, 30, 1)], [Cone("b", 2, 3, 1)], matching="vertex", **arguments)
     with warnings.catch_warnings():
@@ -355,7 +368,9 @@ def test_matched_slices_that_lie_far_apart_are_told() -> None:
 def test_extent_matching_pairs_the_same_share_of_the_body() -> None:
     low, high = Volume("low", (20, 24, 12), slice(0, 12)), Volume("high", (20, 24, 40), slice(10, 34))
     assert relative_height(high, 2, "extent")[[10, 33]].tolist() == [0, 1]
-    dataset = UnpairedPatches([low], [high], shape=Shape((16, 16)), batch_size=1, steps=80, seed=0, matching="extent")
+    dataset = UnpairedPatches(
+        [low], [high], shape=PatchSpec((16, 16)), batch_size=1, steps=80, seed=0, matching="extent"
+    )
     for step in range(80):
         a, b = (float(dataset[step][d].max()) for d in ("a", "b"))
         share_a = (a + 0.9) / 1.8  # value -0.9 to 0.9 over the slices 0 to 11, all of them body
@@ -402,19 +417,19 @@ def halves(**of_b: object) -> tuple[Half, Half]:
 
 
 WHATEVER_IS_CUT = [
-    Shape((16, 16)),
-    Shape((48, 48)),
-    Shape((20, 64), "axial", neighbors=1),
-    Shape((24, 20), "coronal", neighbors=2),
-    Shape((16, 32), "sagittal"),
-    Shape((16, 16, 16)),
-    Shape((48, 16, 32)),
+    PatchSpec((16, 16)),
+    PatchSpec((48, 48)),
+    PatchSpec((20, 64), "axial", neighbors=1),
+    PatchSpec((24, 20), "coronal", neighbors=2),
+    PatchSpec((16, 32), "sagittal"),
+    PatchSpec((16, 16, 16)),
+    PatchSpec((48, 16, 32)),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:the bodies of a and b differ")
 @pytest.mark.parametrize("shape", WHATEVER_IS_CUT, ids=str)
-def test_a_pair_is_cut_mirrored_and_blanked_alike_whatever_its_masks(shape: Shape) -> None:
+def test_a_pair_is_cut_mirrored_and_blanked_alike_whatever_its_masks(shape: PatchSpec) -> None:
     a, b = halves()
     dataset = UnpairedPatches([a], [b], shape=shape, batch_size=1, steps=40, seed=0, flip=True, paired=True)
     common = a.body & b.body
@@ -449,7 +464,7 @@ def test_a_pair_is_cut_mirrored_and_blanked_alike_whatever_its_masks(shape: Shap
 def test_a_pair_is_varied_alike_whatever_its_masks(size: tuple[int, ...]) -> None:
     """Space varies together; the difference of the halves, which is constant in the common body, tells."""
     vary = Augmentation(spacing=(1,) * len(size), rotate=20, scale=0.1, translate=3, resize_jitter=1.2)
-    arguments: dict[str, Any] = {"shape": Shape(size), "batch_size": 2, "steps": 10, "seed": 0, "paired": True}
+    arguments: dict[str, Any] = {"shape": PatchSpec(size), "batch_size": 2, "steps": 10, "seed": 0, "paired": True}
     a, b = halves()
     dataset = UnpairedPatches([a], [b], flip=True, augmentation={"a": vary, "b": vary}, **arguments)
     for step in range(10):
@@ -468,7 +483,7 @@ def test_a_pair_is_varied_alike_whatever_its_masks(size: tuple[int, ...]) -> Non
 
 
 def test_pairs_whose_bodies_differ_are_told_and_those_without_a_common_slice_refused() -> None:
-    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
+    arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
     # 28 x 26 x 20 and 34 x 19 x 12 voxels, 28 x 19 x 10 of them common.
     with pytest.warns(UserWarning, match=r"differ in 1 of 1 pairs.*p1 \(63 % of a's, 31 % of b's\)"):
         UnpairedPatches(*([half] for half in halves()), **arguments)
@@ -484,7 +499,7 @@ def test_pairs_whose_bodies_differ_are_told_and_those_without_a_common_slice_ref
 def test_paired_volumes_lie_on_one_grid_and_not_only_in_one_shape(shift: float, fits: bool) -> None:
     a, _ = halves()
     b = replace(a, brightness=0.1, shift=shift)
-    arguments: dict[str, Any] = {"shape": Shape((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
+    arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
     if fits:
         UnpairedPatches([a], [b], **arguments)
         return
@@ -492,8 +507,10 @@ def test_paired_volumes_lie_on_one_grid_and_not_only_in_one_shape(shift: float, 
         UnpairedPatches([a], [b], **arguments)
 
 
-@pytest.mark.parametrize("shape", [Shape((48, 48)), Shape((16, 16), "coronal", 1), Shape((16, 16, 16))], ids=str)
-def test_the_pictures_of_a_pair_show_one_place(shape: Shape) -> None:
+@pytest.mark.parametrize(
+    "shape", [PatchSpec((48, 48)), PatchSpec((16, 16), "coronal", 1), PatchSpec((16, 16, 16))], ids=str
+)
+def test_the_pictures_of_a_pair_show_one_place(shape: PatchSpec) -> None:
     a, b = halves()
     pairs = SimpleNamespace(cases={"pairs_a": (a,), "pairs_b": (b,), "a": (), "b": ()})
     batch = _picture_batch(pairs, shape)  # type: ignore[arg-type]
@@ -502,7 +519,7 @@ def test_the_pictures_of_a_pair_show_one_place(shape: Shape) -> None:
     torch.testing.assert_close((batch["b"] - batch["a"])[both], torch.full((int(both.sum()),), 0.1), atol=1e-5, rtol=0)
     # Of two patients each is shown by its own body: the slices at 40 and 65 % of 20 and of 12 slices.
     others = SimpleNamespace(cases={"pairs_a": (), "pairs_b": (), "a": (a,), "b": (replace(b, id="p2"),)})
-    apart = _picture_batch(others, Shape((48, 48)))  # type: ignore[arg-type]
+    apart = _picture_batch(others, PatchSpec((48, 48)))  # type: ignore[arg-type]
     lowest = [float(apart[d][n][apart[d][n] > -1].min()) for d in ("a", "b") for n in (0, 1)]
     expected = [0.02 * 6 + 0.001 * 5 + 0.015 * k - 0.7 for k in (9, 14)]
     expected += [0.02 * 4 + 0.001 * 5 + 0.015 * k - 0.6 for k in (16, 19)]
@@ -521,14 +538,22 @@ def test_one_grid_is_meant_in_voxels_where_they_are_small() -> None:
 
 def test_patients_without_a_partner_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="p3"):
-        UnpairedPatches([Ramp("p1")], [Ramp("p3")], shape=Shape((16, 16)), batch_size=1, steps=1, seed=0, paired=True)
+        UnpairedPatches(
+            [Ramp("p1")], [Ramp("p3")], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0, paired=True
+        )
     with pytest.raises(InputError, match=r"p1: a is \(24, 30, 20\)"):
         UnpairedPatches(
-            [Ramp("p1")], [Ramp("p1", (24, 30, 21))], shape=Shape((16, 16)), batch_size=1, steps=1, seed=0, paired=True
+            [Ramp("p1")],
+            [Ramp("p1", (24, 30, 21))],
+            shape=PatchSpec((16, 16)),
+            batch_size=1,
+            steps=1,
+            seed=0,
+            paired=True,
         )
 
 
 def test_impossible_shapes_are_refused() -> None:
     for wrong in ({"size": (16,)}, {"size": (16, 16), "plane": "oblique"}, {"size": (16, 16, 16), "neighbors": 1}):
         with pytest.raises(ValueError, match=r"no such patches|no neighboring"):
-            Shape(**wrong)  # type: ignore[arg-type]
+            PatchSpec(**wrong)  # type: ignore[arg-type]

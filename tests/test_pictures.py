@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from conftest import TINY
 from PIL import Image
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.convert import convert
 from medcyclegan.data.layouts import read_layout
 from medcyclegan.errors import InputError
@@ -153,7 +153,7 @@ def slices(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_gray_levels_are_no_ct(slices: Path, tmp_path: Path) -> None:
     given = config.parse({"data": {"root": str(slices)}}, "the test")
     with pytest.raises(InputError, match=r"uint8 gray levels says nothing of Hounsfield units(.|\n)*picture_window"):
-        build.prepare(given, tmp_path / "prepared")
+        factory.prepare(given, tmp_path / "prepared")
 
 
 def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
     data = {"root": str(slices), "picture_window": [-1024, 2048]}
     experiment = config.parse({**TINY, "data": data}, "the test")
     run = tmp_path / "run"
-    build.train(experiment, run, device="cpu")
+    factory.train(experiment, run, device="cpu")
     source = sorted((slices / "trainA").iterdir())[0]
     result = convert(run, [source], tmp_path / "out", device="cpu", trust=True)
     assert not result.failed
@@ -176,7 +176,7 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
     across = convert(run, [source], tmp_path / "across", device="cpu", ensemble=Ensemble(("axial", "coronal")))
     assert "a picture is one axial slice" in across.failed[source.stem]
     with pytest.raises(InputError, match="single 2D images"):
-        build.train(
+        factory.train(
             config.parse({**TINY, "data": data, "patches": {"size": [32, 32], "neighbors": 1}}, "the test"),
             tmp_path / "other",
             device="cpu",
@@ -186,6 +186,6 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
 def test_two_domains_of_gray_levels(slices: Path, tmp_path: Path) -> None:
     domains = {"a": {"name": "A", "modality": "MR"}, "b": {"name": "B", "modality": "MR"}}
     given = config.parse({"domains": domains, "data": {"root": str(slices)}}, "the test")
-    prepared = build.prepare(given, tmp_path / "prepared")
+    prepared = factory.prepare(given, tmp_path / "prepared")
     assert not prepared.failed and len(prepared.cases["b"]) == 10
     assert all(case.image.shape[2] == 1 for case in prepared.cases["b"])

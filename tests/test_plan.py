@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from medcyclegan import build, cli, config, phantom, plan
+from medcyclegan import cli, config, factory, phantom, plan
 from medcyclegan.data.datalist import from_folders
 from medcyclegan.data.fingerprint import Fingerprint, fingerprint
 from medcyclegan.errors import InputError
@@ -111,7 +111,7 @@ def test_volumes_that_cannot_be_used_are_told(cohort: phantom.Cohort, tmp_path: 
 def test_a_training_without_a_config_is_planned(
     cohort: phantom.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "measure_step", partial(build.measure_step, least=1, most=1))
+    monkeypatch.setattr(factory, "measure_step", partial(factory.measure_step, least=1, most=1))
     run = tmp_path / "run"
     folders = ["--a", str(cohort.train_mr[0].parent), "--b", str(cohort.train_ct[0].parent)]
     small = ["--set", "training.steps=2", "--set", "model.generator.filters=4", "--set", "preparation.spacing=[6,6,8]"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from medcyclegan import build, config, plan
-from medcyclegan.build.cohorts import resolve
+from medcyclegan import config, factory, plan
 from medcyclegan.errors import InputError
+from medcyclegan.factory.cohorts import resolve
 from medcyclegan.plan import make
 
 CPU = plan.Machine("cpu", "processor with 2 cores", 16 * plan.GIB, False, 2)
@@ -51,9 +51,9 @@ def accept(made: plan.Plan, folder: Path) -> None:
     """Everything that `train` asks before its first step, of the plan as it is written."""
     plan.save(made, folder / "plan.yaml")
     experiment = config.load(folder / "plan.yaml")
-    prepared = build.prepare(experiment, folder / "prepared")
+    prepared = factory.prepare(experiment, folder / "prepared")
     assert not prepared.failed
-    build.make_trainer(resolve(experiment, prepared), prepared, folder / "run", torch.device("cpu"))
+    factory.make_trainer(resolve(experiment, prepared), prepared, folder / "run", torch.device("cpu"))
 
 
 SLAB = {"shape": (46, 52, 4), "spacing": (4.0, 4.0, 1.0)}
@@ -74,8 +74,8 @@ COHORTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.fixture(autouse=True)
 def _not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked here is no matter of time or memory."""
-    monkeypatch.setattr(build, "measure_step", lambda *_: build.StepTime(0.1, 0.08, 0.2, 7))
-    monkeypatch.setattr(build, "predict_memory", lambda *_, **__: None)
+    monkeypatch.setattr(factory, "measure_step", lambda *_: factory.StepTime(0.1, 0.08, 0.2, 7))
+    monkeypatch.setattr(factory, "predict_memory", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_plan_names_its_data_from_anywhere(tmp_path: Path, monkeypatch: pyte
 
 
 def test_time_is_told_with_its_spread() -> None:
-    made = plan.Plan("x", {"training": {"steps": 6000}}, step_time=build.StepTime(0.25, 0.2, 0.35, 12))
+    made = plan.Plan("x", {"training": {"steps": 6000}}, step_time=factory.StepTime(0.25, 0.2, 0.35, 12))
     assert made.seconds == (1200, 1500, 2100)
     told = plan.expected_time(made)
     assert told.startswith("about 20 to 35 minutes on this machine, as busy as it is now.") and "12 steps" in told

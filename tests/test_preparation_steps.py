@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 from monai.data import MetaTensor
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
@@ -34,16 +34,16 @@ def experiment(cohort: phantom.Cohort, **preparation: object) -> config.Experime
 
 @pytest.fixture(scope="module")
 def stepped(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
-    return build.prepare(experiment(cohort, **STEPS), tmp_path_factory.mktemp("steps") / "prepared")
+    return factory.prepare(experiment(cohort, **STEPS), tmp_path_factory.mktemp("steps") / "prepared")
 
 
 def test_conversion_prepares_as_training_did_from_the_checkpoint_alone(
     cohort: phantom.Cohort, stepped: PreparedCohort, tmp_path: Path
 ) -> None:
     made = config.parse({**TINY, "data": {"prepared": str(stepped.folder)}}, "the test")
-    run = build.train(made, tmp_path / "run", device="cpu").run
+    run = factory.train(made, tmp_path / "run", device="cpu").run
     shutil.copytree(run, tmp_path / "elsewhere" / "run")
-    translator = build.load_translator(tmp_path / "elsewhere" / "run", device="cpu")
+    translator = factory.load_translator(tmp_path / "elsewhere" / "run", device="cpu")
     preparation = translator.preparation
     assert preparation == stepped.preparations["a"]
     assert (preparation.mr_n4_shrink, preparation.crop_margin, preparation.interpolation) == (2, 12.0, "bspline")
@@ -60,7 +60,7 @@ def test_conversion_prepares_as_training_did_from_the_checkpoint_alone(
 
 
 def test_each_step_changes_what_it_should(cohort: phantom.Cohort, stepped: PreparedCohort, tmp_path: Path) -> None:
-    plain = build.prepare(experiment(cohort, spacing=STEPS["spacing"]), tmp_path / "plain")
+    plain = factory.prepare(experiment(cohort, spacing=STEPS["spacing"]), tmp_path / "plain")
     smaller = []
     for group in ("a", "b"):
         for before, after in zip(plain.cases[group], stepped.cases[group], strict=True):
@@ -88,13 +88,13 @@ def test_settings_that_stay_cost_nothing_and_another_volume_moves_the_landmarks(
     made = config.parse(
         {**TINY, "data": data, "preparation": {"mr_standardization": "nyul", "spacing": [6, 6, 8]}}, "the test"
     )
-    first = build.prepare(made, tmp_path / "prepared")
+    first = factory.prepare(made, tmp_path / "prepared")
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "prepared").rglob("image.npy")}
-    again = build.prepare(made, tmp_path / "prepared")
+    again = factory.prepare(made, tmp_path / "prepared")
     assert again.preparations == first.preparations
     assert stamps == {f: f.stat().st_mtime_ns for f in (tmp_path / "prepared").rglob("image.npy")}
     shutil.copy(cohort.test_mr[0], tmp_path / "mr" / "further.nii.gz")
-    more = build.prepare(made, tmp_path / "prepared")
+    more = factory.prepare(made, tmp_path / "prepared")
     assert more.preparations["a"].mr_landmarks != first.preparations["a"].mr_landmarks
     changed = {f.parent.parent.name for f, stamp in stamps.items() if f.stat().st_mtime_ns != stamp}
     assert changed == {"a"}  # CT has no landmarks
@@ -102,7 +102,7 @@ def test_settings_that_stay_cost_nothing_and_another_volume_moves_the_landmarks(
 
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(cohort: phantom.Cohort, stepped: PreparedCohort, tmp_path: Path) -> None:
-    build.prepare(experiment(cohort, **STEPS), tmp_path / "prepared", workers=2)
+    factory.prepare(experiment(cohort, **STEPS), tmp_path / "prepared", workers=2)
     files = [f.relative_to(stepped.folder) for f in stepped.folder.rglob("*") if f.is_file()]
     assert len(files) == 15  # four cases of three files, landmarks.json, prepared.json and the lock
     for file in files:
@@ -114,14 +114,14 @@ def test_training_refuses_a_cohort_with_failures_unless_told(cohort: phantom.Coh
     shutil.copy(cohort.train_mr[0], tmp_path / "mr")
     (tmp_path / "mr" / "broken.nii.gz").write_bytes(b"no volume")
     data = {"a": str(tmp_path / "mr"), "b": str(cohort.train_ct[0].parent)}
-    made = build.prepare(config.parse({**TINY, "data": data}, "the test"), tmp_path / "prepared")
+    made = factory.prepare(config.parse({**TINY, "data": data}, "the test"), tmp_path / "prepared")
     assert set(made.failed) == {"a/broken"} and len(made.cases["a"]) == 1
     given = {**TINY, "data": {"prepared": str(made.folder)}}
     with pytest.raises(InputError, match=r"(?s)data\.skip_failed.*a/broken"):
-        build.train(config.parse(given, "the test"), tmp_path / "refused", device="cpu")
+        factory.train(config.parse(given, "the test"), tmp_path / "refused", device="cpu")
     given["data"]["skip_failed"] = True
     with pytest.warns(UserWarning, match="not trained on"):
-        result = build.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
+        result = factory.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
     assert result.step == 4 and set(result.left_out) == {"a", "b"}
     assert all(0 <= share < 0.5 for share in result.left_out.values())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medcyclegan import build, config, phantom
+from medcyclegan import config, factory, phantom
 from medcyclegan.data.datalist import Cohort, Pair, from_folders
 from medcyclegan.data.examination import Source, content_hash
 from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, open_prepared, prepare_cohort
@@ -161,7 +161,7 @@ def test_mr_is_inverted_towards_ct_and_only_there(cohort: phantom.Cohort, tmp_pa
 
     def made(**settings: object) -> PreparedCohort:
         content = {"data": {"a": str(mr), "b": str(ct)}, "preparation": settings}
-        return build.prepare(config.parse(content, "the test"), tmp_path / "prepared")
+        return factory.prepare(config.parse(content, "the test"), tmp_path / "prepared")
 
     inverted, plain = made(), made(mr_inverted=False)
     assert inverted.preparations["a"].mr_inverted and not plain.preparations["a"].mr_inverted

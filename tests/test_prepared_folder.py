@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.atomic import claimed
 from medcyclegan.data import examination, stored_case
 from medcyclegan.data import prepared as preparing
@@ -156,7 +156,7 @@ def test_a_training_notices_every_changed_array_before_it_begins(
         damage = header(fortran_order=False, descr="|b1")
     damage(folder / name)
     with pytest.raises(InputError, match=rf"is prepared again(.|\n)*{name} is damaged or was changed"):
-        build.train(experiment(folder), tmp_path / "run", device="cpu")
+        factory.train(experiment(folder), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
     with pytest.warns(UserWarning, match=rf"made anew: .*{name}"):
         make(volumes, folder)
@@ -219,7 +219,7 @@ def test_cases_of_two_preparations_are_refused(volumes: Folders, folder: Path, t
     with pytest.raises(InputError, match="a/1 is of another preparation, which was interrupted or failed"):
         open_prepared(folder)
     with pytest.raises(InputError, match="a/1 is of another preparation"):
-        build.train(experiment(folder), tmp_path / "run", device="cpu")
+        factory.train(experiment(folder), tmp_path / "run", device="cpu")
 
 
 @pytest.mark.parametrize("changed", ["first", "settings", "volumes"])
@@ -315,7 +315,7 @@ def test_a_second_preparation_is_refused_and_changes_nothing(
         with pytest.raises(InputError, match="is being prepared by another process at this moment"):
             open_prepared(folder)
         with pytest.raises(InputError, match="is being prepared by another process at this moment"):
-            build.train(experiment(folder), tmp_path / "run", device="cpu")
+            factory.train(experiment(folder), tmp_path / "run", device="cpu")
         assert content(folder) == content(whole)
     assert open_prepared(folder).cases["a"]
 
@@ -346,7 +346,7 @@ def test_a_training_keeps_its_data_from_being_prepared(volumes: Folders, folder:
     loader = SimpleNamespace(dataset=SimpleNamespace(left_out={}))
     state = {"iteration": 1, "interrupted": False, "bf16": False, "companions": {}, "best": None}
     trainer = SimpleNamespace(run=prepare, data_loader=loader, state=SimpleNamespace(**state), **state)
-    build.runs._run(trainer, settings, tmp_path, found)  # type: ignore[arg-type]
+    factory.runs._run(trainer, settings, tmp_path, found)  # type: ignore[arg-type]
     assert tried == [True]
 
 

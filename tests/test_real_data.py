@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.convert import convert
 from medcyclegan.io.reader import case_id, grid_of, read_volume
 
@@ -56,7 +56,7 @@ def test_prepare(folder: Path) -> None:
     given = {"data": {"a": str(folder / "mr"), "b": str(folder / "ct")}, "preparation": {"spacing": [2.0, 2.0, 2.0]}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = build.prepare(config.parse(given, "the test"), folder / "prepared")
+        prepared = factory.prepare(config.parse(given, "the test"), folder / "prepared")
     assert {case.id for case in prepared.cases["a"]} == {case_id(name) for name in HEADS}
     check_refusals({name.split("/")[1]: reason for name, reason in prepared.failed.items()})
     for case in prepared.cases["a"]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medcyclegan import build, cli, phantom
+from medcyclegan import cli, factory, phantom
 from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.networks.imported import ORIENTATIONS, from_picture, to_picture
@@ -124,7 +124,7 @@ def imported(network: nn.Module | dict[str, Any], folder: Path, architecture: st
     weights, output = folder / "latest_net_G_A.pth", folder / "checkpoint.pt"
     torch.save(state, weights)
     import_weights(weights, output, architecture=architecture, **{**GIVEN, **given})
-    generator = build.load_translator(output, device="cpu").generator
+    generator = factory.load_translator(output, device="cpu").generator
     output.unlink()
     return generator
 
@@ -203,13 +203,13 @@ def test_converts_volumes_in_the_window_that_was_given(cohort: phantom.Cohort, t
     values = np.asarray(nib.load(sct).dataobj)
     body = nib.load(cohort.test_mask[0]).get_fdata() > 0
     assert np.median(values[body]) == 2000 and values.max() == 2000 and values.min() == -1000
-    translator = build.load_translator(checkpoint, device="cpu")
+    translator = factory.load_translator(checkpoint, device="cpu")
     assert translator.window == (128, 128)
     assert translator.preparation.mr_percentiles == (1, 99) and not translator.preparation.mr_inverted
     with pytest.raises(InputError, match="no generator for the direction 'ba'"):
-        build.load_translator(checkpoint, direction="ba", device="cpu")
+        factory.load_translator(checkpoint, direction="ba", device="cpu")
     with pytest.raises(InputError, match=r"imported.*can only convert"):
-        build.resume(checkpoint, device="cpu")
+        factory.resume(checkpoint, device="cpu")
 
 
 def with_batch_norm() -> dict[str, Tensor]:

@@ -13,14 +13,14 @@ from test_lanes import CPU, batch, cores
 from test_training import StopAt, differences
 from torch import Tensor, nn
 
-from medcyclegan import build, config, ranks
+from medcyclegan import config, factory, ranks
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.lanes import Lanes
 from medcyclegan.training.objectives import parts_of
 from medcyclegan.training.objectives.cyclegan import CycleGAN
-from medcyclegan.training.trainer import CycleGANTrainer, ExponentialMovingAverage, averaged_state
+from medcyclegan.training.trainer import ExponentialMovingAverage, TranslationTrainer, averaged_state
 
 BATCH_NORM = {"_target_": "monai.networks.nets.AttentionUnet", "channels": [4, 8], "strides": [2]}
 
@@ -30,11 +30,11 @@ def normed() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1), nn.Tanh())
 
 
-def trainer() -> CycleGANTrainer:
+def trainer() -> TranslationTrainer:
     networks: dict[str, nn.Module] = {name: normed() for name in ("gen_ab", "gen_ba")}
     networks |= {name: PatchGAN(filters=4, layers=1) for name in ("disc_a", "disc_b")}
     loader: Any = [batch()]
-    return CycleGANTrainer(device=CPU, objective=CycleGAN(nn.ModuleDict(networks)), loader=loader, steps=10)
+    return TranslationTrainer(device=CPU, objective=CycleGAN(nn.ModuleDict(networks)), loader=loader, steps=10)
 
 
 def buffers(network: nn.Module) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def test_an_average_translates_like_the_network_it_follows(decay: float) -> None
 @pytest.fixture(scope="module")
 def batch_normed(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps whose generators have batch norms."""
-    return build.train(with_norms(prepared), tmp_path_factory.mktemp("norms") / "run", device="cpu").run
+    return factory.train(with_norms(prepared), tmp_path_factory.mktemp("norms") / "run", device="cpu").run
 
 
 def with_norms(prepared: PreparedCohort) -> config.Experiment:
@@ -81,19 +81,19 @@ def test_a_run_keeps_the_statistics_of_its_averages(batch_normed: Path) -> None:
             if "running_" in key or key in counted:
                 assert torch.equal(own[key], followed[key])
         assert {int(own[key]) for key in counted} == {4 * 2}  # there and back in every step
-    network = build.load_translator(batch_normed, device="cpu").generator
+    network = factory.load_translator(batch_normed, device="cpu").generator
     assert all(int(value) == 8 for key, value in network.named_buffers() if key in counted)
 
 
 def test_an_old_checkpoint_is_mended_when_it_is_read(batch_normed: Path, tmp_path: Path) -> None:
     content = load_checkpoint(batch_normed)
-    whole = build.load_translator(batch_normed, device="cpu").generator.state_dict()
-    fresh = build.networks.make_networks(config.parse(content["experiment"], "the test"))
+    whole = factory.load_translator(batch_normed, device="cpu").generator.state_dict()
+    fresh = factory.networks.make_networks(config.parse(content["experiment"], "the test"))
     for name, state in content["ema"].items():
         for key, _ in fresh[name].named_buffers():
             state[key] = fresh[name].state_dict()[key]  # as earlier programs left them
     torch.save(content, tmp_path / "checkpoint.pt")
-    mended = build.load_translator(tmp_path / "checkpoint.pt", device="cpu").generator.state_dict()
+    mended = factory.load_translator(tmp_path / "checkpoint.pt", device="cpu").generator.state_dict()
     assert all(torch.equal(mended[key], value) for key, value in whole.items())
     # An imported checkpoint holds no network to follow.
     alone = {"ema": {"n": normed().state_dict()}}
@@ -101,8 +101,8 @@ def test_an_old_checkpoint_is_mended_when_it_is_read(batch_normed: Path, tmp_pat
 
 
 def test_going_on_is_exact_with_batch_norms(batch_normed: Path, prepared: PreparedCohort, tmp_path: Path) -> None:
-    build.train(with_norms(prepared), tmp_path / "run", device="cpu", handlers=[StopAt(2)])
-    build.resume(tmp_path / "run", device="cpu")
+    factory.train(with_norms(prepared), tmp_path / "run", device="cpu", handlers=[StopAt(2)])
+    factory.resume(tmp_path / "run", device="cpu")
     assert differences(load_checkpoint(tmp_path / "run"), load_checkpoint(batch_normed)) == []
 
 

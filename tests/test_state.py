@@ -23,7 +23,7 @@ from processes import InFloat64
 from test_training import StopAt, differences
 from torch import Tensor
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.config import Experiment
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 def half(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, stopped after 2 of its 4 steps."""
     experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
-    return build.train(experiment, tmp_path_factory.mktemp("half") / "run", device="cpu", handlers=[StopAt(2)]).run
+    return factory.train(experiment, tmp_path_factory.mktemp("half") / "run", device="cpu", handlers=[StopAt(2)]).run
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_pieces_of_a_batch_equal_the_whole_batch(experiment: Experiment, tmp_pat
     try:
         whole, pieces, one = (
             load_checkpoint(
-                build.train(
+                factory.train(
                     changed(experiment, training=training), tmp_path / name, device="cpu", handlers=[InFloat64()]
                 ).run
             )
@@ -94,16 +94,16 @@ def test_pieces_of_a_batch_equal_the_whole_batch(experiment: Experiment, tmp_pat
 
 def test_the_last_checkpoints_are_kept(experiment: Experiment, tmp_path: Path) -> None:
     every = changed(experiment, training={"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 3})
-    run = build.train(every, tmp_path / "run", device="cpu").run
+    run = factory.train(every, tmp_path / "run", device="cpu").run
     kept = older_checkpoints(run)
     assert [path.name for path in kept] == ["checkpoint-0000003.pt", "checkpoint-0000002.pt"]
     assert [load_checkpoint(path)["step"] for path in (run, *kept)] == [4, 3, 2]
     # Going back does the steps again, with the same result, and forgets what was later.
     whole = load_checkpoint(run)
-    build.resume(kept[1], device="cpu", handlers=[StopAt(3)])
+    factory.resume(kept[1], device="cpu", handlers=[StopAt(3)])
     assert load_checkpoint(run)["step"] == 3
     assert [path.name for path in older_checkpoints(run)] == ["checkpoint-0000002.pt"]
-    build.resume(run, device="cpu")
+    factory.resume(run, device="cpu")
     assert differences(load_checkpoint(run), whole) == []
 
 
@@ -116,10 +116,10 @@ def test_the_best_is_kept_beside_the_newest_and_remembered(experiment: Experimen
             engine.best = {"step": 2, "score": 7.5}
             CheckpointHandler(tmp_path / "run" / "checkpoint.pt", {"header": 1}, every=1).save_best(engine)
 
-    build.train(experiment, tmp_path / "run", device="cpu", handlers=[Best(), StopAt(3)])
+    factory.train(experiment, tmp_path / "run", device="cpu", handlers=[Best(), StopAt(3)])
     best = load_checkpoint(tmp_path / "run" / "best.pt")
     assert best["step"] == 2 and best["header"] == 1
-    build.resume(tmp_path / "run", device="cpu")
+    factory.resume(tmp_path / "run", device="cpu")
     assert load_checkpoint(tmp_path / "run")["best"] == {"step": 2, "score": 7.5}
 
 
@@ -133,10 +133,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_named(run: Path, tmp
     middle = largest.header_offset + 1000 + largest.file_size // 2
     content[middle] ^= 1
     (run / "checkpoint.pt").write_bytes(content if damage == "one bit" else content[:middle])
-    for attempt in (build.resume, build.load_translator):
+    for attempt in (factory.resume, factory.load_translator):
         with pytest.raises(InputError, match=rf"checkpoint.pt is not .*damaged.*{older.name}, is whole"):
             attempt(run, device="cpu")
-    assert build.resume(older, device="cpu").step == 4
+    assert factory.resume(older, device="cpu").step == 4
     assert load_checkpoint(run)["step"] == 4
 
 
@@ -149,11 +149,11 @@ def test_stopped_before_the_first_checkpoint_it_begins_again(experiment: Experim
             raise RuntimeError("power failure")
 
     with pytest.raises(RuntimeError, match="power failure"):
-        build.train(experiment, tmp_path / "run", device="cpu", handlers=[Crash()])
+        factory.train(experiment, tmp_path / "run", device="cpu", handlers=[Crash()])
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
     with pytest.raises(InputError, match="--resume"):
-        build.train(experiment, tmp_path / "run", device="cpu")
-    build.resume(tmp_path / "run", device="cpu")
+        factory.train(experiment, tmp_path / "run", device="cpu")
+    factory.resume(tmp_path / "run", device="cpu")
     assert apart_in_weights(tmp_path / "run", run) < 1e-6
 
 
@@ -161,13 +161,13 @@ class TestAChangedExperiment:
     def test_is_refused_key_by_key_unless_it_is_wanted(self, stopped: Path) -> None:
         new = ["training.steps=3", "training.learning_rate=0.001", "training.log_every=1"]
         with pytest.raises(InputError) as told:
-            build.resume(stopped, overrides=new, device="cpu")
+            factory.resume(stopped, overrides=new, device="cpu")
         for line in ("training.steps: 4 -> 3", "training.learning_rate: 0.0002 -> 0.001", "--allow-changes"):
             assert line in str(told.value)
         assert "log_every" not in str(told.value)
         assert load_checkpoint(stopped)["step"] == 2
         with pytest.warns(UserWarning, match=r"goes on from step 2 with training\.steps: 4 -> 3"):
-            assert build.resume(stopped, overrides=new, allow_changes=True, device="cpu").step == 3
+            assert factory.resume(stopped, overrides=new, allow_changes=True, device="cpu").step == 3
         content = load_checkpoint(stopped)
         assert content["experiment"]["training"]["learning_rate"] == 0.001
         assert {"step": 2, "key": "training.steps", "old": 4, "new": 3} in content["changes"]
@@ -187,7 +187,7 @@ class TestAChangedExperiment:
         new = ["training.learning_rate=0.001"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            build.resume(stopped, overrides=new, allow_changes=True, device="cpu", handlers=[Rates()])
+            factory.resume(stopped, overrides=new, allow_changes=True, device="cpu", handlers=[Rates()])
         assert rates == pytest.approx([0.001, 0.001, 0.0005, 0.0005])
 
     @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ class TestAChangedExperiment:
     )
     def test_of_another_kind_is_another_training(self, stopped: Path, new: str, line: str) -> None:
         with pytest.raises(InputError, match=rf"(?s)train a new run.*{line}"):
-            build.resume(stopped, overrides=[new], allow_changes=True, device="cpu")
+            factory.resume(stopped, overrides=[new], allow_changes=True, device="cpu")
 
     def test_the_same_file_is_no_change_and_another_is(
         self, cohort: Any, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,34 +214,34 @@ class TestAChangedExperiment:
         file = tmp_path / "experiment.yaml"
         file.write_text(yaml.safe_dump(content))
         run = tmp_path / "run"
-        build.train(config.load(file), run, device="cpu", handlers=[StopAt(2)])
+        factory.train(config.load(file), run, device="cpu", handlers=[StopAt(2)])
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        assert build.resume(run, config_file=file, device="cpu", handlers=[StopAt(3)]).step == 3
-        assert build.resume(run, config_file=run / "config.yaml", device="cpu", handlers=[StopAt(4)]).step == 4
+        assert factory.resume(run, config_file=file, device="cpu", handlers=[StopAt(3)]).step == 3
+        assert factory.resume(run, config_file=run / "config.yaml", device="cpu", handlers=[StopAt(4)]).step == 4
         content["data"]["a"] = str(ct.parent)
         file.write_text(yaml.safe_dump(content))
         with pytest.raises(InputError, match=r"(?s)train a new run.*data\.a: "):
-            build.resume(run, config_file=file, device="cpu", allow_changes=True)
+            factory.resume(run, config_file=file, device="cpu", allow_changes=True)
 
     def test_fewer_steps_than_done_and_other_volumes_are_refused(
         self, stopped: Path, prepared: PreparedCohort, cohort: Any, tmp_path: Path
     ) -> None:
         with pytest.raises(InputError, match="has done 2 steps already"):
-            build.resume(stopped, overrides=["training.steps=1"], allow_changes=True, device="cpu")
+            factory.resume(stopped, overrides=["training.steps=1"], allow_changes=True, device="cpu")
         data = {"a": str(cohort.test_mr[0].parent), "b": str(cohort.test_ct[0].parent)}
         spacing = {"spacing": list(prepared.preparations["a"].spacing)}
-        other = build.prepare(config.parse({"data": data, "preparation": spacing}, "the test"), tmp_path / "other")
+        other = factory.prepare(config.parse({"data": data, "preparation": spacing}, "the test"), tmp_path / "other")
         with pytest.raises(InputError, match="does not hold the volumes"):
-            build.resume(stopped, overrides=[f"data.prepared={other.folder}"], allow_changes=True, device="cpu")
+            factory.resume(stopped, overrides=[f"data.prepared={other.folder}"], allow_changes=True, device="cpu")
 
     def test_a_moved_cohort_changes_nothing(
         self, stopped: Path, prepared: PreparedCohort, run: Path, tmp_path: Path
     ) -> None:
         moved = ["data.prepared=" + str(shutil.copytree(prepared.folder, tmp_path / "moved"))]
         with pytest.warns(UserWarning, match=r"data\.prepared: .* -> .*moved"):
-            build.resume(stopped, overrides=moved, allow_changes=True, device="cpu", handlers=[StopAt(3)])
-        assert build.resume(stopped, overrides=moved, device="cpu").step == 4
+            factory.resume(stopped, overrides=moved, allow_changes=True, device="cpu", handlers=[StopAt(3)])
+        assert factory.resume(stopped, overrides=moved, device="cpu").step == 4
         assert apart_in_weights(stopped, run) < 1e-6
 
     @pytest.mark.parametrize("where", ["within", "beside", "far"])
@@ -266,15 +266,15 @@ class TestAChangedExperiment:
                 (case / "case.json").write_text(json.dumps(told))
         if where == "far":
             with pytest.raises(InputError, match=r"are not at .*old/x any more\. Say .* --set data\.prepared=FOLDER"):
-                build.resume(run, device="cpu")
+                factory.resume(run, device="cpu")
             (run / "x").mkdir()
             (run / "x" / "prepared.json").write_text("yesterday")  # and the reason why it is not taken is told
             with pytest.raises(InputError, match=r"(?s)any more; near the run there is:\n  - .*renamed/x: .*JSON"):
-                build.resume(run, device="cpu")
+                factory.resume(run, device="cpu")
         overrides = [f"data.prepared={data}"] if where == "far" else []
         with pytest.warns(UserWarning, match=r"goes on from step 2 with data\.prepared: .*old.* -> "):
-            build.resume(run, overrides=overrides, device="cpu", handlers=[StopAt(3)])
-        assert build.resume(run, device="cpu").step == 4
+            factory.resume(run, overrides=overrides, device="cpu", handlers=[StopAt(3)])
+        assert factory.resume(run, device="cpu").step == 4
         assert yaml.safe_load((run / "config.yaml").read_text())["data"]["prepared"] == str(data.resolve())
 
 
@@ -295,52 +295,52 @@ def test_a_full_disk_ends_the_training_and_leaves_the_checkpoint_before(stopped:
         file_size_limit(len(before) // 2),
         pytest.raises(OSError, match=r"step 4 could not be saved .*checkpoint.pt is still whole, of step 2.*--resume"),
     ):
-        build.resume(stopped, device="cpu")
+        factory.resume(stopped, device="cpu")
     assert load_checkpoint(stopped)["step"] == 2
     assert (stopped / "checkpoint.pt").read_bytes() == before
     assert not list(stopped.glob(".partial-*"))
-    build.resume(stopped, device="cpu")
+    factory.resume(stopped, device="cpu")
     assert apart_in_weights(stopped, run) < 1e-6
 
 
 def test_two_trainings_of_one_run_are_kept_apart(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.runs, "LEFTOVERS_S", 0.0)
+    monkeypatch.setattr(factory.runs, "LEFTOVERS_S", 0.0)
     folder = os.open(stopped, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is training"):
-            build.resume(stopped, device="cpu")
+            factory.resume(stopped, device="cpu")
     finally:
         os.close(folder)
-    assert build.resume(stopped, device="cpu").step == 4
+    assert factory.resume(stopped, device="cpu").step == 4
 
 
 def test_a_second_training_into_a_new_folder_is_refused_before_it_looks(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build.runs, "LEFTOVERS_S", 0.0)
+    monkeypatch.setattr(factory.runs, "LEFTOVERS_S", 0.0)
     new, refused = tmp_path / "run", []
 
     class Second:
         """Begins in a process of its own, as far as the lock can tell, when the first has seen that all is new."""
 
         def attach(self, engine: Any) -> None:
-            monkeypatch.setattr(build.runs, "_held", set())
+            monkeypatch.setattr(factory.runs, "_held", set())
             with pytest.raises(InputError, match="another process is training") as caught:
-                build.train(experiment, new, device="cpu")
+                factory.train(experiment, new, device="cpu")
             refused.append(str(caught.value))
             with pytest.raises(InputError, match="another process is training"):
-                build.resume(new, device="cpu")
+                factory.resume(new, device="cpu")
 
-    assert build.train(experiment, new, device="cpu", handlers=[Second(), StopAt(1)]).step == 1
+    assert factory.train(experiment, new, device="cpu", handlers=[Second(), StopAt(1)]).step == 1
     assert len(refused) == 1
     # What is refused for another reason leaves no folder, and a folder of somebody else stays as it is.
     impossible = changed(experiment, patches={"size": [32, 32], "plane": "axial", "neighbors": 1})
     impossible = changed(impossible, data={"prepared": str(tmp_path / "nowhere")})
     with pytest.raises(InputError, match="not a prepared folder"):
-        build.train(impossible, tmp_path / "other", device="cpu")
+        factory.train(impossible, tmp_path / "other", device="cpu")
     assert not (tmp_path / "other").exists()
-    with build.alone_in(new), build.alone_in(new):
+    with factory.alone_in(new), factory.alone_in(new):
         pass
 
 
@@ -349,21 +349,21 @@ def test_batches_and_patches_out_of_proportion_are_refused_before_training(
 ) -> None:
     greedy = changed(experiment, training={"batch_size": 100, "accumulate": 2})
     with pytest.raises(InputError, match=r"a step takes 200 patches of a, but its 2 volumes have only \d+ slices"):
-        build.train(greedy, tmp_path / "run", device="cpu")
+        factory.train(greedy, tmp_path / "run", device="cpu")
     # The heads have at most 36 x 44 voxels in an axial slice, 1584 of 65536.
     large = changed(experiment, patches={"size": [256, 256]})
     with pytest.raises(InputError, match=r"patches.size is \[256, 256\].* (97|98|99) % of every patch would be empty"):
-        build.train(large, tmp_path / "run", device="cpu")
+        factory.train(large, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_batch_of_a_run_cannot_be_shared_by_any_number(experiment: Experiment) -> None:
     settings = changed(experiment, training={"batch_size": 2, "accumulate": 3}).training
-    assert build.trainers._shares(settings, 2, None) == (12, 3)
+    assert factory.trainers._shares(settings, 2, None) == (12, 3)
     checkpoint = {"processes": 2, "batch": 12}
     with pytest.warns(UserWarning, match="3 processes instead of 2"):
-        assert build.trainers._shares(settings, 3, checkpoint) == (12, 2)
+        assert factory.trainers._shares(settings, 3, checkpoint) == (12, 2)
     with pytest.warns(UserWarning, match="1 processes instead of 2"):
-        assert build.trainers._shares(settings, 1, checkpoint) == (12, 6)
+        assert factory.trainers._shares(settings, 1, checkpoint) == (12, 6)
     with pytest.raises(InputError, match=r"5 processes cannot share equally. Start 1, 2, 3, 4, 6, 12 processes"):
-        build.trainers._shares(settings, 5, checkpoint)
+        factory.trainers._shares(settings, 5, checkpoint)

@@ -14,7 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.config import Experiment
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
@@ -57,10 +57,10 @@ def test_four_steps_equal_two_and_resume_and_two(experiment: Experiment, tmp_pat
     experiment = experiment.model_copy(
         update={"training": experiment.training.model_copy(update={"precision": precision})}
     )
-    whole = build.train(experiment, tmp_path / "whole", device="cpu")
-    first = build.train(experiment, tmp_path / "parts", device="cpu", handlers=[StopAt(2)])
+    whole = factory.train(experiment, tmp_path / "whole", device="cpu")
+    first = factory.train(experiment, tmp_path / "parts", device="cpu", handlers=[StopAt(2)])
     assert (first.interrupted, first.step) == (True, 2)
-    second = build.resume(tmp_path / "parts", device="cpu")
+    second = factory.resume(tmp_path / "parts", device="cpu")
     assert (second.interrupted, second.step) == (False, 4)
     a, b = load_checkpoint(whole.run), load_checkpoint(second.run)
     assert a["step"] == 4
@@ -68,8 +68,8 @@ def test_four_steps_equal_two_and_resume_and_two(experiment: Experiment, tmp_pat
 
 
 def test_resumed_metrics_have_every_step_once(experiment: Experiment, tmp_path: Path) -> None:
-    build.train(experiment, tmp_path / "run", device="cpu", handlers=[StopAt(3)])
-    build.resume(tmp_path / "run", device="cpu")
+    factory.train(experiment, tmp_path / "run", device="cpu", handlers=[StopAt(3)])
+    factory.resume(tmp_path / "run", device="cpu")
     with (tmp_path / "run" / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
@@ -89,11 +89,11 @@ def test_steps_done_again_after_a_crash_are_written_once(experiment: Experiment,
             raise RuntimeError("power failure")
 
     with pytest.raises(RuntimeError, match="power failure"):
-        build.train(experiment, tmp_path / "run", device="cpu", handlers=[Crash()])
+        factory.train(experiment, tmp_path / "run", device="cpu", handlers=[Crash()])
     assert load_checkpoint(tmp_path / "run")["step"] == 2
     with (tmp_path / "run" / "metrics.csv").open("a") as stream:
         stream.write("1,0.5")  # a line that the crash cut off
-    build.resume(tmp_path / "run", device="cpu")
+    factory.resume(tmp_path / "run", device="cpu")
     for name in ("metrics.csv", "validation.csv"):
         with (tmp_path / "run" / name).open(newline="") as stream:
             assert [row["step"] for row in csv.DictReader(stream)] == ["1", "2", "3", "4"], name
@@ -102,14 +102,14 @@ def test_steps_done_again_after_a_crash_are_written_once(experiment: Experiment,
 def test_a_finished_run_resumes_to_nothing(run: Path) -> None:
     before = (run / "checkpoint.pt").read_bytes()
     with pytest.warns(UserWarning, match="has done all its 4 steps already; go on with"):
-        assert build.resume(run, device="cpu").step == 4
+        assert factory.resume(run, device="cpu").step == 4
     assert (run / "checkpoint.pt").read_bytes() == before
 
 
 def test_training_changes_every_network_and_validates_the_pair(
     run: Path, prepared: PreparedCohort, experiment: Experiment
 ) -> None:
-    content, fresh = load_checkpoint(run), build.make_networks(experiment)
+    content, fresh = load_checkpoint(run), factory.make_networks(experiment)
     for name, state in content["networks"].items():
         for key, value in state.items():
             assert not torch.equal(value, fresh[name].state_dict()[key]), f"{name}.{key}"
@@ -125,7 +125,7 @@ def test_validation_is_the_error_inside_the_body_in_hu(run: Path, prepared: Prep
     with (run / "validation.csv").open(newline="") as stream:
         last = float(list(csv.DictReader(stream))[-1]["mae"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
-    translator = build.load_translator(run, device="cpu")
+    translator = factory.load_translator(run, device="cpu")
     translator.bf16 = False
     mask = a.image_file.parents[1] / "mask" / "case_001.nii.gz"
     source = translator.read(a.image_file, read_volume(mask).numpy()[0] > 0)
@@ -140,16 +140,18 @@ def test_validation_is_the_error_inside_the_body_in_hu(run: Path, prepared: Prep
 
 def test_run_folder_with_content_is_refused(run: Path, experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--resume"):
-        build.train(experiment, run, device="cpu")
+        factory.train(experiment, run, device="cpu")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
-        build.train(experiment, tmp_path, device="cpu")
+        factory.train(experiment, tmp_path, device="cpu")
 
 
 def test_generator_phase_leaves_discriminators_untouched(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path
 ) -> None:
-    trainer = build.make_trainer(build.cohorts.resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu"))
+    trainer = factory.make_trainer(
+        factory.cohorts.resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu")
+    )
     batch = next(iter(trainer.data_loader))
     with trainer._training("generators"):
         for direction in trainer.objective.directions:
@@ -201,20 +203,20 @@ def test_panel_puts_anterior_up_and_keeps_the_order() -> None:
 def test_config_that_contradicts_the_prepared_data_is_refused(prepared: PreparedCohort, tmp_path: Path) -> None:
     given = {"data": {"prepared": str(prepared.folder)}, "preparation": {"spacing": [1, 1, 1]}}
     with pytest.raises(InputError, match=r"preparation\.spacing is \(1\.0, 1\.0, 1\.0\), but .* was prepared with"):
-        build.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
+        factory.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
     given = {"data": {"prepared": str(prepared.folder)}, "domains": {"b": {"name": "T2", "modality": "MR"}}}
     with pytest.raises(InputError, match=r"domains\.b\.modality is MR"):
-        build.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
+        factory.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
 
 
 @pytest.mark.parametrize(("name", "message"), [("gpu", "allowed are auto"), ("cuda:97", "no usable device")])
 def test_devices_that_are_not_there(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build.choose_device(name)
+        factory.choose_device(name)
 
 
 def test_patches_too_small_for_the_discriminator_are_refused(experiment: config.Experiment, tmp_path: Path) -> None:
     deep = experiment.model_dump(mode="json")
     deep["model"]["discriminator"]["layers"] = 4
     with pytest.raises(InputError, match=r"patches.size is \[32, 32\], and disc_a needs at least \d+ voxels"):
-        build.train(config.parse(deep, "the test"), tmp_path / "run", device="cpu")
+        factory.train(config.parse(deep, "the test"), tmp_path / "run", device="cpu")

@@ -16,10 +16,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.config import Experiment
 from medcyclegan.convert import convert
-from medcyclegan.data.patches import Shape
+from medcyclegan.data.patches import PatchSpec
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.errors import InputError
@@ -38,7 +38,7 @@ from medcyclegan.training.validation import (
 
 @pytest.fixture(scope="module")
 def probe(prepared: PreparedCohort) -> Probe:
-    patches = {domain: probe_patches(prepared.cases[domain], Shape((48, 48))) for domain in ("a", "b")}
+    patches = {domain: probe_patches(prepared.cases[domain], PatchSpec((48, 48))) for domain in ("a", "b")}
     return Probe({d: p[0] for d, p in patches.items()}, {d: p[1] for d, p in patches.items()})
 
 
@@ -79,7 +79,7 @@ def test_the_proxy_is_the_mean_and_0_for_the_perfect(probe: Probe) -> None:
 
 
 def test_probes_are_the_same_every_time_and_differ_among_themselves(prepared: PreparedCohort) -> None:
-    for shape in (Shape((32, 40)), Shape((16, 16, 16)), Shape((32, 40), neighbors=1)):
+    for shape in (PatchSpec((32, 40)), PatchSpec((16, 16, 16)), PatchSpec((32, 40), neighbors=1)):
         image, body = probe_patches(prepared.cases["a"], shape)
         again, _ = probe_patches(prepared.cases["a"], shape)
         assert torch.equal(image, again)
@@ -142,17 +142,17 @@ def test_early_stop_best_and_conversion_with_it(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series = iter([3.0, 2.0, 4.0, 1.0])
-    monkeypatch.setattr(build.watching, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
+    monkeypatch.setattr(factory.watching, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
     content = experiment.to_dict()
     content["training"] |= {"validate_every": 1, "patience": 1, "checkpoint_every": 4}
     with pytest.warns(UserWarning, match="step 3: patience: mae was no better in 1 validations than 2 at step 2"):
-        result = build.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
+        result = factory.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
     assert (result.step, result.stopped_early, result.interrupted) == (3, True, False)
     assert result.best == {"step": 2, "score": 2.0, "name": "mae"}
     assert (load_checkpoint(result.run)["step"], load_checkpoint(result.run / "best.pt")["step"]) == (3, 2)
     with pytest.raises(InputError, match="stopped early at step 3"):
-        build.resume(result.run, device="cpu")
-    last, best = (build.load_translator(result.run, device="cpu", checkpoint=which) for which in ("last", "best"))
+        factory.resume(result.run, device="cpu")
+    last, best = (factory.load_translator(result.run, device="cpu", checkpoint=which) for which in ("last", "best"))
     assert (last.description[-6:], best.description[-6:]) == ("step 3", "step 2")
     for key, value in load_checkpoint(result.run / "best.pt")["ema"]["gen_ab"].items():
         assert torch.equal(best.generator.state_dict()[key], value)
@@ -168,21 +168,21 @@ def test_a_resumed_training_checks_its_data(run: Path, prepared: PreparedCohort,
     (copied / "b/ct_001/image.npy").write_bytes(raw)
     overrides = [f"data.prepared={copied}", "training.steps=6"]
     with pytest.raises(InputError, match=r"b/ct_001/image\.npy is damaged or was changed"):
-        build.resume(run, overrides=overrides, allow_changes=True, device="cpu")
+        factory.resume(run, overrides=overrides, allow_changes=True, device="cpu")
 
 
 def test_a_word_or_a_run_without_a_best_checkpoint(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="checkpoint is 'last' or 'best', got 'newest'"):
-        build.load_translator(run, device="cpu", checkpoint="newest")
+        factory.load_translator(run, device="cpu", checkpoint="newest")
     (tmp_path / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     with pytest.raises(InputError, match=r"holds no best\.pt"):
-        build.load_translator(tmp_path, device="cpu", checkpoint="best")
+        factory.load_translator(tmp_path, device="cpu", checkpoint="best")
 
 
 def test_without_pairs_the_proxy_chooses(experiment: Experiment, prepared: PreparedCohort, tmp_path: Path) -> None:
     alone = replace(prepared, cases={**prepared.cases, "pairs_a": (), "pairs_b": ()})
-    build.runs._run(
-        build.make_trainer(build.cohorts.resolve(experiment, alone), alone, tmp_path, torch.device("cpu")),
+    factory.runs._run(
+        factory.make_trainer(factory.cohorts.resolve(experiment, alone), alone, tmp_path, torch.device("cpu")),
         experiment,
         tmp_path,
         alone,
@@ -201,10 +201,10 @@ def test_without_pairs_the_proxy_chooses(experiment: Experiment, prepared: Prepa
 def test_the_mae_is_that_of_evaluate_on_the_working_grid(run: Path, prepared: PreparedCohort) -> None:
     content = load_checkpoint(run)
     experiment = config.parse(content["experiment"], "the run")
-    generator = build.networks.make_network("gen_ab", experiment)
+    generator = factory.networks.make_network("gen_ab", experiment)
     generator.load_state_dict(content["ema"]["gen_ab"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
-    made = build.watching.translate_volume(
+    made = factory.watching.translate_volume(
         generator.eval(), np.asarray(a.image), np.asarray(a.body), window=(32, 32), device=torch.device("cpu")
     )
     hu, truth = ((values.astype(float) + 1) / 2 * (3071 + 1024) - 1024 for values in (made, np.asarray(b.image)))
@@ -234,5 +234,5 @@ def test_mlflow_that_is_not_installed_is_asked_for(
     content = experiment.to_dict()
     content["training"]["mlflow"] = str(tmp_path / "board")
     with pytest.raises(InputError, match="package mlflow is not installed"):
-        build.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
+        factory.train(config.parse(content, "the test"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

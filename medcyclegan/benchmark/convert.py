@@ -16,7 +16,7 @@ from monai.inferers import SliceInferer
 from torch import nn
 from torch.nn import functional as F
 
-from medcyclegan import build
+from medcyclegan import factory
 from medcyclegan.benchmark.experiments import checked_device, uses_bf16
 from medcyclegan.benchmark.plain import plain_twin
 from medcyclegan.benchmark.timing import device_name, interleaved
@@ -50,7 +50,7 @@ def benchmark_convert(
     where = checked_device(experiment, size, 1, repeats, device)
     if slices < 1:
         raise InputError(f"--slices is at least 1, got {slices}.")
-    network = build.make_networks(experiment)["gen_ab"].eval().requires_grad_(False).to(where)
+    network = factory.make_networks(experiment)["gen_ab"].eval().requires_grad_(False).to(where)
     plain = plain_twin(network, experiment.model.generator).eval().requires_grad_(False)
     if where.type == "cpu":
         accelerate(network)
@@ -79,7 +79,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     Returns:
         As there; the difference is the mean over the body, and the slices are those with body.
     """
-    translator = build.load_translator(run, device=device)
+    translator = factory.load_translator(run, device=device)
     experiment = parse(load_checkpoint(run)["experiment"], f"the config in {run}")
     _require_single_slices(experiment)
     if translator.contrasts or translator.modality != "CT" or translator.plane != "axial":

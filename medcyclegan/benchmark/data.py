@@ -12,7 +12,7 @@ import torch
 from medcyclegan.benchmark.experiments import bare_trainer, checked_device, random_batch, uses_bf16
 from medcyclegan.benchmark.timing import device_name, interleaved
 from medcyclegan.config import Experiment
-from medcyclegan.data.patches import Shape, UnpairedPatches
+from medcyclegan.data.patches import PatchSpec, UnpairedPatches
 from medcyclegan.data.prepared import open_prepared
 from medcyclegan.errors import InputError
 from medcyclegan.registry import OBJECTIVES
@@ -35,7 +35,7 @@ def benchmark_data(
     dataset = UnpairedPatches(
         prepared.cases["a"],
         prepared.cases["b"],
-        shape=Shape(tuple(size), patches.plane, patches.neighbors),
+        shape=PatchSpec(tuple(size), patches.plane, patches.neighbors),
         batch_size=batch,
         steps=count,
         seed=experiment.seed,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medcyclegan import build
+from medcyclegan import factory
 from medcyclegan.benchmark.plain import PlainStep, plain_networks
 from medcyclegan.config import Experiment, load, parse
 from medcyclegan.errors import InputError
-from medcyclegan.training.trainer import CycleGANTrainer, bf16_is_safe
+from medcyclegan.training.trainer import TranslationTrainer, bf16_is_safe
 
 
 def example_experiment(spatial_dims: int = 2, changes: dict[str, Any] | None = None) -> Experiment:
@@ -73,7 +73,7 @@ def checked_device(experiment: Experiment, size: Sequence[int], batch: int, step
             f"the reference is a CycleGAN, and this config trains {experiment.objective['_target_']}.",
             "Measure a config with objective cyclegan.",
         )
-    return build.choose_device(device)
+    return factory.choose_device(device)
 
 
 def uses_bf16(experiment: Experiment, device: torch.device) -> bool:
@@ -96,10 +96,10 @@ def random_batch(
     return made
 
 
-def bare_trainer(experiment: Experiment, device: torch.device, bf16: bool) -> CycleGANTrainer:
-    objective = build.make_objective(experiment, {"a": None, "b": experiment.preparation.ct_window})
-    return CycleGANTrainer(device=device, objective=objective, loader=[], steps=100_000, bf16=bf16)  # type: ignore[arg-type]
+def bare_trainer(experiment: Experiment, device: torch.device, bf16: bool) -> TranslationTrainer:
+    objective = factory.make_objective(experiment, {"a": None, "b": experiment.preparation.ct_window})
+    return TranslationTrainer(device=device, objective=objective, loader=[], steps=100_000, bf16=bf16)  # type: ignore[arg-type]
 
 
 def plain_step(experiment: Experiment, device: torch.device) -> PlainStep:
-    return PlainStep(plain_networks(build.make_networks(experiment), experiment, "transposed").to(device))
+    return PlainStep(plain_networks(factory.make_networks(experiment), experiment, "transposed").to(device))

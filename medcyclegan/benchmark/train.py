@@ -36,7 +36,7 @@ def benchmark_train(
         size: voxels of a patch.
         batch: patches of each domain per step.
         steps: of each, at least 1; the medians are of these, after `WARM_UP` more.
-        device: as in `build.choose_device`.
+        device: as in `factory.choose_device`.
         profile: add a table of where our time goes.
         memory: measure the peak memory too, each in a process of its own.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from medcyclegan.data.datalist import Case
 from medcyclegan.data.facts import measure_values
-from medcyclegan.data.inspection import looks_like_hu
+from medcyclegan.data.hounsfield import looks_like_hu
 from medcyclegan.data.stored_case import read_record
 from medcyclegan.data.suspicions import NOTE, Member, of_volume
 from medcyclegan.errors import InputError

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medcyclegan.data.anatomy import Anatomy, Coarse, anatomy, coarse_copy
-from medcyclegan.data.inspection import hu_offset, looks_like_hu
+from medcyclegan.data.hounsfield import hu_offset, looks_like_hu
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.headers import Header, read_header

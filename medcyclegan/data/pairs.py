@@ -25,7 +25,7 @@ SMALLEST_COMMON = 0.9  # share of each half's body that lies in the other's; bel
 Bools = npt.NDArray[np.bool_]
 
 
-class Half(Protocol):
+class PairHalf(Protocol):
     """One half of a pair; with a `grid` (`io.grid.Grid`), where it lies is compared too."""
 
     @property
@@ -48,7 +48,7 @@ def on_one_grid(a: Grid, b: Grid) -> bool:
     return a.matches(b, min(SAME_GRID_MM, SAME_GRID_VOXELS * finest))
 
 
-def require_pairs(a: Sequence[Half], b: Sequence[Half]) -> None:
+def require_pairs(a: Sequence[PairHalf], b: Sequence[PairHalf]) -> None:
     """Refuse what is no list of pairs; tell of pairs whose bodies differ much.
 
     Raises:
@@ -84,7 +84,7 @@ def require_pairs(a: Sequence[Half], b: Sequence[Half]) -> None:
         )
 
 
-def _misfit(a: Half, b: Half) -> str | None:
+def _misfit(a: PairHalf, b: PairHalf) -> str | None:
     """Why two halves of one id do not lie on each other."""
     if a.body.shape != b.body.shape:
         return f"{a.id}: a is {a.body.shape} and b {b.body.shape} voxels on the working grid"

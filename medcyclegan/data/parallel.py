@@ -23,7 +23,7 @@ _MORE_MEMORY = "Give more memory, use fewer --workers, or leave it out."
 Outcome = tuple[Any, list[tuple[str, type[Warning]]]]
 
 
-class Crew:
+class ProcessPool:
     """Processes that work on cases side by side; use it in a `with`.
 
     They are started when there is work for more than one, and stay for the next call, since each takes seconds to load
@@ -42,7 +42,7 @@ class Crew:
         self.progress = progress
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ProcessPool:
         return self
 
     def __exit__(

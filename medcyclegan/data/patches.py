@@ -43,7 +43,7 @@ Matching = Literal["any", "extent", "vertex", "profile"]
 
 
 @dataclass(frozen=True)
-class Shape:
+class PatchSpec:
     """Which part of a volume one patch is.
 
     Args:
@@ -124,7 +124,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         a: Sequence[PatchSource],
         b: Sequence[PatchSource],
         *,
-        shape: Shape,
+        shape: PatchSpec,
         batch_size: int,
         steps: int,
         seed: int,
@@ -377,7 +377,7 @@ def filled_share(shape: Sequence[int], size: Sequence[int]) -> float:
     return float(np.prod([min(n, m) / m for n, m in zip(shape, size, strict=True)]))
 
 
-def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: Shape) -> npt.NDArray[Values]:
+def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: PatchSpec) -> npt.NDArray[Values]:
     """(C, *spatial): the part of a volume from which a patch is cut."""
     if shape.spatial_dims == 3:
         return volume[None]

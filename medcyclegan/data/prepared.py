@@ -20,9 +20,9 @@ import numpy as np
 from medcyclegan.atomic import atomic_folder
 from medcyclegan.data.datalist import Case, Cohort, contrast_names
 from medcyclegan.data.examination import Source, examine
-from medcyclegan.data.inspection import modality_suspicions
+from medcyclegan.data.hounsfield import modality_suspicions
 from medcyclegan.data.pairs import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
-from medcyclegan.data.parallel import Crew
+from medcyclegan.data.parallel import ProcessPool
 from medcyclegan.data.prepared_folder import (
     FORMAT,
     GROUPS,
@@ -115,8 +115,8 @@ def prepare_cohort(
         if (count := cohort.files_per_case(domain)) > 1
     }
     _refuse_impossible(names, modalities, register_pairs)
-    with kept_alone(output), Crew(workers, progress or Silent()) as crew:
-        return _prepare(cohort, output, modalities, spacing, settings, names, register_pairs, crew)
+    with kept_alone(output), ProcessPool(workers, progress or Silent()) as pool:
+        return _prepare(cohort, output, modalities, spacing, settings, names, register_pairs, pool)
 
 
 def _prepare(
@@ -127,13 +127,13 @@ def _prepare(
     settings: Mapping[str, Any],
     names: Mapping[str, tuple[str, ...]],
     register_pairs: bool,
-    crew: Crew,
+    pool: ProcessPool,
 ) -> PreparedCohort:
     jobs = _jobs(cohort)
     failed: dict[str, str] = {}
     known: dict[str, Source] = {}
     looks = {name: (job, output / name, modalities[_domain(name)]) for name, job in jobs.items()}
-    for name, found in crew.each(examine, looks, "checking volumes"):
+    for name, found in pool.each(examine, looks, "checking volumes"):
         if isinstance(found, InputError):
             failed[name] = str(found)
         else:
@@ -146,7 +146,7 @@ def _prepare(
     further = {domain: (preparations[domain],) * (len(called) - 1) for domain, called in names.items()}
     _refuse_misfits(cohort, known, failed, chosen, register_pairs)
     if settings["mr_standardization"] == "nyul":
-        shares = _landmark_shares(crew, jobs, known, failed, preparations, output)
+        shares = _landmark_shares(pool, jobs, known, failed, preparations, output)
         for domain, rows in shares.items():
             fitted = [
                 replace(preparations[domain], mr_landmarks=fit_landmarks(list(of_contrast)))
@@ -178,12 +178,12 @@ def _prepare(
         called = names.get(_domain(name), ())
         tasks[name] = (jobs[name], every, called, keys[name], source, output / name, fixed, modalities["a"])
     same = {n: (output / n,) for n in tasks if (known[n].stored or {}).get("key") == keys[n]}
-    for name, damaged in crew.each(_damage, same, "checking prepared volumes"):
+    for name, damaged in pool.each(_damage, same, "checking prepared volumes"):
         if damaged:
             warnings.warn(f"made anew: {damaged}", stacklevel=4)
         else:
             del tasks[name]
-    for name, error in crew.each(_store, tasks, "preparing volumes"):
+    for name, error in pool.each(_store, tasks, "preparing volumes"):
         if isinstance(error, InputError):
             failed[name] = str(error)
     done = {name for name in known if name not in failed}
@@ -270,7 +270,7 @@ def _refuse_misfits(
 
 
 def _landmark_shares(
-    crew: Crew,
+    pool: ProcessPool,
     jobs: Mapping[str, Case],
     known: Mapping[str, Source],
     failed: dict[str, str],
@@ -296,7 +296,7 @@ def _landmark_shares(
         n: found if isinstance((found := kept[key])[0], list) else [found] for n, key in keys.items() if key in kept
     }
     tasks = {n: (jobs[n], preparations[n[0]]) for n in names if n not in shares}
-    for name, found in crew.each(_shares_of, tasks, "fitting landmarks"):
+    for name, found in pool.each(_shares_of, tasks, "fitting landmarks"):
         if isinstance(found, InputError):
             failed[name] = str(found)
         else:

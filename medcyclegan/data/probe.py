@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcyclegan.data.eligible import PatchSource, eligible_slices
-from medcyclegan.data.patches import PLANES, Shape
+from medcyclegan.data.patches import PLANES, PatchSpec
 from medcyclegan.data.windows import choose_window, stack_of_slices
 
 CASES = 6  # of a domain, evenly spread over the sorted ones
@@ -17,7 +17,7 @@ SLICES = 4  # of a case, at these evenly spread heights between its lowest and h
 BACKGROUND = -1.0
 
 
-def probe_patches(cases: Sequence[PatchSource], shape: Shape, minimum_body: float = 0.05) -> tuple[Tensor, Tensor]:
+def probe_patches(cases: Sequence[PatchSource], shape: PatchSpec, minimum_body: float = 0.05) -> tuple[Tensor, Tensor]:
     """Up to `CASES` times `SLICES` slices, or one box of each of up to `CASES` cases; the same at every call.
 
     Args:

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from medcyclegan.build import load_translator
-from medcyclegan.build.networks import make_network
 from medcyclegan.config import parse
 from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError
+from medcyclegan.factory import load_translator
+from medcyclegan.factory.networks import make_network
 from medcyclegan.inference.translator import Translator
 from medcyclegan.registry import GENERATORS, Part
 from medcyclegan.training.checkpoint import load_checkpoint

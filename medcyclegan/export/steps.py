@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import TraceKeys
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.nifti import kept_fields
@@ -126,7 +126,7 @@ class WriteVolumed(MapTransform):
 class BundleTrainer:
     """The `trainer` of a bundle's `train.json`: the training that made the bundle, on other data.
 
-    The whole training is one epoch, as `CycleGANTrainer` has it; under torchrun the processes train it together. Its
+    The whole training is one epoch, as `TranslationTrainer` has it; under torchrun the processes train it together. Its
     output is a run of `medcyclegan train`, which can be resumed, converted with and exported again.
 
     Args:
@@ -166,7 +166,7 @@ class BundleTrainer:
 
     def run(self) -> Any:
         """Prepare the volumes and train."""
-        return build.train(self.experiment, self.out, device=self.device, handlers=self.handlers)
+        return factory.train(self.experiment, self.out, device=self.device, handlers=self.handlers)
 
 
 def volumes(folder: str) -> list[dict[str, str]]:

@@ -136,7 +136,7 @@ def _problems(
 def _grid(
     head: Head, shape: tuple[int, int, int], spacing: tuple[float, float, float], variant: int
 ) -> tuple[tuple[int, int, int], Affine]:
-    """Shape and affine of a scan with the vertex of the head near the top; variant 0 is RAS without tilt."""
+    """PatchSpec and affine of a scan with the vertex of the head near the top; variant 0 is RAS without tilt."""
     thicker = _THICKER[variant % len(_THICKER)]
     size = (shape[0], shape[1], max(1, round(shape[2] / thicker)))
     steps = np.array(spacing) * (1, 1, thicker)

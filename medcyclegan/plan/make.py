@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.config import Experiment
 from medcyclegan.data.datalist import Case
 from medcyclegan.data.fingerprint import Fingerprint, fingerprint
@@ -38,7 +38,7 @@ def make_plan(
             f"a plan looks at the volumes themselves, and data.prepared is {experiment.data.prepared}.",
             "Give the folders, the datalist or the root that it was prepared from.",
         )
-    cohort, domains = build.cohort(experiment, progress), experiment.domains
+    cohort, domains = factory.cohort(experiment, progress), experiment.domains
     a, b = (
         fingerprint(
             [replace(case, levels=cohort.levels.get(key)) for case in cases],
@@ -66,7 +66,7 @@ def _choose_steps(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine, 
     if machine.device is None:
         plan.choose("training.steps", wanted, reason)
         return
-    plan.step_time = build.measure_step(plan.experiment(), machine.device)
+    plan.step_time = factory.measure_step(plan.experiment(), machine.device)
     each = plan.step_time.median
     if machine.kind == "cpu" and wanted * each > hours * 3600:
         wanted = max(100, int(hours * 3600 / each) // 100 * 100)

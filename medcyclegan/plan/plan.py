@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.config import Experiment
 from medcyclegan.errors import InputError
 from medcyclegan.machine import cores, free_memory
@@ -39,10 +39,10 @@ class Machine:
 
 def this_machine(device: str = "auto") -> Machine:
     """The machine that runs this, with the device of a `--device` argument."""
-    where = build.choose_device(device)
+    where = factory.choose_device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"processor with {cores()} cores"
     kind = "cuda" if where.type == "cuda" else "cpu"
-    return Machine(kind, name, free_memory(where), build.bf16_is_safe(where), cores(), where)
+    return Machine(kind, name, free_memory(where), factory.bf16_is_safe(where), cores(), where)
 
 
 def pretended_gpu(gibibytes: float) -> Machine:
@@ -69,7 +69,7 @@ class Plan:
     content: dict[str, dict[str, Any]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     memory: float | None = None
-    step_time: build.StepTime | None = None
+    step_time: factory.StepTime | None = None
     warnings: list[str] = field(default_factory=list)
 
     def choose(self, key: str, value: Any, reason: str) -> None:

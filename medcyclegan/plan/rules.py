@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medcyclegan import build, config
+from medcyclegan import config, factory
 from medcyclegan.data.fingerprint import Fingerprint, field_of_view
 from medcyclegan.data.patches import LEAST_FILLED, filled_share
 from medcyclegan.errors import InputError, raise_all
@@ -314,7 +314,7 @@ def _require_accepted(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
 
 
 def _predict(plan: Plan, machine: Machine) -> float | None:
-    memory = build.predict_memory(plan.experiment(), bf16=machine.bf16, device=machine.kind)
+    memory = factory.predict_memory(plan.experiment(), bf16=machine.bf16, device=machine.kind)
     return memory.total if memory else None
 
 

@@ -34,7 +34,7 @@ class ImagePool:
         if self.size == 0:
             return fakes
         answer = []
-        for image in ranks.gathered(fakes):
+        for image in ranks.all_gather(fakes):
             if len(self.images) < self.size:
                 self.images.append(_whole(image, self.images[-1] if self.images else torch.zeros_like(image)))
                 answer.append(image)
@@ -44,7 +44,7 @@ class ImagePool:
                 self.images[index] = _whole(image, self.images[index])
             else:
                 answer.append(image)
-        rank, share = ranks.here()[0], len(fakes)
+        rank, share = ranks.rank_and_world()[0], len(fakes)
         return torch.stack(answer[rank * share : (rank + 1) * share])
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) ->
     return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
-class CycleGANTrainer(Trainer):
+class TranslationTrainer(Trainer):
     """Runs an objective for a number of steps: generators first, then discriminators, then the averages.
 
     Every MONAI and ignite handler can be attached. One iteration is one step, and the whole training is one epoch.
@@ -189,7 +189,7 @@ class CycleGANTrainer(Trainer):
             for role, optimizer in self.optimizers.items()
         }
         # Several processes join their gradients; a single one computes the directions in lanes.
-        several = ranks.here()[1] > 1
+        several = ranks.rank_and_world()[1] > 1
         self.joined = {r: JoinedGradients(objective, r, device, bf16) for r in self.optimizers} if several else {}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
         self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
@@ -249,7 +249,7 @@ class CycleGANTrainer(Trainer):
         buffers = list(self.objective.networks.buffers())
         if not buffers:
             return
-        if ranks.here()[1] > 1:
+        if ranks.rank_and_world()[1] > 1:
             for buffer in buffers:
                 if buffer.is_floating_point():
                     buffer.copy_(ranks.mean(buffer))
@@ -309,7 +309,7 @@ class CycleGANTrainer(Trainer):
 
         def stop(number: int, frame: FrameType | None) -> None:
             # torchrun passes a signal on that its processes have got already; it ends them itself if they take long.
-            if self.interrupted and ranks.here()[1] == 1:
+            if self.interrupted and ranks.rank_and_world()[1] == 1:
                 raise KeyboardInterrupt
             self.interrupted = True
 
@@ -405,7 +405,7 @@ class CycleGANTrainer(Trainer):
 
 
 def _mean_over_processes(losses: Losses) -> Losses:
-    if ranks.here()[1] == 1:
+    if ranks.rank_and_world()[1] == 1:
         return losses
     means = ranks.mean(torch.stack([loss.double() for loss in losses.values()]))
     return dict(zip(losses, means.unbind(), strict=True))

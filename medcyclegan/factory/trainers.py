@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from medcyclegan import config, ranks
-from medcyclegan.build.devices import wants_bf16
-from medcyclegan.build.networks import ct_windows, make_objective, predict_memory
-from medcyclegan.build.watching import attach_guards, attach_validation, describe_domains, make_writers
 from medcyclegan.config import Experiment
 from medcyclegan.data.augment import Augmentation
-from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches, require_fitting
+from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches, require_fitting
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
+from medcyclegan.factory.devices import wants_bf16
+from medcyclegan.factory.networks import ct_windows, make_objective, predict_memory
+from medcyclegan.factory.watching import attach_guards, attach_validation, describe_domains, make_writers
 from medcyclegan.machine import free_memory
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.training.mlflow import attach_mlflow
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.schedules import Schedule
-from medcyclegan.training.trainer import CycleGANTrainer
+from medcyclegan.training.trainer import TranslationTrainer
 
 
 def make_trainer(
@@ -37,7 +37,7 @@ def make_trainer(
     *,
     given: dict[str, Any] | None = None,
     newest: bool = True,
-) -> CycleGANTrainer:
+) -> TranslationTrainer:
     """The trainer of a resolved experiment, at its beginning or where `checkpoint` was saved.
 
     Args:
@@ -48,7 +48,7 @@ def make_trainer(
     settings, patches = experiment.training, experiment.patches
     if patches.size is None:
         raise ValueError("make_trainer takes a resolved experiment, whose patches.size is set")
-    shape = Shape(patches.size, patches.plane, patches.neighbors)
+    shape = PatchSpec(patches.size, patches.plane, patches.neighbors)
     _refuse_single_slices(prepared, patches)
     objective = make_objective(experiment, ct_windows(experiment))
     _require_large_enough(objective, patches.size)
@@ -59,7 +59,7 @@ def make_trainer(
             "Prepare without crop_margin.",
         )
     _require_memory(experiment, device)
-    rank, processes = ranks.here()
+    rank, processes = ranks.rank_and_world()
     batch, pieces = _shares(settings, processes, checkpoint)
     dataset = UnpairedPatches(
         prepared.cases["a"],
@@ -83,7 +83,7 @@ def make_trainer(
         require_fitting(dataset)
         random.seed(experiment.seed)  # nothing of ours draws from these two, but what users bring may
         np.random.seed(experiment.seed % 2**32)  # noqa: NPY002
-    trainer = CycleGANTrainer(
+    trainer = TranslationTrainer(
         device=device,
         objective=objective,
         loader=dataset.loader(start, workers=settings.workers, pin_memory=device.type == "cuda"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medcyclegan import phantom
-from medcyclegan.data.inspection import looks_like_hu, modality_suspicions
+from medcyclegan.data.hounsfield import looks_like_hu, modality_suspicions
 from medcyclegan.io.reader import read_volume
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from medcyclegan import __version__, config
-from medcyclegan.build.devices import choose_device
-from medcyclegan.build.networks import make_network, make_networks
 from medcyclegan.errors import InputError
+from medcyclegan.factory.devices import choose_device
+from medcyclegan.factory.networks import make_network, make_networks
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator

@@ -16,7 +16,7 @@ from torch import Tensor
 from medcyclegan import __version__, config, ranks
 from medcyclegan.config import Experiment
 from medcyclegan.data.pairs import on_one_grid
-from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches
+from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_case import StoredCase
@@ -34,7 +34,7 @@ from medcyclegan.training.guards import (
     undecided_loss,
 )
 from medcyclegan.training.recorder import RunRecorder
-from medcyclegan.training.trainer import CycleGANTrainer
+from medcyclegan.training.trainer import TranslationTrainer
 from medcyclegan.training.validation import Probe, Validation
 from medcyclegan.transforms.intensity import DISPLAY_HU, Scaler
 
@@ -45,7 +45,7 @@ def make_writers(
     experiment: Experiment,
     prepared: PreparedCohort,
     run: Path,
-    shape: Shape,
+    shape: PatchSpec,
     domains: dict[str, dict[str, Any]],
     checkpoint: dict[str, Any] | None,
     given: dict[str, Any] | None,
@@ -70,7 +70,7 @@ def make_writers(
         "changes": checkpoint.get("changes", []) if checkpoint else [],
         "domains": domains,
         "cohort": prepared.fingerprint(),
-        "processes": ranks.here()[1],
+        "processes": ranks.rank_and_world()[1],
         "batch": batch,
     }
     saved = checkpoint["step"] if checkpoint and newest else None
@@ -123,7 +123,7 @@ def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
+def _picture_batch(prepared: PreparedCohort, shape: PatchSpec) -> dict[str, Tensor]:
     """Two patches of each domain's first case, around 40 and 65 % of the body's extent across the slices.
 
     Of a pair both domains show the same places, by the body that they have in common.
@@ -153,7 +153,7 @@ def _picture_batch(prepared: PreparedCohort, shape: Shape) -> dict[str, Tensor]:
 
 
 def attach_guards(
-    trainer: CycleGANTrainer,
+    trainer: TranslationTrainer,
     recorder: RunRecorder | None,
     dataset: UnpairedPatches,
     run: Path,
@@ -186,11 +186,11 @@ def _checkpoint_for_all(run: Path, allow: tuple[str, ...]) -> dict[str, Any] | N
 
 
 def attach_validation(
-    trainer: CycleGANTrainer,
+    trainer: TranslationTrainer,
     recorder: RunRecorder | None,
     checkpoints: CheckpointHandler | None,
     prepared: PreparedCohort,
-    shape: Shape,
+    shape: PatchSpec,
     domains: dict[str, dict[str, Any]],
     settings: config.Training,
     contrasts: dict[str, int],
@@ -237,7 +237,7 @@ def attach_validation(
 
 
 def _score_pairs(
-    prepared: PreparedCohort, trainer: CycleGANTrainer, shape: Shape, target: dict[str, Any]
+    prepared: PreparedCohort, trainer: TranslationTrainer, shape: PatchSpec, target: dict[str, Any]
 ) -> Callable[[], dict[str, float]] | None:
     """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit.
 

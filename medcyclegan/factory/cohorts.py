@@ -12,7 +12,7 @@ from medcyclegan import config
 from medcyclegan.config import Experiment
 from medcyclegan.data.assembly import assemble
 from medcyclegan.data.datalist import Cohort, contrast_names, from_folders, from_json
-from medcyclegan.data.patches import PLANES, Shape, UnpairedPatches
+from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
@@ -106,7 +106,7 @@ def prepare(experiment: Experiment, output: Path, progress: Progress | None = No
 def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, float]:
     """Domain -> share of the slices with body that a training of `experiment` would never show, see `data.patches`."""
     patches = experiment.patches
-    shape = Shape((16,) * patches.spatial_dims, patches.plane)
+    shape = PatchSpec((16,) * patches.spatial_dims, patches.plane)
     dataset = UnpairedPatches(
         prepared.cases["a"],
         prepared.cases["b"],

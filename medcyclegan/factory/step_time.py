@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from medcyclegan.build.devices import wants_bf16
-from medcyclegan.build.networks import ct_windows, make_objective
 from medcyclegan.config import Experiment
-from medcyclegan.training.trainer import CycleGANTrainer
+from medcyclegan.factory.devices import wants_bf16
+from medcyclegan.factory.networks import ct_windows, make_objective
+from medcyclegan.training.trainer import TranslationTrainer
 
 WARM_UP = 2  # steps that allocate memory, choose kernels and raise the clock, and are not counted
 LEAST, MOST = 7, 40  # steps that are counted
@@ -50,7 +50,7 @@ def measure_step(
     patches, settings = experiment.patches, experiment.training
     if patches.size is None:
         raise ValueError("measure_step takes an experiment whose patches.size is set")
-    trainer = CycleGANTrainer(
+    trainer = TranslationTrainer(
         device=device,
         objective=make_objective(experiment, ct_windows(experiment)),
         loader=DataLoader(cast(Any, [{}])),  # is not asked

@@ -14,13 +14,13 @@ from typing import Any
 
 from medcyclegan import config, ranks
 from medcyclegan.atomic import atomic_file, is_temporary, sweep
-from medcyclegan.build.cohorts import prepare_or_open, resolve, verified
-from medcyclegan.build.devices import choose_device
-from medcyclegan.build.trainers import make_trainer
 from medcyclegan.changes import Change, changes, replaced, require_allowed
 from medcyclegan.config import Experiment
 from medcyclegan.data.prepared import PreparedCohort, open_prepared
 from medcyclegan.errors import InputError
+from medcyclegan.factory.cohorts import prepare_or_open, resolve, verified
+from medcyclegan.factory.devices import choose_device
+from medcyclegan.factory.trainers import make_trainer
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.training.checkpoint import (
     FILE_NAME,
@@ -31,7 +31,7 @@ from medcyclegan.training.checkpoint import (
     require_fields,
 )
 from medcyclegan.training.mlflow import require_mlflow
-from medcyclegan.training.trainer import CycleGANTrainer, WrongState
+from medcyclegan.training.trainer import TranslationTrainer, WrongState
 from medcyclegan.training.validation import Validation, require_not_exhausted
 
 PLAN_NAME = "plan.yaml"  # of a run whose config was planned
@@ -259,7 +259,7 @@ def _save_config(experiment: Experiment, run: Path) -> None:
         config.save(experiment, temporary)
 
 
-def _run(trainer: CycleGANTrainer, experiment: Experiment, run: Path, prepared: PreparedCohort) -> TrainingResult:
+def _run(trainer: TranslationTrainer, experiment: Experiment, run: Path, prepared: PreparedCohort) -> TrainingResult:
     loader: Any = trainer.data_loader
     started = time.monotonic()
     try:
