@@ -16,6 +16,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -140,7 +141,8 @@ class Registry:
             hint = did_you_mean(target, list(parts))
             missing = f"there is no {self.kind} '{target}'; there are: {', '.join(parts)}, and dotted paths.{hint}"
             return parts.get(target, missing)
-        if not all(name.isidentifier() for name in target.split(".")):
+        # Letters, digits and underscores: a file may be called 12_new_generator.py, but no name leads out of its folder.
+        if not re.fullmatch(r"\w+(\.\w+)+", target):
             return f"{self.kind} '{target}': a name or a dotted path is needed, such as monai.networks.nets.UNet"
         if not package_exists(target):
             top = target.split(".")[0]
@@ -380,6 +382,7 @@ OBJECTIVES = Registry(
     given=("networks",),
     offered=("adversarial", "reconstruction", "structure", "example", "seed"),
     methods=("generator_losses", "discriminator_losses", "state_dict", "load_state_dict"),
+    attributes=("directions",),
 )
 ADVERSARIAL_LOSSES = Registry(
     "adversarial loss",

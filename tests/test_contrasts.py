@@ -98,9 +98,9 @@ def test_folders_tables_and_dicom_are_joined_by_patient(tmp_path: Path) -> None:
         def named(ds: object, _: int, kind: str = kind) -> None:
             ds.SeriesDescription = kind  # type: ignore[attr-defined]
 
-        array = np.random.default_rng(seed).integers(1, 900, (6, 7, 5))
+        array = np.random.default_rng(seed).integers(1, 900, (6, 7, 5), dtype=np.int16)
         write_series(tmp_path / "dicom" / "P1" / kind[:2], array, change=named)
-    array = np.random.default_rng(9).integers(1, 900, (6, 7, 5))
+    array = np.random.default_rng(9).integers(1, 900, (6, 7, 5), dtype=np.int16)
     write_series(
         tmp_path / "dicom" / "P2", array, modality="CT", change=lambda ds, _: setattr(ds, "PatientID", "other")
     )
@@ -167,7 +167,7 @@ def test_a_written_datalist_reads_back_and_monai_stacks_it(tmp_path: Path) -> No
 
 
 def write_list(folder: Path, **lists: list[dict[str, object]]) -> Path:
-    for name in ("1", "2", "3", "4", "c"):
+    for name in ("1", "2", "3", "4", "5", "c", "d"):
         volume(folder / f"{name}.nii", ord(name))
     file = folder / "list.json"
     file.write_text(json.dumps({"b": [{"image": "c.nii"}], **lists}))
@@ -178,7 +178,7 @@ def test_datalists_that_contradict_themselves_are_refused(tmp_path: Path) -> Non
     two, one = {"image": ["1.nii", "2.nii"], "case": "x"}, {"image": "3.nii", "case": "y"}
     with pytest.raises(InputError, match=r"a: every case needs the same number of contrasts.* 1 in y; 2 in x"):
         from_json(write_list(tmp_path, a=[two, one]))
-    pair = {"case": "z", "a": ["3.nii", "4.nii", "1.nii"], "b": "c.nii"}
+    pair = {"case": "z", "a": ["3.nii", "4.nii", "5.nii"], "b": "d.nii"}
     with pytest.raises(InputError, match=r"2 in x; 3 in z \(pair\)"):
         from_json(write_list(tmp_path, a=[two], pairs=[pair]))
     named = {**two, "contrast": ["T1w", "T2w"]}

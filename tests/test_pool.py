@@ -85,7 +85,8 @@ def test_an_objective_keeps_the_state_of_its_pools(kind: Any) -> None:
         names = ("fake_a", "fake_b", "real_a", "real_b")
         images = {name: torch.rand(1, 1, 32, 32, generator=random) for name in names}
         batch = {"a": images["real_a"], "b": images["real_b"]}
-        return {name: float(loss) for name, loss in objective.discriminator_losses(batch, images).items()}
+        losses = [objective.discriminator_losses(batch, images, direction) for direction in objective.directions]
+        return {name: float(loss) for some in losses for name, loss in some.items()}
 
     objective, other = made(), made()
     for seed in range(4):

@@ -134,7 +134,7 @@ def test_running_statistics_are_means_over_the_processes(monkeypatch: pytest.Mon
     training = trainer()
     before = [buffer.clone() for buffer in training.objective.networks.buffers()]
     training.objective.networks["gen_ab"][1].running_mean.fill_(3.0)
-    monkeypatch.setattr(ranks, "here", lambda: (0, 2))
+    monkeypatch.setattr(ranks, "rank_and_world", lambda: (0, 2))
     monkeypatch.setattr(ranks, "mean", lambda tensor: (tensor + 5) / 2)  # the other process has 5 everywhere
     training.finite = {"loss": torch.tensor(True)}
     training._settle_buffers(before)

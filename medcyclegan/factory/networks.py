@@ -109,14 +109,15 @@ def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMe
         raise ValueError("predict_memory takes an experiment whose patches.size is set")
     channels = {domain: experiment.channels(domain) for domain in ("a", "b")}
     try:
-        return predict_step_memory(
-            lambda: make_objective(experiment, ct_windows(experiment)),
-            experiment.training.batch_size,
-            channels,
-            patches.size,
-            bf16=bf16,
-            device=device,
-        )
+        with torch.random.fork_rng(devices=()):  # what trains afterwards draws the same numbers
+            return predict_step_memory(
+                lambda: make_objective(experiment, ct_windows(experiment)),
+                experiment.training.batch_size,
+                channels,
+                patches.size,
+                bf16=bf16,
+                device=device,
+            )
     except (RuntimeError, NotImplementedError, TypeError, InputError) as error:
         # A network from elsewhere may look at values, which fake tensors do not have.
         if isinstance(error, InputError) and not isinstance(error.__cause__, RuntimeError):
