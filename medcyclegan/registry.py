@@ -141,7 +141,7 @@ class Registry:
             hint = did_you_mean(target, list(parts))
             missing = f"there is no {self.kind} '{target}'; there are: {', '.join(parts)}, and dotted paths.{hint}"
             return parts.get(target, missing)
-        # Letters, digits and underscores: a file may be called 12_new_generator.py, but no name leads out of its folder.
+        # A file may be called 12_new_generator.py; no name leads out of its folder.
         if not re.fullmatch(r"\w+(\.\w+)+", target):
             return f"{self.kind} '{target}': a name or a dotted path is needed, such as monai.networks.nets.UNet"
         if not package_exists(target):
