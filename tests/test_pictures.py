@@ -81,6 +81,17 @@ def test_a_tiff_with_a_tag_twice_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "x.tif")
 
 
+def test_a_tiff_that_is_cut_within_its_directory_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.tif")
+    content = (tmp_path / "x.tif").read_bytes()
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    for length in range(at, min(len(content), at + 2 + 12 * count)):
+        (tmp_path / "x.tif").write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"cannot be read|does not say"):
+            read_volume(tmp_path / "x.tif")
+
+
 def test_a_gray_level_that_is_transparent_is_refused(tmp_path: Path) -> None:
     Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.png", transparency=14)
     with pytest.raises(InputError, match="transparent"):

@@ -114,7 +114,11 @@ def _require_plain(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error}.", "Save it again as PNG.") from None
     if tags is None:
         return
-    if twice := _tags_twice(path):
+    try:
+        twice = _tags_twice(path)
+    except struct.error:
+        raise InputError(f"{path} cannot be read: the TIFF is cut short within its directory.") from None
+    if twice:
         raise InputError(f"{path}: the TIFF gives tag {twice[0]} twice.", "Save it again.")
     if lost := [name for tag, name in _NEEDED.items() if tag not in tags]:
         raise InputError(f"{path}: the TIFF does not say its {', '.join(lost)}.", "Save it again.")
