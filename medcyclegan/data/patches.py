@@ -24,8 +24,7 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.eligible import PatchSource, areas, eligible_in_both, eligible_slices, shows_something
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import MATCH_TOLERANCE, reached, relative_height, warn_of_cut_heads, with_partners
-from medcyclegan.data.pairs import few
-from medcyclegan.data.pairs import require_pairs as _require_pairs
+from medcyclegan.data.pairs import few, require_pairs
 from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.data.windows import BACKGROUND, Bools, Floats, Values, choose_window, stack_of_slices
 from medcyclegan.errors import InputError, raise_all
@@ -157,7 +156,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         self.augmentation = augmentation or {}
         self.axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
         if paired:
-            _require_pairs(self.cases["a"], self.cases["b"])
+            require_pairs(self.cases["a"], self.cases["b"])
             _require_moving_alike(self.augmentation)
         if paired:
             both = zip(*self.cases.values(), strict=True)

@@ -69,7 +69,7 @@ class JoinedGradients:
         found: Losses = {}
         made: Images = {}
         for direction in self.directions:
-            # One direction at a time needs half the memory. `no_sync` must hold the forward too.
+            # One direction at a time needs less memory. `no_sync` must hold the forward too.
             joins = last and direction == self.directions[-1]
             with nullcontext() if joins else self.losses.no_sync():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -9,7 +9,7 @@ per *direction* of translation, "ab" or "ba". A step is:
    minimizes.
 
 Each half of a step minimizes the sum over the directions. They share nothing but weights, so that they can be computed
-side by side (where they draw no random numbers), or one after the other in half the memory.
+side by side (where they draw no random numbers), or one after the other in less memory.
 
 `batch` maps "a" and "b" to real images (B, C, *spatial) in [-1, 1], and "body_a" and "body_b" to where they show the
 body, boolean, of the same shape. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
