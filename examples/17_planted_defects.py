@@ -18,8 +18,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from medcyclegan import phantom
-from medcyclegan.doctor import cores, inspect_cohort
 from medcyclegan.phantom import Phantom, Tissue
+from medcyclegan.qc.inspection import cores, inspect_cohort
 
 SPACING = (4.0, 4.0, 4.0)
 SHAPE = (54, 66, 52)  # from above the vertex to below the chin
@@ -29,7 +29,7 @@ BRAIN = (Tissue.CSF, Tissue.GRAY, Tissue.WHITE, Tissue.LESION)
 
 @dataclass(frozen=True)
 class Defect:
-    """A defect: its domain, the suspicions of which one must be told, those that may be told too, how to plant it."""
+    """A defect: its domain, the findings of which one must be told, those that may be told too, how to plant it."""
 
     domain: str
     name: str
@@ -368,9 +368,9 @@ def rows(folder: Path, seed: int, sound: int) -> Iterator[tuple[str, str, str]]:
         {"a": folder / "cohort/a", "b": folder / "cohort/b"}, output=folder / "inspection.html", workers=workers
     )
     said: dict[str, list[str]] = {}
-    said_of_domain = {d: [s.code for s in result.suspicions if s.domain == d and not s.file] for d in "ab"}
-    for suspicion in result.suspicions:
-        said.setdefault(suspicion.file, []).append(suspicion.code)
+    said_of_domain = {d: [s.code for s in result.findings if s.domain == d and not s.file] for d in "ab"}
+    for finding in result.findings:
+        said.setdefault(finding.file, []).append(finding.code)
     for defect in DEFECTS:
         codes = [code for file, of in planted.items() if of is defect for code in said.get(file, [])]
         verdict = "found" if set(codes) & set(defect.expected) else "MISSED"
@@ -379,24 +379,24 @@ def rows(folder: Path, seed: int, sound: int) -> Iterator[tuple[str, str, str]]:
         yield f"{defect.domain}: {defect.name}", verdict, ", ".join(dict.fromkeys(codes))
     plant_between(folder / "between", seed + 500)
     between = inspect_cohort({d: folder / "between" / d for d in "ab"}, workers=workers)
-    codes = [s.code for s in between.suspicions]
+    codes = [s.code for s in between.findings]
     for name, code in (("other fields of view", "domains_view"), ("children and adults", "domains_size")):
         yield f"a and b: {name}", "found" if code in codes else "MISSED", code if code in codes else ""
-    for suspicion in result.suspicions:
+    for finding in result.findings:
         allowed: tuple[str, ...] = ("table", "padding", "symmetric", "oblique")
-        if (defect_of := planted.get(suspicion.file)) is not None:
+        if (defect_of := planted.get(finding.file)) is not None:
             allowed += defect_of.expected + defect_of.besides
-        if suspicion.file.endswith(("b/sound_00.nii.gz", "b/sound_01.nii.gz")):
+        if finding.file.endswith(("b/sound_00.nii.gz", "b/sound_01.nii.gz")):
             allowed += ("duplicate", "mirrored_copy")  # of these there are copies
-        if suspicion.code not in allowed:
+        if finding.code not in allowed:
             yield (
-                suspicion.file or f"domain {suspicion.domain}",
+                finding.file or f"domain {finding.domain}",
                 "FALSE ALARM",
-                f"{suspicion.code}: {suspicion.message}",
+                f"{finding.code}: {finding.message}",
             )
-    for suspicion in between.suspicions:
-        if suspicion.code not in ("table", "symmetric", "domains_view", "domains_size"):
-            yield suspicion.file, "FALSE ALARM", f"{suspicion.code}: {suspicion.message}"
+    for finding in between.findings:
+        if finding.code not in ("table", "symmetric", "domains_view", "domains_size"):
+            yield finding.file, "FALSE ALARM", f"{finding.code}: {finding.message}"
 
 
 def main() -> None:

@@ -137,8 +137,8 @@ def inspect_volumes(
     as_json: AsJson = False,
 ) -> None:
     """Look at every volume of a cohort and say what is suspicious and what to do. Exit code 1 if there are errors."""
-    from medcyclegan import doctor
     from medcyclegan.progress import Terminal
+    from medcyclegan.qc import inspection
 
     data = {"root": root, "layout": layout, "contrast_a": contrast_a, "contrast_b": contrast_b, "datalist": datalist}
     cohort = None
@@ -149,14 +149,14 @@ def inspect_volumes(
         cohort = factory.cohort(
             config.with_data(config.parse({"domains": domains}, "the command line"), data), Terminal()
         )
-    result = doctor.inspect_cohort(
+    result = inspection.inspect_cohort(
         {name: folder for name, folder in (("a", a), ("b", b)) if folder is not None},
         paths or (),
         modalities=modalities,
         headers_only=headers,
         output=output,
         fix=fix,
-        workers=doctor.cores() if workers is None else workers,
+        workers=inspection.cores() if workers is None else workers,
         progress=Terminal(),
         cohort=cohort,
     )
@@ -165,7 +165,7 @@ def inspect_volumes(
     if as_json:
         _print_json(result.to_dict() | {"page": None if output is None else str(output)})
     else:
-        for line in doctor.lines(result):
+        for line in inspection.lines(result):
             _say(line)
         if output is not None:
             _say(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
@@ -191,7 +191,7 @@ def datalist(
     """Find the volumes of a cohort, split them by patient, and write them down for prepare, train and MONAI."""
     if set(modalities) - {"MR", "CT"}:
         raise InputError(f"--modalities {' '.join(modalities)}: each is MR or CT.")
-    from medcyclegan.data.assembly import assemble
+    from medcyclegan.cohort.assembly import assemble
     from medcyclegan.progress import Terminal
 
     found = assemble(

@@ -3,7 +3,7 @@
 The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
 on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model,
 versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
-interrupted conversion can be resumed; see `medcyclegan.record`. What is read is found by `medcyclegan.inputs`.
+interrupted conversion can be resumed; see `medcyclegan.record`. What is read is found by `medcyclegan.cohort.inputs`.
 
 Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
 a connection ends with the first process that dies, and a lock on the file does not. What a process finished is in the
@@ -31,16 +31,16 @@ import torch
 from monai.data import MetaTensor
 
 from medcyclegan.atomic import sweep
-from medcyclegan.data.hounsfield import looks_like_hu
+from medcyclegan.cohort.inputs import CaseInput, find_inputs
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Prediction, Source, Translation, Translator
-from medcyclegan.inputs import CaseInput, find_inputs
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, grid_of, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.qc.hounsfield import looks_like_hu
 from medcyclegan.ranks import env_rank, own_device
 from medcyclegan.record import Record as _Record
 from medcyclegan.record import trust_file

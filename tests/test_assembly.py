@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
-from medcyclegan.data.assembly import Assembly, assemble
-from medcyclegan.data.datalist import from_json
-from medcyclegan.data.duplicates import fingerprints
+from medcyclegan.cohort.assembly import Assembly, assemble
+from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.duplicates import fingerprints
 from medcyclegan.errors import InputError
 
 MODALITIES = {"a": "MR", "b": "CT"}

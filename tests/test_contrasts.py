@@ -16,9 +16,9 @@ from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImaged
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.data.assembly import Assembly, assemble
+from medcyclegan.cohort.assembly import Assembly, assemble
+from medcyclegan.cohort.datalist import Case, Cohort, from_json
 from medcyclegan.data.augment import Augmentation
-from medcyclegan.data.datalist import Case, Cohort, from_json
 from medcyclegan.data.patches import PatchSpec, UnpairedPatches, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.data.probe import probe_patches

@@ -573,7 +573,7 @@ def test_the_folders_can_be_inspected_and_planned_for(folder: Path) -> None:
     places = [volume["domain"] for volume in content["volumes"]]
     assert {place: places.count(place) for place in places} == {"a": 7, "a T2w": 7, "b": 7}
     # T1 and T2 beside each other are what was asked for.
-    assert not [s for s in content["suspicions"] if s["code"] == "mixed_contrast"]
+    assert not [s for s in content["findings"] if s["code"] == "mixed_contrast"]
     data = {"data": {"datalist": str(folder / "list.json")}}
     made = make_plan(config.parse(data, "the test"), pretended_gpu(16.0))
     assert made.content["domains"]["a"] == {"name": "MR", "modality": "MR", "contrasts": ["T1w", "T2w"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist
 
-from medcyclegan.data.datalist import Case, Pair, from_folders, from_json
+from medcyclegan.cohort.datalist import Case, Pair, from_folders, from_json
 from medcyclegan.errors import InputError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from medcyclegan import phantom
-from medcyclegan.data.hounsfield import looks_like_hu, modality_suspicions
 from medcyclegan.io.reader import read_volume
+from medcyclegan.qc.hounsfield import looks_like_hu, modality_findings
 
 
 def test_phantoms(cohort: phantom.Cohort) -> None:
@@ -19,6 +19,6 @@ def test_ct_without_intercept_is_not_hu(cohort: phantom.Cohort) -> None:
 
 
 def test_every_case_that_does_not_fit_is_named() -> None:
-    assert modality_suspicions({"x": True, "y": False}, "CT")[0].startswith("y:")
-    assert modality_suspicions({"x": True, "y": False}, "MR")[0].startswith("x:")
+    assert modality_findings({"x": True, "y": False}, "CT")[0].startswith("y:")
+    assert modality_findings({"x": True, "y": False}, "MR")[0].startswith("x:")
     assert not looks_like_hu(np.zeros((5, 5, 5)))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from medcyclegan import InputError, load_translator, phantom
+from medcyclegan.cohort.inputs import CaseInput, find_inputs
 from medcyclegan.convert import convert
-from medcyclegan.inputs import CaseInput, find_inputs
 from medcyclegan.io.reader import read_volume
 
 

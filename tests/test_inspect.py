@@ -1,4 +1,4 @@
-"""`inspect`: facts that are known beforehand, suspicions that are planted, bad input, and copies that mend."""
+"""`inspect`: facts that are known beforehand, findings that are planted, bad input, and copies that mend."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from dicom_files import PATIENT, stored, write_series
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from medcyclegan import cli, doctor, phantom
-from medcyclegan.data import facts as facts_module
-from medcyclegan.data.anatomy import anatomy, coarse_copy
-from medcyclegan.data.facts import Facts, measure, measure_header
-from medcyclegan.data.hounsfield import hu_offset
-from medcyclegan.data.suspicions import RULES, SEVERITIES, Member, Suspicion, kinds, of_volume, suspicions_of
-from medcyclegan.doctor import Inspection, inspect_cohort
+from medcyclegan import cli, phantom
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import read_volume
+from medcyclegan.qc import RULES, SEVERITIES, Finding, Volume, findings_of, inspection, kinds, of_volume
+from medcyclegan.qc import survey as survey_module
+from medcyclegan.qc.anatomy import anatomy, coarse_copy
+from medcyclegan.qc.hounsfield import hu_offset
+from medcyclegan.qc.inspection import Inspection, inspect_cohort
+from medcyclegan.qc.survey import Survey, measure, measure_header
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data"
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def ball(shape: tuple[int, int, int] = (40, 48, 36), spacing: float = 5.0) -> np
 
 
 def codes(result: Inspection, name: str) -> list[str]:
-    return [s.code for s in result.suspicions if Path(s.file).name == name]
+    return [s.code for s in result.findings if Path(s.file).name == name]
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -120,15 +120,15 @@ def test_an_offset_is_told_from_other_offsets_and_from_mr(cohort: phantom.Cohort
         assert hu_offset(mr / np.percentile(mr, 80) * 1060 * gain) is None
 
 
-# --- suspicions ------------------------------------------------------------------------------------------------------
+# --- findings ------------------------------------------------------------------------------------------------------
 
 
-def member(base: Facts, modality: str = "CT", **changes: object) -> Member:
-    return Member("b", "x", modality, replace(base, **changes))  # type: ignore[arg-type]
+def member(base: Survey, modality: str = "CT", **changes: object) -> Volume:
+    return Volume("b", "x", modality, replace(base, **changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def sound(cohort: phantom.Cohort) -> Facts:
+def sound(cohort: phantom.Cohort) -> Survey:
     return measure(cohort.train_ct[0])
 
 
@@ -149,7 +149,7 @@ def sound(cohort: phantom.Cohort) -> Facts:
         ({"not_finite": 3, "not_finite_inside": 1}, "not_finite"),
     ],
 )
-def test_each_fact_leads_to_its_suspicion(sound: Facts, changes: dict[str, object], expected: str) -> None:
+def test_each_fact_leads_to_its_finding(sound: Survey, changes: dict[str, object], expected: str) -> None:
     before = [s.code for s in of_volume(member(sound))]
     assert set(before) <= {"table"}
     assert [s.code for s in of_volume(member(sound, **changes)) if s.code not in before] == [expected]
@@ -159,11 +159,11 @@ def test_each_fact_leads_to_its_suspicion(sound: Facts, changes: dict[str, objec
     "changes",
     [{"metal_ml": 0.04}, {"spacing": (0.5, 0.5, 2.9)}, {"spacing": (3.0, 3.0, 8.9)}, {"tilt_degrees": 14.0}],
 )
-def test_below_the_criterion_nothing_is_said(sound: Facts, changes: dict[str, object]) -> None:
+def test_below_the_criterion_nothing_is_said(sound: Survey, changes: dict[str, object]) -> None:
     assert {s.code for s in of_volume(member(sound, **changes))} <= {"table"}
 
 
-def test_not_finite_is_mended_only_outside_the_body(sound: Facts) -> None:
+def test_not_finite_is_mended_only_outside_the_body(sound: Survey) -> None:
     for inside, safe in ((0, True), (1, False), (None, False)):
         (told,) = [
             s for s in of_volume(member(sound, not_finite=5, not_finite_inside=inside)) if s.code == "not_finite"
@@ -171,19 +171,19 @@ def test_not_finite_is_mended_only_outside_the_body(sound: Facts) -> None:
         assert told.fixable is safe
 
 
-def test_every_rule_has_a_severity_and_a_criterion_and_errors_come_first(sound: Facts) -> None:
+def test_every_rule_has_a_severity_and_a_criterion_and_errors_come_first(sound: Survey) -> None:
     assert all(rule.severity in SEVERITIES and len(rule.criterion) > 20 for rule in RULES.values())
     members = [
         member(sound, metal_ml=1.0),
-        Member("b", "y", "CT", Facts(Path("y"), problem="y: torn. Mend it.")),
+        Volume("b", "y", "CT", Survey(Path("y"), problem="y: torn. Mend it.")),
     ]
-    told = suspicions_of(members, {"b": "CT"})
+    told = findings_of(members, {"b": "CT"})
     assert [s.severity for s in told] == sorted((s.severity for s in told), key=SEVERITIES.index)
     assert str(told[0]) == "y: torn. Mend it."
 
 
 @pytest.mark.parametrize("marker", [True, False])
-def test_a_mirrored_head_is_told_by_what_the_others_carry_on_one_side(sound: Facts, marker: bool) -> None:
+def test_a_mirrored_head_is_told_by_what_the_others_carry_on_one_side(sound: Survey, marker: bool) -> None:
     """Left and right of 20 heads differ by chance all over, and by a small marker on the right where there is one."""
     assert sound.anatomy is not None
     rng = np.random.default_rng(5)
@@ -198,8 +198,8 @@ def test_a_mirrored_head_is_told_by_what_the_others_carry_on_one_side(sound: Fac
         other -= other.mean(axis=(1, 2, 3), keepdims=True)
         signatures = np.rint(127 * other / np.abs(other).max(axis=(1, 2, 3), keepdims=True)).astype(np.int8)
         facts = replace(sound, file=Path(str(number)), anatomy=replace(sound.anatomy, signatures=signatures))
-        members.append(Member("b", str(number), "CT", facts))
-    told = [(s.code, s.file) for s in suspicions_of(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
+        members.append(Volume("b", str(number), "CT", facts))
+    told = [(s.code, s.file) for s in findings_of(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
     assert told == ([("mirrored", "7")] if marker else [("symmetric", "")])
 
 
@@ -217,10 +217,10 @@ def test_duplicates_are_told_across_formats_types_and_domains(cohort: phantom.Co
     twice = read_volume(cohort.train_mr[1])
     write_volume(a / "scaled.nrrd", twice.numpy()[0] * 2 + 7, grid_of(twice))  # no voxel is equal
     result = inspect_cohort({"a": a, "b": b})
-    pairs = {(Path(s.file).name, Path(s.message.split()[-1]).name) for s in result.suspicions if s.code == "duplicate"}
+    pairs = {(Path(s.file).name, Path(s.message.split()[-1]).name) for s in result.findings if s.code == "duplicate"}
     stray, scaled = ("stray.mha", cohort.train_mr[0].name), ("scaled.nrrd", cohort.train_mr[1].name)
     assert pairs == {stray, stray[::-1], scaled, scaled[::-1]}
-    assert any("domains" in s.remedy for s in result.suspicions if Path(s.file).name == "stray.mha")
+    assert any("domains" in s.remedy for s in result.findings if Path(s.file).name == "stray.mha")
 
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ def test_everything_wrong_is_told_at_once(folders: tuple[Path, Path]) -> None:
     code, out, _ = call("--a", a, "--b", b, "--json", "--workers", 2)
     told = json.loads(out)
     assert code == 1
-    wrong = {(Path(s["file"]).name, s["code"]) for s in told["suspicions"] if s["severity"] == "error"}
+    wrong = {(Path(s["file"]).name, s["code"]) for s in told["findings"] if s["severity"] == "error"}
     assert wrong >= {
         ("empty.nii.gz", "unreadable"),
         ("läuft im Kreis.nii", "unreadable"),
@@ -301,8 +301,8 @@ def test_everything_wrong_is_told_at_once(folders: tuple[Path, Path]) -> None:
         ("mr_002.nii", "same_id"),
         ("mr_002.nii.gz", "same_id"),
     }
-    assert all(s["file"] and s["remedy"] for s in told["suspicions"] if s["severity"] == "error")
-    remarks = [s["message"] for s in told["suspicions"] if s["code"] == "header" and "no_gzip" in s["file"]]
+    assert all(s["file"] and s["remedy"] for s in told["findings"] if s["severity"] == "error")
+    remarks = [s["message"] for s in told["findings"] if s["code"] == "header" and "no_gzip" in s["file"]]
     assert len(remarks) == 1 and "not compressed, other than its name says" in remarks[0]
     assert {Path(p).name for p in told["left_out"]} == {"notes.txt", "loop"}
     assert len(told["volumes"]) == 4 + 8
@@ -317,10 +317,10 @@ def test_what_may_not_be_read_is_told(folders: tuple[Path, Path], monkeypatch: p
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
-    original = facts_module.read_values
-    monkeypatch.setattr(facts_module, "read_values", refuse)
+    original = survey_module.read_values
+    monkeypatch.setattr(survey_module, "read_values", refuse)
     result = inspect_cohort({"a": folders[0]})
-    (told,) = result.suspicions
+    (told,) = result.findings
     assert told.code == "unreadable" and "Permission denied" in told.message and "may read" in told.remedy
 
 
@@ -342,10 +342,10 @@ def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: py
 def test_what_a_library_never_foresaw_costs_one_file(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "measure", lambda file, thumbnail: 1 / 0)
+    monkeypatch.setattr(inspection, "measure", lambda file, thumbnail: 1 / 0)
     result = inspect_cohort({"a": folders[0]})
-    assert [s.code for s in result.suspicions] == ["unreadable", "unreadable"]
-    assert "ZeroDivisionError" in result.suspicions[0].message
+    assert [s.code for s in result.findings] == ["unreadable", "unreadable"]
+    assert "ZeroDivisionError" in result.findings[0].message
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_paths_are_searched_and_dicom_folders_are_volumes(tmp_path: Path) -> Non
     nifti(tmp_path / "tree/deep/er/x.nii", ball().astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
     (tmp_path / "tree/deep/back").symlink_to(tmp_path / "tree")
     result = inspect_cohort({}, [tmp_path / "tree"])
-    assert {m.facts.file.name for m in result.members} == {series.name, "x.nii"}
+    assert {m.survey.file.name for m in result.members} == {series.name, "x.nii"}
     assert result.members[0].modality is None
 
 
@@ -388,7 +388,7 @@ def test_slices_beside_volumes_are_told(tmp_path: Path) -> None:
     nifti(tmp_path / "x.nii", ball().astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
     result = inspect_cohort({"b": tmp_path})
     assert [(s.file, s.code) for s in result.of_severity("error")] == [(str(tmp_path), "unreadable")]
-    assert {m.facts.file for m in result.members} == {tmp_path, tmp_path / "x.nii"}
+    assert {m.survey.file for m in result.members} == {tmp_path, tmp_path / "x.nii"}
 
 
 def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -422,11 +422,11 @@ def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort
         np.testing.assert_allclose(copy.affine, image.affine, atol=1e-5)
     assert not result.sound and {f.target.name for f in result.fixes} == {p.name for p in (fixed / "b").iterdir()}
     again = inspect_cohort({"b": fixed / "b"})
-    assert {s.code for s in again.suspicions} <= {"duplicate", "table"}
+    assert {s.code for s in again.findings} <= {"duplicate", "table"}
 
 
 def test_prepare_warns_of_the_same_and_remembers_it(cohort: phantom.Cohort, tmp_path: Path) -> None:
-    from medcyclegan.data.datalist import Case, Cohort
+    from medcyclegan.cohort.datalist import Case, Cohort
     from medcyclegan.data.prepared import prepare_cohort
 
     image = nib.load(cohort.train_ct[0])
@@ -455,7 +455,7 @@ def test_headers_alone_find_what_headers_tell(folders: tuple[Path, Path]) -> Non
     code, out, _ = call("--a", a, "--headers", "--json")
     told = json.loads(out)
     assert code == 1 and told["headers_only"]
-    assert {(Path(s["file"]).name, s["code"]) for s in told["suspicions"]} == {
+    assert {(Path(s["file"]).name, s["code"]) for s in told["findings"]} == {
         ("thick.nii", "thick_slices"),
         ("empty.nii", "unreadable"),
     }
@@ -467,16 +467,16 @@ def test_ten_thousand_files_are_not_ten_thousand_lines(tmp_path: Path) -> None:
         os.link(first, first.with_name(f"{number:05d}.nii"))
     result = inspect_cohort({"a": tmp_path / "many"}, headers_only=True)
     assert len(result.members) == 10_000 and result.sound
-    assert len(doctor.lines(result)) < 150 and doctor.lines(result)[-1].startswith("10000 volumes: 0 errors")
+    assert len(inspection.lines(result)) < 150 and inspection.lines(result)[-1].startswith("10000 volumes: 0 errors")
 
 
 def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) -> None:
     cut, edge = "the body is cut at the upper face of the volume", "the body is cut at the left face of the volume"
-    found = [Suspicion("cut_off", "a", f"/x/{n}.nii", edge if n == 2 else cut, "Use a larger field.") for n in range(5)]
-    found += [Suspicion("cut_off", "b", "/y/9.nii", cut, "Use a larger field.")]
-    found += [Suspicion("padding", "b", f"/y/{n}.nii", f"{n}.5 % is below -1100 HU", "Nothing.") for n in range(5)]
+    found = [Finding("cut_off", "a", f"/x/{n}.nii", edge if n == 2 else cut, "Use a larger field.") for n in range(5)]
+    found += [Finding("cut_off", "b", "/y/9.nii", cut, "Use a larger field.")]
+    found += [Finding("padding", "b", f"/y/{n}.nii", f"{n}.5 % is below -1100 HU", "Nothing.") for n in range(5)]
     reasons = ["no NIfTI", "cut short", "two frames", "colors"]
-    found += [Suspicion("unreadable", "a", f"/z/{n}.nii", why, "Mend it.") for n, why in enumerate(reasons)]
+    found += [Finding("unreadable", "a", f"/z/{n}.nii", why, "Mend it.") for n, why in enumerate(reasons)]
     assert [str(kind) for kind in kinds(found)] == [
         f"5 volumes of domain a (0.nii, 1.nii, 2.nii, and 2 more): {cut} (4); {edge} (1). Use a larger field.",
         f"/y/9.nii: {cut}. Use a larger field.",
@@ -484,13 +484,13 @@ def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) ->
         "4 volumes of domain a: 0.nii: no NIfTI; 1.nii: cut short; 2.nii: two frames; and 1 more. Mend it.",
     ]
     result = Inspection((), tuple(found), (), (), False)
-    assert [line.split(":")[0] for line in doctor.lines(result)[1:-1]] == [
+    assert [line.split(":")[0] for line in inspection.lines(result)[1:-1]] == [
         "warning [cut_off] 5 volumes of domain a (0.nii, 1.nii, 2.nii, and 2 more)",
         "warning [cut_off] /y/9.nii",
         "note [padding] 5 volumes of domain b (0.nii, 1.nii, 2.nii, and 2 more)",
         "error [unreadable] 4 volumes of domain a",
     ]
-    doctor._write_page(result, tmp_path / "page.html", {}, {})
+    inspection._write_page(result, tmp_path / "page.html", {}, {})
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     rows = page[: page.index('id="volumes"')]
     assert rows.count("<tr") == 1 + 4 and rows.count("Use a larger field.") == 2
@@ -502,7 +502,7 @@ def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) ->
 def test_real_heads() -> None:
     """What is true of these volumes, by eye, but for the "table": that is the blurred rim of an average of many CT."""
     result = inspect_cohort({}, [REAL])
-    told = {m.facts.file.name: set(codes(result, m.facts.file.name)) for m in result.members}
+    told = {m.survey.file.name: set(codes(result, m.survey.file.name)) for m in result.members}
     assert {name: found for name, found in told.items() if found} == {
         "ct_gantry_tilt": {"unreadable"},
         "mr_two_orientations": {"unreadable"},
@@ -517,10 +517,10 @@ def test_real_heads() -> None:
         "mr_stroke_patient_t2.nii.gz": {"cut_off"},
         "mr_tumour_t1gd.nrrd": {"cut_off", "thick_slices", "contrast"},
     }
-    members = [replace_domain(m) for m in result.members if m.facts.anatomy and m.facts.anatomy.head]
-    mixed = {Path(s.file).name for s in suspicions_of(members, {"a": "MR"}) if s.code == "mixed_contrast"}
+    members = [replace_domain(m) for m in result.members if m.survey.anatomy and m.survey.anatomy.head]
+    mixed = {Path(s.file).name for s in findings_of(members, {"a": "MR"}) if s.code == "mixed_contrast"}
     assert mixed == {"mr_avg152_t2.nii.gz", "mr_stroke_patient_t2.nii.gz"}
 
 
-def replace_domain(found: Member) -> Member:
-    return replace(found, domain="a", modality="CT" if found.facts.kind == "hu" else "MR")
+def replace_domain(found: Volume) -> Volume:
+    return replace(found, domain="a", modality="CT" if found.survey.kind == "hu" else "MR")

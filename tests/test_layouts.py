@@ -12,9 +12,9 @@ import pytest
 import SimpleITK as sitk
 from dicom_files import stored, write_series
 
-from medcyclegan.data.layouts import LAYOUTS, Found, read_layout
-from medcyclegan.data.layouts.scan import modality_of, patient_of, patient_of_picture
-from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.cohort.layouts import LAYOUTS, Found, read_layout
+from medcyclegan.cohort.layouts.scan import modality_of, patient_of, patient_of_picture
+from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.errors import InputError
 
 

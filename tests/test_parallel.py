@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from medcyclegan.data.parallel import ProcessPool
 from medcyclegan.errors import InputError
+from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Silent
 
 

@@ -12,8 +12,8 @@ from conftest import TINY
 from PIL import Image
 
 from medcyclegan import config, factory, phantom
+from medcyclegan.cohort.layouts import read_layout
 from medcyclegan.convert import convert
-from medcyclegan.data.layouts import read_layout
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.io.pictures import GrayLevels

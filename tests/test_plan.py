@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from medcyclegan import cli, config, factory, phantom, plan
-from medcyclegan.data.datalist import from_folders
-from medcyclegan.data.fingerprint import Fingerprint, fingerprint
+from medcyclegan.cohort.datalist import from_folders
 from medcyclegan.errors import InputError
+from medcyclegan.plan.domain import Fingerprint, fingerprint
 
 MR = Fingerprint(
     modality="MR", volumes=40, spacing=(1.0, 1.0, 1.2), finest=(0.9, 0.9, 1.0), coarsest=(1.1, 1.1, 1.5),

@@ -10,14 +10,14 @@ import pytest
 import SimpleITK as sitk
 from dicom_files import write_series
 
-from medcyclegan.data.facts import measure
-from medcyclegan.data.suspicions.rules import Member
-from medcyclegan.data.suspicions.volume import of_volume
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.case import read_hu
 from medcyclegan.io.headers import read_header
 from medcyclegan.io.plausible import refuse_impossible_geometry
 from medcyclegan.io.reader import as_volume, read_values, read_volume
+from medcyclegan.qc.rules import Member
+from medcyclegan.qc.survey import measure
+from medcyclegan.qc.volume_rules import of_volume
 from medcyclegan.transforms.pipeline import Preparation, prepare
 
 VALUES = np.random.default_rng(0).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)

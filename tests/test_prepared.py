@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.data.datalist import Cohort, Pair, from_folders
+from medcyclegan.cohort.datalist import Cohort, Pair, from_folders
 from medcyclegan.data.examination import Source, content_hash
 from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError

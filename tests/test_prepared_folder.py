@@ -16,9 +16,9 @@ import pytest
 
 from medcyclegan import config, factory
 from medcyclegan.atomic import claimed
+from medcyclegan.cohort.datalist import Cohort, from_folders
 from medcyclegan.data import examination, stored_case
 from medcyclegan.data import prepared as preparing
-from medcyclegan.data.datalist import Cohort, from_folders
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.data.stored_case import checksum, open_case, read_record, write_record
 from medcyclegan.errors import InputError
@@ -245,7 +245,7 @@ def test_killed_at_any_write_the_same_preparation_completes_as_if_undisturbed(
 
     monkeypatch.setattr(preparing, "prepare_contrasts", once(preparing.prepare_contrasts))
     monkeypatch.setattr(preparing, "landmark_shares_of", once(preparing.landmark_shares_of))
-    monkeypatch.setattr(examination, "_suspicions", lambda *_: ())
+    monkeypatch.setattr(examination, "_findings", lambda *_: ())
     monkeypatch.setattr(os, "fsync", lambda _: None)  # power stays on
 
     class Killed(BaseException):
@@ -391,7 +391,7 @@ def test_a_refused_preparation_leaves_no_folder(volumes: Folders, tmp_path: Path
 
 def test_every_file_of_every_input_counts(volumes: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images, masks, further contrasts and pairs: a changed byte in any of their files makes the case another."""
-    from medcyclegan.data.datalist import Case, Pair
+    from medcyclegan.cohort.datalist import Case, Pair
 
     names = ["mr.x", "mask.x", "t2.x", "ct.x", "pair_a.x", "pair_b.x", "pair_mask.x"]
     for name in names:

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from medcyclegan import phantom
-from medcyclegan.data.datalist import Case, Cohort, Pair
+from medcyclegan.cohort.datalist import Case, Cohort, Pair
 from medcyclegan.data.prepared import prepare_cohort
 from medcyclegan.data.registered import register_onto
 from medcyclegan.errors import InputError

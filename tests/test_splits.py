@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from medcyclegan.data.splits import fold_patients, split_patients, strata
+from medcyclegan.cohort.splits import fold_patients, split_patients, strata
 from medcyclegan.errors import InputError
 
 

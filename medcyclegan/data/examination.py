@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.data.datalist import Case
-from medcyclegan.data.facts import measure_values
-from medcyclegan.data.hounsfield import looks_like_hu
+from medcyclegan.cohort.datalist import Case
 from medcyclegan.data.stored_case import read_record
-from medcyclegan.data.suspicions import NOTE, Member, of_volume
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.headers import Header
 from medcyclegan.io.pictures import PICTURE_SUFFIXES
 from medcyclegan.io.reader import grid_of, read_volume, volume_files
+from medcyclegan.qc import NOTE, Volume, of_volume
+from medcyclegan.qc.hounsfield import looks_like_hu
+from medcyclegan.qc.survey import measure_values
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
     content: dict[str, Any]  # hashes of the files
     grid: Grid
     hu: bool
-    suspicions: tuple[str, ...]
+    findings: tuple[str, ...]
     stored: dict[str, Any] | None  # case.json of an earlier preparation of the same content
 
 
@@ -52,20 +52,20 @@ def examine(job: Case, folder: Path, modality: str) -> Source:
     try:
         stored = read_record(folder / "case.json")
         if stored["key"]["content"] == content:
-            told = tuple(stored["suspicions"])
+            told = tuple(stored["findings"])
             return Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
     except (ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
     first: Grid | None = None
     hu: list[bool] = []
-    suspicions: list[str] = []
+    findings: list[str] = []
     for number, image in enumerate(job.images):
         volume = read_volume(image, job.levels)
         grid, values = grid_of(volume), volume.numpy()[0]
         first = first or grid
         hu.append(looks_like_hu(values))
         one = replace(job, id=f"{job.id} (contrast {number + 1})", image=image) if job.further else job
-        suspicions += _suspicions(one, values, grid, modality)
+        findings += _findings(one, values, grid, modality)
     if job.further and any(hu) and modality == "MR":
         files = ", ".join(str(image) for image, is_hu in zip(job.images, hu, strict=True) if is_hu)
         raise InputError(
@@ -73,15 +73,15 @@ def examine(job: Case, folder: Path, modality: str) -> Source:
             "Take the file out of the list, or put the right one in its place.",
         )
     assert first is not None  # a case has an image
-    return Source(content, first, hu[0], tuple(suspicions), None)
+    return Source(content, first, hu[0], tuple(findings), None)
 
 
-def _suspicions(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
+def _findings(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
     """What `inspect` would say of this volume by itself, notes and what is told elsewhere aside."""
     if job.image.name.lower().endswith(PICTURE_SUFFIXES):
         return ()  # one slice says too little
     facts = measure_values(values, grid, Header(grid, str(values.dtype)), job.image)
-    told = of_volume(Member("", job.id, modality, facts))
+    told = of_volume(Volume("", job.id, modality, facts))
     return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
 
 

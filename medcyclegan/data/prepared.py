@@ -18,11 +18,9 @@ import nibabel as nib
 import numpy as np
 
 from medcyclegan.atomic import atomic_folder
-from medcyclegan.data.datalist import Case, Cohort, contrast_names
+from medcyclegan.cohort.datalist import Case, Cohort, contrast_names
 from medcyclegan.data.examination import Source, examine
-from medcyclegan.data.hounsfield import modality_suspicions
 from medcyclegan.data.pairs import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
-from medcyclegan.data.parallel import ProcessPool
 from medcyclegan.data.prepared_folder import (
     FORMAT,
     GROUPS,
@@ -45,7 +43,9 @@ from medcyclegan.data.stored_case import (
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
+from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.qc.hounsfield import modality_findings
 from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
 from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.intensity import CT_WINDOW
@@ -139,7 +139,7 @@ def _prepare(
         else:
             known[name] = found
     known = {name: known[name] for name in jobs if name in known}  # they come as they are done
-    told = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.suspicions)]
+    told = [*_check_modalities(known, modalities), *(line for s in known.values() for line in s.findings)]
     _require_both(known, failed)
     chosen = spacing or _median_spacing([source.grid for source in known.values()])
     preparations = {domain: Preparation(modalities[domain], chosen, **settings) for domain in ("a", "b")}
@@ -375,7 +375,7 @@ def _store(
                 "key": key,
                 "checksums": checksums,
                 "hu": source.hu,
-                "suspicions": list(source.suspicions),
+                "findings": list(source.findings),
                 "grid": prepared.grid.to_dict(),
                 "source_grid": prepared.source_grid.to_dict(),
                 "scaler": prepared.scaler.to_dict(),
@@ -417,7 +417,7 @@ def _check_modalities(known: Mapping[str, Source], modalities: Mapping[str, str]
                 f"units and none of {ct} (declared CT) does.",
                 "Exchange the folders a and b, or declare the modalities.",
             )
-    return [line for d in ("a", "b") for line in modality_suspicions(hu[d], modalities[d])]
+    return [line for d in ("a", "b") for line in modality_findings(hu[d], modalities[d])]
 
 
 def _require_both(known: Mapping[str, Any] | set[str], failed: Mapping[str, str]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from medcyclegan import config
+from medcyclegan.cohort.assembly import assemble
+from medcyclegan.cohort.datalist import Cohort, contrast_names, from_folders, from_json
 from medcyclegan.config import Experiment
-from medcyclegan.data.assembly import assemble
-from medcyclegan.data.datalist import Cohort, contrast_names, from_folders, from_json
 from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all

@@ -1,7 +1,7 @@
 """What no scan can be: limits of geometry and of Hounsfield units beyond which a header or a value is in error.
 
 One rule for every format. The limits are wide: they part what a scanner or a micro-CT may give from lengths in another
-unit, padding and damage; what lies within them may still be doubtful: see `data.suspicions` and `evaluation.doubts`.
+unit, padding and damage; what lies within them may still be doubtful: see `qc.rules` and `evaluation.doubts`.
 """
 
 from __future__ import annotations

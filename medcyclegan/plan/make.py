@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from medcyclegan import config, factory
+from medcyclegan.cohort.datalist import Case
 from medcyclegan.config import Experiment
-from medcyclegan.data.datalist import Case
-from medcyclegan.data.fingerprint import Fingerprint, fingerprint
 from medcyclegan.errors import InputError
+from medcyclegan.plan.domain import Fingerprint, fingerprint
 from medcyclegan.plan.plan import Machine, Plan
 from medcyclegan.plan.rules import BOX, decide
 from medcyclegan.progress import Progress

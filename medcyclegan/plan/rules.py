@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from medcyclegan import config, factory
-from medcyclegan.data.fingerprint import Fingerprint, field_of_view
 from medcyclegan.data.patches import LEAST_FILLED, filled_share
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.plan.domain import Fingerprint, field_of_view
 from medcyclegan.plan.plan import GIB, Machine, Plan, gib
 from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.pipeline import FEWEST_VOXELS, require_size

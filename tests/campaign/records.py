@@ -27,9 +27,9 @@ from campaign.outcomes import attempt
 from campaign.trees import VALUES, mutate_csv, mutate_json, mutate_yaml
 from campaign.workplace import TINY, workplace
 from medcyclegan import config
-from medcyclegan.data import datalist
-from medcyclegan.data.layouts import table
-from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.cohort import datalist
+from medcyclegan.cohort.layouts import table
+from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.data.prepared_folder import open_prepared
 from medcyclegan.evaluation.pairing import cases_from_csv
 from medcyclegan.factory import load_translator

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan.atomic import write_json
-from medcyclegan.data.contrasts import join_contrasts, named_contrasts, shows
-from medcyclegan.data.datalist import Case, Cohort, Pair, check_cohort
-from medcyclegan.data.duplicates import Fingerprint, fingerprints
-from medcyclegan.data.layouts import read_layout
-from medcyclegan.data.layouts.scan import Scan, text
+from medcyclegan.cohort.contrasts import join_contrasts, named_contrasts, shows
+from medcyclegan.cohort.datalist import Case, Cohort, Pair, check_cohort
+from medcyclegan.cohort.duplicates import Fingerprint, fingerprints
+from medcyclegan.cohort.layouts import read_layout
+from medcyclegan.cohort.layouts.scan import Scan, text
+from medcyclegan.cohort.splits import SPLITS, fold_patients, split_patients, strata
 from medcyclegan.data.pairs import few, on_one_grid
-from medcyclegan.data.splits import SPLITS, fold_patients, split_patients, strata
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medcyclegan.data.layouts.scan import MODALITIES, Scan, holds_scans, modality_of, require_scans, scans_below
-from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.cohort.layouts.scan import MODALITIES, Scan, holds_scans, modality_of, require_scans, scans_below
+from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.io.dicom.files import holds_dicom
 
 NAME = "folders"

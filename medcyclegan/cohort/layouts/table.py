@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
-from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.cohort.layouts.scan import Scan, patient_of, require_scans, text
+from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id

@@ -1,4 +1,4 @@
-"""Suspicions of one kind, told once: how many volumes, the first names, what was found and what to do."""
+"""Findings of one kind, told once: how many volumes, the first names, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from medcyclegan.data.suspicions.rules import Suspicion
+from medcyclegan.qc.rules import Finding
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _NAMES = 3  # that are told; the rest is counted
@@ -18,56 +18,56 @@ _MESSAGES = 3  # different ones that are told
 
 @dataclass(frozen=True)
 class Kind:
-    """Suspicions of one code and one remedy in one domain, in their order."""
+    """Findings of one code and one remedy in one domain, in their order."""
 
-    suspicions: tuple[Suspicion, ...]
+    findings: tuple[Finding, ...]
 
     @property
     def code(self) -> str:
-        return self.suspicions[0].code
+        return self.findings[0].code
 
     @property
     def severity(self) -> str:
-        return self.suspicions[0].severity
+        return self.findings[0].severity
 
     @property
     def remedy(self) -> str:
-        return self.suspicions[0].remedy
+        return self.findings[0].remedy
 
     @property
     def subject(self) -> str:
         """What it is about: a file, a domain, or how many volumes and the first of them."""
-        first = self.suspicions[0]
+        first = self.findings[0]
         where = f"domain {first.domain}" if first.domain else ""
-        if len(self.suspicions) == 1:
+        if len(self.findings) == 1:
             return first.file or where or "the domains"
-        told = f"{len(self.suspicions)} volumes" + (f" of {where}" if where else "")
+        told = f"{len(self.findings)} volumes" + (f" of {where}" if where else "")
         # Where each has its own finding, its name stands there.
-        return told if self._unlike else f"{told} ({self._few(_name(s) for s in self.suspicions)})"
+        return told if self._unlike else f"{told} ({self._few(_name(s) for s in self.findings)})"
 
     @property
     def message(self) -> str:
         """What was found: of volumes that differ in it how many have which, or of the first ones each."""
-        counted = Counter(suspicion.message for suspicion in self.suspicions)
+        counted = Counter(finding.message for finding in self.findings)
         if (merged := _with_ranges(list(counted))) is not None:
             return merged
         if self._unlike:
-            return self._few((f"{_name(s)}: {s.message}" for s in self.suspicions), between="; ")
+            return self._few((f"{_name(s)}: {s.message}" for s in self.findings), between="; ")
         return "; ".join(f"{message} ({count})" for message, count in counted.most_common())
 
     @property
     def _unlike(self) -> bool:
-        messages = {suspicion.message for suspicion in self.suspicions}
+        messages = {finding.message for finding in self.findings}
         return len(messages) > _MESSAGES and _with_ranges(list(messages)) is None
 
     def _few(self, told: Iterable[str], between: str = ", ") -> str:
-        more = len(self.suspicions) - _NAMES
+        more = len(self.findings) - _NAMES
         return between.join(islice(told, _NAMES)) + (f"{between}and {more} more" if more > 0 else "")
 
     @property
     def each(self) -> tuple[tuple[str, str], ...]:
         """File and finding of every volume, where there are several."""
-        return tuple((s.file, s.message) for s in self.suspicions) if len(self.suspicions) > 1 else ()
+        return tuple((s.file, s.message) for s in self.findings) if len(self.findings) > 1 else ()
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.message}. {self.remedy}"
@@ -88,13 +88,13 @@ def _with_ranges(messages: Sequence[str]) -> str | None:
     return _NUMBER.sub(lambda _: next(told), messages[0])
 
 
-def _name(suspicion: Suspicion) -> str:
-    return Path(suspicion.file).name
+def _name(finding: Finding) -> str:
+    return Path(finding.file).name
 
 
-def kinds(suspicions: Iterable[Suspicion]) -> list[Kind]:
+def kinds(findings: Iterable[Finding]) -> list[Kind]:
     """Group what is of one code, domain and remedy; in order of the first of each."""
-    found: dict[tuple[str, str, str], list[Suspicion]] = {}
-    for suspicion in suspicions:
-        found.setdefault((suspicion.code, suspicion.domain, suspicion.remedy), []).append(suspicion)
+    found: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        found.setdefault((finding.code, finding.domain, finding.remedy), []).append(finding)
     return [Kind(tuple(members)) for members in found.values()]

@@ -6,132 +6,132 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from medcyclegan.data.facts import METAL_HU, Facts
-from medcyclegan.data.suspicions.rules import AXES, CUT_TOP_CM2, T2, Member, Suspicion
 from medcyclegan.io.plausible import impossible_hu
+from medcyclegan.qc.rules import AXES, CUT_TOP_CM2, T2, Finding, Volume
+from medcyclegan.qc.survey import METAL_HU, Survey
 
 _CUT_SIDE_CM2 = 75.0
 _FACES = ("left", "right", "back", "front", "lower", "upper")
 _SHARP_MM = 4.0  # in slices of larger voxels skull and brain share many
 
 
-def of_volume(member: Member) -> list[Suspicion]:
+def of_volume(member: Volume) -> list[Finding]:
     """What is suspicious about one volume by itself."""
     return [
-        Suspicion(code, member.domain, str(member.facts.file), message, remedy, fixable)
-        for code, message, remedy, fixable in _of_facts(member.facts, member.modality)
+        Finding(code, member.domain, str(member.survey.file), message, remedy, fixable)
+        for code, message, remedy, fixable in _of_facts(member.survey, member.modality)
     ]
 
 
 _Found = tuple[str, str, str, bool]
 
 
-def _of_facts(facts: Facts, modality: str | None) -> Iterator[_Found]:
-    if facts.problem is not None:
-        text = facts.problem.removeprefix(f"{facts.file}: ").removeprefix(f"{facts.file} ").strip()
+def _of_facts(survey: Survey, modality: str | None) -> Iterator[_Found]:
+    if survey.problem is not None:
+        text = survey.problem.removeprefix(f"{survey.file}: ").removeprefix(f"{survey.file} ").strip()
         message, _, remedy = text.partition(". ")
         yield "unreadable", message.rstrip("."), remedy or "Mend that, or leave the volume out.", False
         return
-    for remark in facts.remarks:
+    for remark in survey.remarks:
         yield "header", remark.rstrip("."), "Look at the volume beside another one in a viewer.", False
-    yield from _of_geometry(facts)
-    if facts.not_finite:
-        inside = facts.not_finite_inside
+    yield from _of_geometry(survey)
+    if survey.not_finite:
+        inside = survey.not_finite_inside
         safe = inside == 0
         place = "" if inside is None else f", {inside} of them in the body" if inside else ", none of them in the body"
         yield (
             "not_finite",
-            f"{facts.not_finite} voxels are NaN or infinite{place}",
+            f"{survey.not_finite} voxels are NaN or infinite{place}",
             "--fix writes a copy with air there." if safe else "Export it again.",
             safe,
         )
-    if facts.constant:
-        yield "constant", f"every voxel holds the same value ({facts.minimum:g})", "Export it again.", False
-    if facts.kind is None:
+    if survey.constant:
+        yield "constant", f"every voxel holds the same value ({survey.minimum:g})", "Export it again.", False
+    if survey.kind is None:
         return
-    yield from _of_values(facts, modality)
-    if facts.no_body is not None:
+    yield from _of_values(survey, modality)
+    if survey.no_body is not None:
         yield (
             "no_body",
-            facts.no_body.split(". ")[0].rstrip("."),
+            survey.no_body.split(". ")[0].rstrip("."),
             "Check that it shows a patient, or give a body mask.",
             False,
         )
-    if facts.anatomy is not None:
-        yield from _of_body(facts, modality)
+    if survey.anatomy is not None:
+        yield from _of_body(survey, modality)
 
 
-def _of_geometry(facts: Facts) -> Iterator[_Found]:
-    if facts.spacing and max(facts.spacing) > 3 and max(facts.spacing) >= 3 * min(facts.spacing):
-        axis = AXES[int(np.argmax(facts.spacing))]
+def _of_geometry(survey: Survey) -> Iterator[_Found]:
+    if survey.spacing and max(survey.spacing) > 3 and max(survey.spacing) >= 3 * min(survey.spacing):
+        axis = AXES[int(np.argmax(survey.spacing))]
         yield (
             "thick_slices",
-            f"slices are {max(facts.spacing):.3g} mm thick {axis} with pixels of {min(facts.spacing):.3g} mm",
+            f"slices are {max(survey.spacing):.3g} mm thick {axis} with pixels of {min(survey.spacing):.3g} mm",
             "Translate slice by slice (2D), or use a thin reconstruction.",
             False,
         )
-    if facts.tilt_degrees is not None and facts.tilt_degrees >= 15:
+    if survey.tilt_degrees is not None and survey.tilt_degrees >= 15:
         yield (
             "oblique",
-            f"the axes are turned by {facts.tilt_degrees:.0f} degrees",
+            f"the axes are turned by {survey.tilt_degrees:.0f} degrees",
             "Nothing needs to be done: results lie on the volume's own grid.",
             False,
         )
 
 
-def _of_values(facts: Facts, modality: str | None) -> Iterator[_Found]:
-    told = facts.header_modality
-    assert facts.minimum is not None and facts.maximum is not None
+def _of_values(survey: Survey, modality: str | None) -> Iterator[_Found]:
+    told = survey.header_modality
+    assert survey.minimum is not None and survey.maximum is not None
     if told and modality and told != modality:
         yield "modality", f"the DICOM header says {told}, the domain is {modality}", "Move it to its domain.", False
-    elif modality == "MR" and facts.kind in ("hu", "hu_offset"):
-        shifted = " + 1024" if facts.kind == "hu_offset" else ""
+    elif modality == "MR" and survey.kind in ("hu", "hu_offset"):
+        shifted = " + 1024" if survey.kind == "hu_offset" else ""
         yield "modality", f"values look like a CT in Hounsfield units{shifted}, not like an MR", "Move it to CT.", False
-    elif modality == "CT" and (why := impossible_hu(facts.minimum, facts.maximum)):
+    elif modality == "CT" and (why := impossible_hu(survey.minimum, survey.maximum)):
         yield "impossible_hu", why, "Give the CT in HU, with air (-1024) where nothing was measured.", False
-    elif modality == "CT" and facts.kind == "other":
-        if facts.distinct is not None and facts.distinct <= 256:
+    elif modality == "CT" and survey.kind == "other":
+        if survey.distinct is not None and survey.distinct <= 256:
             yield (
                 "eight_bit",
-                f"{facts.distinct} different values from {facts.minimum:g} to {facts.maximum:g}: no Hounsfield units",
+                f"{survey.distinct} values from {survey.minimum:g} to {survey.maximum:g}: no Hounsfield units",
                 "Convert the original DICOM again; HU cannot be recovered from pictures.",
                 False,
             )
         else:
             yield (
                 "modality",
-                f"values ({facts.minimum:g} to {facts.maximum:g}) do not look like Hounsfield units: no air near "
+                f"values ({survey.minimum:g} to {survey.maximum:g}) do not look like Hounsfield units: no air near "
                 "-1000 beside tissue near 0",
                 "If it is an MR, move it; if it is a CT that was windowed, scaled or masked, export it again in HU.",
                 False,
             )
-    if facts.kind == "hu_offset" and modality in ("CT", None):
+    if survey.kind == "hu_offset" and modality in ("CT", None):
         yield (
             "hu_offset",
-            f"values from {facts.minimum:g} to {facts.maximum:g} look like HU + 1024",
+            f"values from {survey.minimum:g} to {survey.maximum:g} look like HU + 1024",
             "--fix writes a copy less 1024." if modality == "CT" else "If it is a CT, subtract 1024.",
             modality == "CT",
         )
-    if facts.kind == "hu" and facts.distinct is not None and facts.distinct <= 256 and modality != "MR":
+    if survey.kind == "hu" and survey.distinct is not None and survey.distinct <= 256 and modality != "MR":
         yield (
             "few_values",
-            f"only {facts.distinct} different values from {facts.minimum:g} to {facts.maximum:g} HU",
+            f"only {survey.distinct} different values from {survey.minimum:g} to {survey.maximum:g} HU",
             "It passed through 8 bits; take the original where HU must be exact.",
             False,
         )
-    if facts.kind == "hu" and modality != "MR" and facts.padding:
+    if survey.kind == "hu" and modality != "MR" and survey.padding:
         yield (
             "padding",
-            f"{100 * facts.padding:.2g} % of the voxels lie below -1100 HU (smallest {facts.minimum:g})",
+            f"{100 * survey.padding:.2g} % of the voxels lie below -1100 HU (smallest {survey.minimum:g})",
             "Preparation clips them to air; --fix writes a copy with -1024 there.",
             modality == "CT",
         )
 
 
-def _of_body(facts: Facts, modality: str | None) -> Iterator[_Found]:
-    body = facts.anatomy
+def _of_body(survey: Survey, modality: str | None) -> Iterator[_Found]:
+    body = survey.anatomy
     assert body is not None
-    ct = facts.kind != "other"
+    ct = survey.kind != "other"
     if max(body.extent_mm) < 40 or max(body.extent_mm) > 2200:
         size = " x ".join(f"{e:.3g}" for e in body.extent_mm)
         yield "size", f"the body measures {size} mm", "Check the unit of length in the header.", False
@@ -147,7 +147,7 @@ def _of_body(facts: Facts, modality: str | None) -> Iterator[_Found]:
             "What is not in the volume cannot be translated; use a larger field of view, or leave it out of training.",
             False,
         )
-    if ct and facts.kind == "hu" and body.air is not None and abs(body.air + 1000) > 60:
+    if ct and survey.kind == "hu" and body.air is not None and abs(body.air + 1000) > 60:
         yield (
             "air",
             f"the air around the body has {body.air:.0f} HU, not about -1000",
@@ -156,15 +156,15 @@ def _of_body(facts: Facts, modality: str | None) -> Iterator[_Found]:
         )
     if body.table:
         yield "table", "a table or holder lies beside the body", "Nothing: preparation leaves it out.", False
-    if ct and facts.metal_ml is not None and facts.metal_ml >= 0.05:
+    if ct and survey.metal_ml is not None and survey.metal_ml >= 0.05:
         yield (
             "metal",
-            f"{facts.metal_ml:.2g} ml above {METAL_HU:g} HU",
+            f"{survey.metal_ml:.2g} ml above {METAL_HU:g} HU",
             "Look for streaks; leave it out of training if they cross what matters.",
             False,
         )
     if ct or modality != "CT":
-        yield from _of_contrast_agent(facts)
+        yield from _of_contrast_agent(survey)
     if body.head is None:
         return
     stripped = body.head.skull_share is not None and body.head.skull_share < 0.15
@@ -189,14 +189,14 @@ def _of_body(facts: Facts, modality: str | None) -> Iterator[_Found]:
         )
 
 
-def _of_contrast_agent(facts: Facts) -> Iterator[_Found]:
-    head = facts.anatomy.head if facts.anatomy else None
+def _of_contrast_agent(survey: Survey) -> Iterator[_Found]:
+    head = survey.anatomy.head if survey.anatomy else None
     share = head.enhanced_share if head else None
     weighted = head is None or head.t1_score is None or head.t1_score >= T2
     reason = None
-    if facts.contrast_agent:
+    if survey.contrast_agent:
         reason = "the DICOM header names a contrast agent"
-    elif share is not None and share > 0.005 and weighted and facts.spacing and sorted(facts.spacing)[1] <= _SHARP_MM:
+    elif share is not None and share > 0.005 and weighted and survey.spacing and sorted(survey.spacing)[1] <= _SHARP_MM:
         reason = f"{100 * share:.2g} % of the inner brain is brighter than brain can be, as with a contrast agent"
     if reason:
         yield "contrast", reason, "Train on volumes of one kind; enhanced vessels turn into false density.", False

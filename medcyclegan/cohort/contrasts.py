@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from medcyclegan.data.layouts.scan import Scan
+from medcyclegan.cohort.layouts.scan import Scan
 
 # BIDS: visits of one patient, whose scans are not mixed.
 _SESSION = re.compile(r"(?:^|_)(ses-[^_]+)")

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.data.datalist import Case
+from medcyclegan.cohort.datalist import Case
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.headers import read_header

@@ -1,4 +1,4 @@
-"""Look at every volume of a cohort before it is used: facts, suspicions, a page, and copies of what can be mended.
+"""Look at every volume of a cohort before it is used: facts, findings, a page, and copies of what can be mended.
 
 Files are measured in parallel processes, each of which holds one volume at a time; only facts come back.
 """
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan import interruption
-from medcyclegan.data.datalist import Cohort, contrast_names
-from medcyclegan.data.facts import PERCENTILES, Facts, measure, measure_header
-from medcyclegan.data.fixes import mend, target_name
-from medcyclegan.data.gathering import Gathered, gather_folder, gather_paths
-from medcyclegan.data.suspicions import ERROR, RULES, SEVERITIES, Member, Suspicion, kinds, of_volume, suspicions_of
+from medcyclegan.cohort.datalist import Cohort, contrast_names
+from medcyclegan.cohort.gathering import Gathered, gather_folder, gather_paths
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
 from medcyclegan.machine import cores
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.report.inspection_page import Row, Volume, write_inspection_page
+from medcyclegan.qc import ERROR, RULES, SEVERITIES, Finding, Volume, findings_of, kinds, of_volume
+from medcyclegan.qc.fixes import mend, target_name
+from medcyclegan.qc.page import Row, VolumeEntry, write_inspection_page
+from medcyclegan.qc.survey import PERCENTILES, Survey, measure, measure_header
 
 MODALITIES = ("MR", "CT")
 COLUMNS = (
@@ -57,20 +57,20 @@ class Inspection:
 
     Attributes:
         members: every volume that was looked at, domain by domain in order of path.
-        suspicions: errors first, then warnings, then notes.
+        findings: errors first, then warnings, then notes.
         left_out: files and folders that are no volumes.
         fixes: copies that were written.
         headers_only: whether voxels were not read.
     """
 
-    members: tuple[Member, ...]
-    suspicions: tuple[Suspicion, ...]
+    members: tuple[Volume, ...]
+    findings: tuple[Finding, ...]
     left_out: tuple[Path, ...]
     fixes: tuple[Fix, ...]
     headers_only: bool
 
-    def of_severity(self, severity: str) -> list[Suspicion]:
-        return [s for s in self.suspicions if s.severity == severity]
+    def of_severity(self, severity: str) -> list[Finding]:
+        return [s for s in self.findings if s.severity == severity]
 
     @property
     def sound(self) -> bool:
@@ -80,8 +80,8 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. Of the patient it holds what the names of the files say, and nothing else."""
         return {
-            "volumes": [{"domain": m.domain, "case": m.case, **m.facts.to_dict()} for m in self.members],
-            "suspicions": [
+            "volumes": [{"domain": m.domain, "case": m.case, **m.survey.to_dict()} for m in self.members],
+            "findings": [
                 {
                     "severity": s.severity,
                     "code": s.code,
@@ -91,7 +91,7 @@ class Inspection:
                     "remedy": s.remedy,
                     "fixable": s.fixable,
                 }
-                for s in self.suspicions
+                for s in self.findings
             ],
             "counts": {severity: len(self.of_severity(severity)) for severity in SEVERITIES},
             "left_out": [str(path) for path in self.left_out],
@@ -120,7 +120,7 @@ def inspect_cohort(
         modalities: of a and b, "MR" or "CT".
         headers_only: do not read voxels; thousands of files per minute, and only what headers tell.
         output: an HTML page to write.
-        fix: a new or empty folder for mended copies, `a/`, `b/` and files of no domain in it; see `data.fixes`. Nothing
+        fix: a new or empty folder for mended copies, `a/`, `b/` and files of no domain in it; see `qc.fixes`. Nothing
             is changed in place, and copies are written of what was mended only.
         workers: processes. With more than one, a script needs the usual `if __name__ == "__main__":`.
         progress: watches the files.
@@ -156,22 +156,22 @@ def inspect_cohort(
     places = [(domain, file) for domain, found in gathered.items() for file in found.volumes]
     unusable = [(domain, file, why) for domain, found in gathered.items() for file, why in found.unusable.items()]
     job = measure_header if headers_only else partial(measure, thumbnail=output is not None)
-    measured: dict[int, Facts] = {}
+    measured: dict[int, Survey] = {}
     results = _measured([file for _, file in places], job, min(workers, len(places)))
     for index, facts in progress.track(results, len(places), "inspecting volumes"):
         measured[index] = facts
     members = [
-        Member(domain, case_id(file), of_domain.get(domain), measured[index])
+        Volume(domain, case_id(file), of_domain.get(domain), measured[index])
         for index, (domain, file) in enumerate(places)
     ]
     members += [
-        Member(domain, case_id(file), of_domain.get(domain), Facts(file, problem=f"{file}: {why}. Mend or remove it."))
+        Volume(domain, case_id(file), of_domain.get(domain), Survey(file, problem=f"{file}: {why}. Mend or remove it."))
         for domain, file, why in unusable
     ]
-    suspicions = suspicions_of(members, of_domain)
+    findings = findings_of(members, of_domain)
     fixes = _fix(members, fix, progress) if fix is not None else ()
     left_out = tuple(path for found in gathered.values() for path in found.left_out)
-    result = Inspection(tuple(members), tuple(suspicions), left_out, tuple(fixes), headers_only)
+    result = Inspection(tuple(members), tuple(findings), left_out, tuple(fixes), headers_only)
     if output is not None:
         where = domains or {d: Path(f"{len(found.volumes)} volumes") for d, found in gathered.items() if d}
         _write_page(result, output, of_domain, where)
@@ -189,9 +189,9 @@ def _of_cohort(cohort: Cohort) -> dict[str, Gathered]:
     return found
 
 
-def cells(member: Member) -> tuple[str, ...]:
+def cells(member: Volume) -> tuple[str, ...]:
     """A volume's row under `COLUMNS`; "–" where nothing is known."""
-    facts = member.facts
+    facts = member.survey
 
     def numbers(values: Iterable[float] | None, digits: str = ".3g", between: str = " x ") -> str:
         return between.join(format(value, digits) for value in values) if values else "–"
@@ -216,7 +216,7 @@ def lines(result: Inspection) -> list[str]:
     told = _table([COLUMNS, *(cells(member) for member in result.members[:_MOST_ROWS])])
     if (more := len(result.members) - _MOST_ROWS) > 0:
         told.append(f"... and {more} more volumes (--json or -o PAGE.html has all)")
-    told += [f"{kind.severity} [{kind.code}] {kind}" for kind in kinds(result.suspicions)]
+    told += [f"{kind.severity} [{kind.code}] {kind}" for kind in kinds(result.findings)]
     if result.left_out:
         names = ", ".join(path.name for path in result.left_out[:5]) + (", ..." if len(result.left_out) > 5 else "")
         told.append(f"left out, no volumes: {len(result.left_out)} ({names})")
@@ -257,7 +257,7 @@ def _check(
             raise InputError(f"{fix} lies in {source}, whose volumes are inspected.", "Give a folder elsewhere.")
 
 
-def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[int, Facts]]:
+def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[int, Survey]]:
     """Index of a file and its facts, as they are done."""
     attempt = partial(_attempt, job=job)
     # Starting a process takes as long as reading a few volumes.
@@ -268,7 +268,7 @@ def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[i
     # Forked processes would inherit the locks of threads and may hang; a fork server cannot be interrupted in silence.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(max(1, cores() // workers),))
-    waiting: dict[Future[Facts], int] = {}
+    waiting: dict[Future[Survey], int] = {}
     rest = iter(enumerate(files))
     try:
         while True:
@@ -299,16 +299,16 @@ def _start_worker(threads: int) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
-def _attempt(file: Path, *, job: Any) -> Facts:
+def _attempt(file: Path, *, job: Any) -> Survey:
     try:
-        found: Facts = job(file)
+        found: Survey = job(file)
         return found
     # A damaged file can make a library raise anything at all; it must cost this file only, and be seen.
     except Exception as error:
-        return Facts(file, problem=f"{file}: {type(error).__name__}: {error}".splitlines()[0])
+        return Survey(file, problem=f"{file}: {type(error).__name__}: {error}".splitlines()[0])
 
 
-def _fix(members: Sequence[Member], folder: Path, progress: Progress) -> tuple[Fix, ...]:
+def _fix(members: Sequence[Volume], folder: Path, progress: Progress) -> tuple[Fix, ...]:
     jobs = []
     for member in members:
         told = of_volume(member)
@@ -318,36 +318,36 @@ def _fix(members: Sequence[Member], folder: Path, progress: Progress) -> tuple[F
             jobs.append(member)
     fixes: list[Fix] = []
     for member in progress.track(jobs, len(jobs), "writing mended copies"):
-        target = folder / member.domain / target_name(member.facts.file, member.case)
+        target = folder / member.domain / target_name(member.survey.file, member.case)
         if target.exists():
             raise InputError(f"two mended volumes would both be {target}.", "Inspect them in separate calls.")
-        modality = member.modality or ("CT" if member.facts.kind == "hu" else "MR")
-        done = mend(member.facts, modality, target)
-        again = of_volume(Member(member.domain, member.case, modality, measure(target)))
+        modality = member.modality or ("CT" if member.survey.kind == "hu" else "MR")
+        done = mend(member.survey, modality, target)
+        again = of_volume(Volume(member.domain, member.case, modality, measure(target)))
         if left := [s for s in again if s.fixable or s.severity == ERROR]:
             target.unlink()
-            raise RuntimeError(f"the mended copy of {member.facts.file} is not sound: {left[0]}")
-        fixes.append(Fix(member.facts.file, target, tuple(done)))
+            raise RuntimeError(f"the mended copy of {member.survey.file} is not sound: {left[0]}")
+        fixes.append(Fix(member.survey.file, target, tuple(done)))
     return tuple(fixes)
 
 
 def _write_page(result: Inspection, output: Path, modalities: Mapping[str, str], folders: Mapping[str, Path]) -> None:
-    by_file: dict[tuple[str, str], list[Suspicion]] = {}
-    for suspicion in result.suspicions:
-        by_file.setdefault((suspicion.domain, suspicion.file), []).append(suspicion)
+    by_file: dict[tuple[str, str], list[Finding]] = {}
+    for finding in result.findings:
+        by_file.setdefault((finding.domain, finding.file), []).append(finding)
 
-    def rank(member: Member) -> int:
-        own = by_file.get((member.domain, str(member.facts.file)), [])
+    def rank(member: Volume) -> int:
+        own = by_file.get((member.domain, str(member.survey.file)), [])
         return min((SEVERITIES.index(s.severity) for s in own), default=len(SEVERITIES))
 
     shown = {id(m) for m in sorted(result.members, key=rank)[:_MOST_THUMBNAILS]}
     volumes = [
-        Volume(
+        VolumeEntry(
             domain=member.domain,
             cells=cells(member),
-            worst=next(iter([s.severity for s in by_file.get((member.domain, str(member.facts.file)), [])]), ""),
-            remarks=tuple(s.message for s in by_file.get((member.domain, str(member.facts.file)), [])),
-            thumbnail=member.facts.thumbnail if id(member) in shown else b"",
+            worst=next(iter([s.severity for s in by_file.get((member.domain, str(member.survey.file)), [])]), ""),
+            remarks=tuple(s.message for s in by_file.get((member.domain, str(member.survey.file)), [])),
+            thumbnail=member.survey.thumbnail if id(member) in shown else b"",
         )
         for member in result.members
     ]
@@ -362,7 +362,7 @@ def _write_page(result: Inspection, output: Path, modalities: Mapping[str, str],
         facts["mended copies"] = ", ".join(str(fix.target) for fix in result.fixes)
     if result.headers_only:
         facts["voxels"] = "not read: headers only"
-    rows = [Row(k.severity, k.subject, k.message, k.remedy, k.each) for k in kinds(result.suspicions)]
+    rows = [Row(k.severity, k.subject, k.message, k.remedy, k.each) for k in kinds(result.findings)]
     pictures = sum(bool(v.thumbnail) for v in volumes)
     note = (
         f"{pictures} of {len(volumes)} volumes are shown, those with errors first." if len(shown) < len(volumes) else ""

@@ -22,7 +22,7 @@ def looks_like_hu(values: npt.NDArray[np.floating]) -> bool:
     return bool(air > 0.01 and tissue > 0.01 and sample.max() <= CT_HU[1])
 
 
-def modality_suspicions(hu: Mapping[str, bool], modality: str) -> list[str]:
+def modality_findings(hu: Mapping[str, bool], modality: str) -> list[str]:
     """The cases of one domain whose values do not fit its modality, one line each.
 
     Args:

@@ -1,10 +1,10 @@
-"""What may be suspected and why then, and the words for it: rules, suspicions, members of a cohort."""
+"""What may be suspected and why then, and the words for it: rules, findings, members of a cohort."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medcyclegan.data.facts import Facts
+from medcyclegan.qc.survey import Survey
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
@@ -117,7 +117,7 @@ AXES = ("left-right", "front-back", "head-foot")
 
 
 @dataclass(frozen=True)
-class Suspicion:
+class Finding:
     """One reason to look.
 
     Attributes:
@@ -146,10 +146,10 @@ class Suspicion:
 
 
 @dataclass(frozen=True)
-class Member:
+class Volume:
     """A measured volume and its place: domain "a", "b" or "", case id, modality "MR", "CT" or None where unknown."""
 
     domain: str
     case: str
     modality: str | None
-    facts: Facts
+    survey: Survey

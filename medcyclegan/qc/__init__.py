@@ -1,6 +1,6 @@
 """What is suspicious about volumes: of one by itself, of one beside the others of its domain, of the two domains.
 
-A *suspicion* is a reason to look, with its remedy. Its severity says what follows: an *error* makes training or its
+A *finding* is a reason to look, with its remedy. Its severity says what follows: an *error* makes training or its
 result wrong, a *warning* may, a *note* is worth knowing. Each has a criterion with a stated rationale, `RULES`; the
 thresholds were set on phantom heads (seeds below 400; for mirrored ones 2000 to 2400) and seven real heads, and are
 tested on other phantoms.
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medcyclegan.data.suspicions.cohort import of_cohort
-from medcyclegan.data.suspicions.kinds import Kind, kinds
-from medcyclegan.data.suspicions.rules import ERROR, NOTE, RULES, SEVERITIES, WARNING, Member, Rule, Suspicion
-from medcyclegan.data.suspicions.volume import of_volume
+from medcyclegan.qc.cohort_rules import of_cohort
+from medcyclegan.qc.kinds import Kind, kinds
+from medcyclegan.qc.rules import ERROR, NOTE, RULES, SEVERITIES, WARNING, Finding, Rule, Volume
+from medcyclegan.qc.volume_rules import of_volume
 
 __all__ = [
     "ERROR",
@@ -21,20 +21,20 @@ __all__ = [
     "RULES",
     "SEVERITIES",
     "WARNING",
+    "Finding",
     "Kind",
-    "Member",
     "Rule",
-    "Suspicion",
+    "Volume",
+    "findings_of",
     "kinds",
     "of_cohort",
     "of_volume",
-    "suspicions_of",
 ]
 
 _OF_UPRIGHT_HEADS = {"contrast", "stripped", "defaced"}
 
 
-def suspicions_of(members: Sequence[Member], modalities: Mapping[str, str]) -> list[Suspicion]:
+def findings_of(members: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
     """Everything that is suspicious about a cohort, errors first, then in the order of `RULES`.
 
     Args:

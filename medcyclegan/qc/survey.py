@@ -20,12 +20,12 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from medcyclegan.data.anatomy import Anatomy, Coarse, anatomy, coarse_copy
-from medcyclegan.data.hounsfield import hu_offset, looks_like_hu
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.headers import Header, read_header
 from medcyclegan.io.reader import read_values
+from medcyclegan.qc.anatomy import Anatomy, Coarse, anatomy, coarse_copy
+from medcyclegan.qc.hounsfield import hu_offset, looks_like_hu
 
 PERCENTILES = (1, 50, 99)
 METAL_HU = 3000.0
@@ -36,7 +36,7 @@ _PIXELS = 96  # height of a thumbnail
 
 
 @dataclass(frozen=True)
-class Facts:
+class Survey:
     """What was measured of one file; None where it could not be.
 
     Attributes:
@@ -126,18 +126,18 @@ class Facts:
         }
 
 
-def measure_header(file: Path) -> Facts:
+def measure_header(file: Path) -> Survey:
     """The facts that a header tells, without the voxels: thousands of files per minute."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             header = read_header(file)
     except (InputError, OSError) as error:
-        return Facts(file, problem=_problem(file, error))
-    return Facts(file, remarks=_told(caught, file), **_of_header(header))
+        return Survey(file, problem=_problem(file, error))
+    return Survey(file, remarks=_told(caught, file), **_of_header(header))
 
 
-def measure(file: Path, *, thumbnail: bool = False) -> Facts:
+def measure(file: Path, *, thumbnail: bool = False) -> Survey:
     """All facts of a file; whatever is wrong with it becomes a fact too.
 
     Takes the memory of the volume as float32 and of what its reader needs. A fault that no reader foresaw is raised.
@@ -152,7 +152,7 @@ def measure(file: Path, *, thumbnail: bool = False) -> Facts:
             values, grid, _ = read_values(file)
             header = read_header(file)
     except (InputError, OSError) as error:
-        return Facts(file, problem=_problem(file, error))
+        return Survey(file, problem=_problem(file, error))
     return measure_values(values, grid, header, file, remarks=_told(caught, file), thumbnail=thumbnail)
 
 
@@ -164,7 +164,7 @@ def measure_values(
     *,
     remarks: tuple[str, ...] = (),
     thumbnail: bool = False,
-) -> Facts:
+) -> Survey:
     """The facts of voxels that are read already.
 
     Args:
@@ -182,11 +182,11 @@ def measure_values(
     missing = values.size - int(np.count_nonzero(finite))
     told |= {"not_finite": missing, "digest": digest}
     if missing == values.size:
-        return Facts(file, remarks=remarks, **told)
+        return Survey(file, remarks=remarks, **told)
     low, high = (float(f(values, where=finite, initial=start)) for f, start in ((np.min, np.inf), (np.max, -np.inf)))
     told |= {"minimum": low, "maximum": high, "constant": low == high}
     if low == high:
-        return Facts(file, remarks=remarks, **told)
+        return Survey(file, remarks=remarks, **told)
     if missing:
         kind = "hu" if looks_like_hu(np.where(finite, values, low)) else "other"
         values = np.where(finite, values, np.float32(_AIR_HU if kind == "hu" else low))
@@ -218,7 +218,7 @@ def measure_values(
         told["no_body"] = str(error)
     if thumbnail:
         told["thumbnail"] = _thumbnail(coarse, middle, kind)
-    return Facts(file, remarks=remarks, **told)
+    return Survey(file, remarks=remarks, **told)
 
 
 def _of_header(header: Header) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from medcyclegan.data.layouts import bids, cyclegan
-from medcyclegan.data.layouts.folders import is_named
-from medcyclegan.data.layouts.scan import Scan, patient_of, require_scans, text
-from medcyclegan.data.layouts.tree import Tree, is_volume
+from medcyclegan.cohort.layouts import bids, cyclegan
+from medcyclegan.cohort.layouts.folders import is_named
+from medcyclegan.cohort.layouts.scan import Scan, patient_of, require_scans, text
+from medcyclegan.cohort.layouts.tree import Tree, is_volume
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.dicom.series import Series, list_series

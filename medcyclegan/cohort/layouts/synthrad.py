@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-from medcyclegan.data.layouts.scan import Scan, require_scans, text
-from medcyclegan.data.layouts.tree import Tree, is_volume, join
+from medcyclegan.cohort.layouts.scan import Scan, require_scans, text
+from medcyclegan.cohort.layouts.tree import Tree, is_volume, join
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import case_id
 

@@ -14,7 +14,7 @@ from medcyclegan.report.page import environment
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of suspicion: "error", "warning" or "note", what it is about, what was found and what to do.
+    """One kind of finding: "error", "warning" or "note", what it is about, what was found and what to do.
 
     Where it is about several volumes, `each` has the file and what was found of every one.
     """
@@ -27,7 +27,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeEntry:
     """One volume.
 
     Attributes:
@@ -50,7 +50,7 @@ def write_inspection_page(
     facts: Mapping[str, str],
     rows: Sequence[Row],
     columns: Sequence[str],
-    volumes: Sequence[Volume],
+    volumes: Sequence[VolumeEntry],
     rules: Mapping[str, tuple[str, str]],
     note: str = "",
 ) -> None:
@@ -59,10 +59,10 @@ def write_inspection_page(
     Args:
         path: the file.
         facts: name to value, at the top.
-        rows: suspicions in the order to be shown.
+        rows: findings in the order to be shown.
         columns: headings of the volumes' cells.
         volumes: in the order to be shown.
-        rules: code of a suspicion -> severity and criterion.
+        rules: code of a finding -> severity and criterion.
         note: below the heading of the pictures.
     """
     text = (

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from medcyclegan.data.layouts.scan import Scan, modality_of, patient_of, require_scans, text
-from medcyclegan.data.layouts.tree import Tree, is_volume, join
+from medcyclegan.cohort.layouts.scan import Scan, modality_of, patient_of, require_scans, text
+from medcyclegan.cohort.layouts.tree import Tree, is_volume, join
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id

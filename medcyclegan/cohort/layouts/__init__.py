@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from medcyclegan.data.layouts import bids, cyclegan, decathlon, dicom, folders, synthrad, table
-from medcyclegan.data.layouts.scan import Scan
-from medcyclegan.data.layouts.tree import Tree, is_picture, is_volume, join
+from medcyclegan.cohort.layouts import bids, cyclegan, decathlon, dicom, folders, synthrad, table
+from medcyclegan.cohort.layouts.scan import Scan
+from medcyclegan.cohort.layouts.tree import Tree, is_picture, is_volume, join
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import holds_dicom, split_choice
 

@@ -7,22 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from medcyclegan.data.anatomy import SIGNATURE
-from medcyclegan.data.suspicions.orientation import turned_or_mirrored, unit
-from medcyclegan.data.suspicions.rules import AXES, CUT_TOP_CM2, T1, T2, Member, Suspicion
+from medcyclegan.qc.anatomy import SIGNATURE
+from medcyclegan.qc.orientation import turned_or_mirrored, unit
+from medcyclegan.qc.rules import AXES, CUT_TOP_CM2, T1, T2, Finding, Volume
 
 _SAME = 0.998
 
 
-def of_cohort(members: Sequence[Member], modalities: Mapping[str, str]) -> list[Suspicion]:
+def of_cohort(members: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
     """What is suspicious about volumes beside each other, and about the domains "a" and "b" beside each other.
 
     Args:
         members: of all domains.
         modalities: domain to modality, for words only.
     """
-    found: list[Suspicion] = [*_same_ids(members), *_duplicates(members)]
-    domains: dict[str, list[Member]] = defaultdict(list)
+    found: list[Finding] = [*_same_ids(members), *_duplicates(members)]
+    domains: dict[str, list[Volume]] = defaultdict(list)
     for member in members:
         domains[member.domain].append(member)
     for domain, inside in domains.items():
@@ -34,36 +34,36 @@ def of_cohort(members: Sequence[Member], modalities: Mapping[str, str]) -> list[
     return found
 
 
-def _same_ids(members: Sequence[Member]) -> Iterator[Suspicion]:
-    places: dict[tuple[str, str], list[Member]] = defaultdict(list)
+def _same_ids(members: Sequence[Volume]) -> Iterator[Finding]:
+    places: dict[tuple[str, str], list[Volume]] = defaultdict(list)
     for member in members:
         if member.domain:
             places[member.domain, member.case].append(member)
     for (domain, case), twins in places.items():
         for member in twins if len(twins) > 1 else ():
-            others = ", ".join(str(m.facts.file) for m in twins if m is not member)
-            yield Suspicion(
+            others = ", ".join(str(m.survey.file) for m in twins if m is not member)
+            yield Finding(
                 "same_id",
                 domain,
-                str(member.facts.file),
+                str(member.survey.file),
                 f"the case id '{case}' is that of {others} too",
                 "Rename one.",
             )
 
 
-def _duplicates(members: Sequence[Member]) -> Iterator[Suspicion]:
-    by_digest: dict[str, list[Member]] = defaultdict(list)
+def _duplicates(members: Sequence[Volume]) -> Iterator[Finding]:
+    by_digest: dict[str, list[Volume]] = defaultdict(list)
     for member in members:
-        if member.facts.digest and not member.facts.constant:
-            by_digest[member.facts.digest].append(member)
+        if member.survey.digest and not member.survey.constant:
+            by_digest[member.survey.digest].append(member)
     for same in by_digest.values():
         for index, member in enumerate(same if len(same) > 1 else ()):
             yield _copy_of(member, same[index - 1], "duplicate", "it has the same voxels as")
     # Numbers that are linear in each other have the same signature, in whatever type or format they are.
-    singles = [same[0] for same in by_digest.values() if same[0].facts.anatomy is not None]
+    singles = [same[0] for same in by_digest.values() if same[0].survey.anatomy is not None]
     if not singles:
         return
-    upright = unit([m.facts.anatomy.signatures[2] for m in singles if m.facts.anatomy])
+    upright = unit([m.survey.anatomy.signatures[2] for m in singles if m.survey.anatomy])
     for start in range(0, len(singles), 512):  # block by block: ten thousand volumes make a hundred million pairs
         block = slice(start, start + 512)
         turned = upright[block].reshape(-1, SIGNATURE, SIGNATURE, SIGNATURE)[:, ::-1].reshape(-1, SIGNATURE**3)
@@ -76,19 +76,22 @@ def _duplicates(members: Sequence[Member]) -> Iterator[Suspicion]:
                 yield _copy_of(second, first, "mirrored_copy", "it is the left-right mirror image of")
 
 
-def _copy_of(member: Member, other: Member, code: str, words: str) -> Suspicion:
+def _copy_of(member: Volume, other: Volume, code: str, words: str) -> Finding:
     across = member.domain != other.domain
     remedy = "The domains must not share volumes; remove one." if across else "Remove one."
     if code == "mirrored_copy":
         remedy = "Find out which one has left and right exchanged, and remove it."
-    return Suspicion(code, member.domain, str(member.facts.file), f"{words} {other.facts.file}", remedy)
+    return Finding(code, member.domain, str(member.survey.file), f"{words} {other.survey.file}", remedy)
 
 
-def _mixed_contrasts(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
+def _mixed_contrasts(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
     heads = {
-        m.facts.file: m.facts.anatomy.head.t1_score
+        m.survey.file: m.survey.anatomy.head.t1_score
         for m in members
-        if m.modality != "CT" and m.facts.anatomy and m.facts.anatomy.head and m.facts.anatomy.head.t1_score is not None
+        if m.modality != "CT"
+        and m.survey.anatomy
+        and m.survey.anatomy.head
+        and m.survey.anatomy.head.t1_score is not None
     }
     kinds = {"T1": [f for f, s in heads.items() if s > T1], "T2": [f for f, s in heads.items() if s < T2]}
     if not all(kinds.values()):
@@ -96,7 +99,7 @@ def _mixed_contrasts(domain: str, members: Sequence[Member]) -> Iterator[Suspici
     rare, usual = sorted(kinds, key=lambda kind: len(kinds[kind]))
     if len(kinds[rare]) == len(kinds[usual]):
         files = ", ".join(map(str, kinds[rare][:3]))
-        yield Suspicion(
+        yield Finding(
             "mixed_contrast",
             domain,
             "",
@@ -106,7 +109,7 @@ def _mixed_contrasts(domain: str, members: Sequence[Member]) -> Iterator[Suspici
         )
         return
     for file in kinds[rare]:
-        yield Suspicion(
+        yield Finding(
             "mixed_contrast",
             domain,
             str(file),
@@ -115,30 +118,30 @@ def _mixed_contrasts(domain: str, members: Sequence[Member]) -> Iterator[Suspici
         )
 
 
-def _unlike(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
-    spacings = [(m, m.facts.spacing) for m in members if m.facts.spacing]
+def _unlike(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
+    spacings = [(m, m.survey.spacing) for m in members if m.survey.spacing]
     if len(spacings) >= 4:
         median = np.median([s for _, s in spacings], axis=0)
         for member, spacing in spacings:
             off = [i for i in range(3) if not 0.4 <= spacing[i] / median[i] <= 2.5]
             if off:
                 words = ", ".join(f"{spacing[i]:.3g} mm {AXES[i]} (median {median[i]:.3g})" for i in off)
-                yield Suspicion(
+                yield Finding(
                     "spacing_unlike",
                     domain,
-                    str(member.facts.file),
+                    str(member.survey.file),
                     f"voxels measure {words}",
                     "Check the header; leave it out if it is another kind of scan.",
                 )
-    bodies = [(m, m.facts.anatomy) for m in members if m.facts.anatomy]
+    bodies = [(m, m.survey.anatomy) for m in members if m.survey.anatomy]
     heads = [(m, b) for m, b in bodies if b.head]
     if len(bodies) >= 5 and len(heads) not in (0, len(bodies)):
         most = len(heads) >= 0.8 * len(bodies)
         odd = [m for m, b in bodies if (b.head is None) == most] if most or len(heads) <= 0.2 * len(bodies) else []
         for member in odd:
             what = "no head, as most of the domain are" if most else "a head, as few of the domain are"
-            yield Suspicion(
-                "other_body", domain, str(member.facts.file), f"it shows {what}", "Leave it out, or crop it."
+            yield Finding(
+                "other_body", domain, str(member.survey.file), f"it shows {what}", "Leave it out, or crop it."
             )
     if len(bodies) >= 4:
         usual = np.median([b.extent_mm for _, b in bodies], axis=0)
@@ -146,24 +149,24 @@ def _unlike(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
             off = [i for i in (0, 1) if not 1 / 1.5 <= body.extent_mm[i] / usual[i] <= 1.5]
             if off:
                 words = ", ".join(f"{body.extent_mm[i]:.0f} mm {AXES[i]} (median {usual[i]:.0f})" for i in off)
-                yield Suspicion(
+                yield Finding(
                     "size_unlike",
                     domain,
-                    str(member.facts.file),
+                    str(member.survey.file),
                     f"the body measures {words}",
                     "Check its voxel size and what it shows.",
                 )
 
 
-def _between(a: Sequence[Member], b: Sequence[Member], modalities: Mapping[str, str]) -> Iterator[Suspicion]:
-    bodies = [[m.facts.anatomy for m in domain if m.facts.anatomy] for domain in (a, b)]
+def _between(a: Sequence[Volume], b: Sequence[Volume], modalities: Mapping[str, str]) -> Iterator[Finding]:
+    bodies = [[m.survey.anatomy for m in domain if m.survey.anatomy] for domain in (a, b)]
     if not all(bodies):
         return
     first, second = (np.median([body.extent_mm for body in domain], axis=0) for domain in bodies)
     names = [f"a ({modalities.get('a', '?')})", f"b ({modalities.get('b', '?')})"]
     for i in range(3):
         if not 1 / 1.3 <= first[i] / second[i] <= 1.3:
-            yield Suspicion(
+            yield Finding(
                 "domains_view",
                 "",
                 "",
@@ -181,7 +184,7 @@ def _between(a: Sequence[Member], b: Sequence[Member], modalities: Mapping[str, 
     if min(map(len, heads)) >= 3:
         ratio = float(np.median(heads[0]) / np.median(heads[1]))
         if not 1 / 1.08 <= ratio <= 1.08:
-            yield Suspicion(
+            yield Finding(
                 "domains_size",
                 "",
                 "",

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from medcyclegan.data.facts import Facts
 from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.reader import VOLUME_SUFFIXES, read_values
 from medcyclegan.io.writer import to_int16, write_volume
+from medcyclegan.qc.survey import Survey
 
 AIR_HU = -1024.0
 
 
-def mend(facts: Facts, modality: str, target: Path) -> list[str]:
+def mend(survey: Survey, modality: str, target: Path) -> list[str]:
     """Write a mended copy.
 
     Args:
-        facts: of the volume.
+        survey: of the volume.
         modality: "MR" or "CT".
         target: a file that does not exist, in a format of `write_volume`. Its type is int16 where all values are whole
             numbers that fit, else float32.
@@ -40,24 +40,24 @@ def mend(facts: Facts, modality: str, target: Path) -> list[str]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        values, grid, meta = read_values(facts.file)
+        values, grid, meta = read_values(survey.file)
     done = []
-    if modality == "CT" and facts.kind == "hu_offset":
+    if modality == "CT" and survey.kind == "hu_offset":
         values = values - np.float32(1024)
         done.append("1024 taken off every voxel")
     missing = ~np.isfinite(values)
     if missing.any():
-        if facts.not_finite_inside != 0:
-            raise ValueError(f"{facts.file}: voxels in the body are not finite")
+        if survey.not_finite_inside != 0:
+            raise ValueError(f"{survey.file}: voxels in the body are not finite")
         air = AIR_HU if modality == "CT" else float(values[~missing].min())
         values = np.where(missing, np.float32(air), values)
         done.append(f"{int(missing.sum())} voxels that were NaN or infinite set to {air:g}")
-    if modality == "CT" and facts.padding:
+    if modality == "CT" and survey.padding:
         low = values < AIR_HU
         values = np.where(low, np.float32(AIR_HU), values)
         done.append(f"{int(low.sum())} voxels below {AIR_HU:g} HU set to {AIR_HU:g}")
     if not done:
-        raise ValueError(f"{facts.file}: nothing can be mended safely")
+        raise ValueError(f"{survey.file}: nothing can be mended safely")
     whole = bool((values == np.rint(values)).all() and values.min() >= -32768 and values.max() <= 32767)
     write_volume(
         target,

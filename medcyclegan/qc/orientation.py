@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.data.anatomy import SIGNATURE
-from medcyclegan.data.facts import Facts
-from medcyclegan.data.suspicions.rules import Member, Suspicion
+from medcyclegan.qc.anatomy import SIGNATURE
+from medcyclegan.qc.rules import Finding, Volume
+from medcyclegan.qc.survey import Survey
 
 _TURNED = 0.05
 _CHANCE = 0.001
@@ -20,35 +20,35 @@ _COMMON = 0.4
 _REVERSED = 0.5
 
 
-def turned_or_mirrored(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
+def turned_or_mirrored(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
     """Volumes that fit the others better when they are turned or mirrored."""
-    known = [m for m in members if m.facts.anatomy is not None and m.facts.anatomy.head is not None]
-    loose = [m for m in members if m.facts.anatomy is not None and m.facts.anatomy.head is None]
+    known = [m for m in members if m.survey.anatomy is not None and m.survey.anatomy.head is not None]
+    loose = [m for m in members if m.survey.anatomy is not None and m.survey.anatomy.head is None]
     if len(known) < 4:
         return
-    pictures = unit([m.facts.anatomy.signatures[2] for m in known if m.facts.anatomy])
+    pictures = unit([m.survey.anatomy.signatures[2] for m in known if m.survey.anatomy])
     total = pictures.sum(axis=0)
     wrong: set[int] = set()
     for index, member in enumerate((*known, *loose)):
         rest = total - pictures[index] if index < len(known) else total
-        as_is, better, words = _best_turn(member.facts, rest / np.linalg.norm(rest))
+        as_is, better, words = _best_turn(member.survey, rest / np.linalg.norm(rest))
         if better > as_is + _TURNED and better > 0.7:
             wrong.add(index)
-            yield Suspicion(
+            yield Finding(
                 "turned",
                 domain,
-                str(member.facts.file),
+                str(member.survey.file),
                 f"it fits the others better {words} (correlation {better:.2f} instead of {as_is:.2f})",
                 "The axes in its header are probably wrong: convert it again from DICOM.",
             )
     yield from _mirrored(domain, [m for index, m in enumerate(known) if index not in wrong])
 
 
-def _best_turn(facts: Facts, rest: npt.NDArray[np.float32]) -> tuple[float, float, str]:
+def _best_turn(survey: Survey, rest: npt.NDArray[np.float32]) -> tuple[float, float, str]:
     """Correlation as the header has it, the best one of any other way, and that way in words."""
-    assert facts.anatomy is not None
+    assert survey.anatomy is not None
     as_is, best, words = 0.0, -1.0, ""
-    for up, stack in enumerate(facts.anatomy.signatures):
+    for up, stack in enumerate(survey.anatomy.signatures):
         for swap, x, y in itertools.product((False, True), (1, -1), (1, -1)):
             turned = (stack.transpose(1, 0, 2) if swap else stack)[::x, ::y]
             correlation = float(unit([turned])[0] @ rest)
@@ -61,17 +61,17 @@ def _best_turn(facts: Facts, rest: npt.NDArray[np.float32]) -> tuple[float, floa
     return as_is, best, words
 
 
-def _mirrored(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
+def _mirrored(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
     """Volumes on the wrong side of an asymmetry that the domain has in common, where it has one."""
     if len(members) < 4:
         return
-    uneven = np.stack([_uneven(m.facts.anatomy.signatures[2]) for m in members if m.facts.anatomy])
+    uneven = np.stack([_uneven(m.survey.anatomy.signatures[2]) for m in members if m.survey.anatomy])
     fits = np.array([_with_the_others(uneven, index) for index in range(len(members))])
     against = int((fits < 0).sum())
     # Two-sided sign test: without a common asymmetry, either sign is as likely as the other.
     chance = 2 * sum(math.comb(len(fits), n) for n in range(against + 1)) / 2 ** len(fits)
     if against > len(fits) / 4 or chance > _CHANCE or np.median(fits) < _COMMON:
-        yield Suspicion(
+        yield Finding(
             "symmetric",
             domain,
             "",
@@ -81,10 +81,10 @@ def _mirrored(domain: str, members: Sequence[Member]) -> Iterator[Suspicion]:
         return
     for member, fit in zip(members, fits, strict=True):
         if fit < -_REVERSED:
-            yield Suspicion(
+            yield Finding(
                 "mirrored",
                 domain,
-                str(member.facts.file),
+                str(member.survey.file),
                 f"its left-right asymmetry is the reverse of that of the others ({fit:.2f} times it)",
                 "Check left and right in the original; convert it again from DICOM.",
             )

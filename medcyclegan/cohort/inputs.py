@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcyclegan.data.layouts import synthrad
-from medcyclegan.data.layouts.scan import Scan
-from medcyclegan.data.layouts.tree import Tree, is_volume
+from medcyclegan.cohort.layouts import synthrad
+from medcyclegan.cohort.layouts.scan import Scan
+from medcyclegan.cohort.layouts.tree import Tree, is_volume
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import holds_dicom, split_choice
 from medcyclegan.io.reader import case_id, list_volumes

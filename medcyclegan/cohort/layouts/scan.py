@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcyclegan.data.layouts.tree import Tree, is_picture, is_volume, join
+from medcyclegan.cohort.layouts.tree import Tree, is_picture, is_volume, join
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.reader import case_id

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medcyclegan.data.layouts.scan import Scan, require_scans, scans_below
-from medcyclegan.data.layouts.tree import Tree
+from medcyclegan.cohort.layouts.scan import Scan, require_scans, scans_below
+from medcyclegan.cohort.layouts.tree import Tree
 
 NAME = "cyclegan"
 SHAPE = "trainA and trainB, and testA, testB, valA, valB where there are some"
