@@ -49,7 +49,7 @@ def test_the_plain_twins_compute_what_ours_compute(upsampling: str) -> None:
     [(2, torch.float32, 1e-4), (2, torch.float64, 1e-6), (3, torch.float64, 1e-6)],  # losses are float32 in all
 )
 def test_a_step_equals_the_reference(dims: int, dtype: torch.dtype, limit: float) -> None:
-    """Lanes, channels-last, own convolutions and fused Adam against code that knows none of them."""
+    """Channels-last, own convolutions and fused Adam against code that knows none of them."""
     cores, kind = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(2)
     torch.set_default_dtype(dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
-from test_lanes import CPU, batch, cores
+from test_gradients import CPU, batch
 from test_training import StopAt, differences
 from torch import Tensor, nn
 
@@ -17,8 +17,6 @@ from medcyclegan import config, factory, ranks
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.training.checkpoint import load_checkpoint
-from medcyclegan.training.lanes import Lanes
-from medcyclegan.training.objectives import parts_of
 from medcyclegan.training.objectives.cyclegan import CycleGAN
 from medcyclegan.training.trainer import ExponentialMovingAverage, TranslationTrainer, averaged_state
 
@@ -141,13 +139,3 @@ def test_running_statistics_are_means_over_the_processes(monkeypatch: pytest.Mon
     norm = training.objective.networks["gen_ab"][1]
     assert norm.running_mean.tolist() == [4, 4] and norm.running_var.tolist() == [3, 3]
     assert int(norm.num_batches_tracked) == 0
-
-
-def test_lanes_stay_in_turn_where_running_statistics_are_written() -> None:
-    with cores(2):
-        objective = trainer().objective
-        parameters = [p for name in objective.generators for p in objective.networks[name].parameters()]
-        lanes = Lanes(CPU, buffers=list(objective.networks.buffers()))
-        lanes.differentiate(parts_of(objective, "generators", batch(), {}), parameters)
-        lanes.close()
-    assert lanes.together is False

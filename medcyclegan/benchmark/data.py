@@ -53,7 +53,6 @@ def benchmark_data(
     data = random_batch(experiment, size, batch, where)
     trainer = bare_trainer(experiment, where, uses_bf16(experiment, where))
     seconds = interleaved({"ours": lambda: trainer._iteration(trainer, data)}, steps, where)[0]["ours"]
-    trainer.lanes.close()
     return {
         "verb": "data",
         "device": device_name(where),

@@ -82,7 +82,6 @@ def benchmark_train(
     if memory:
         for name in seconds:
             result[name]["peak_memory_gib"] = _peak_in_process(name, experiment, size, batch, str(where))
-    trainer.lanes.close()
     if profile:
         result["profile"] = _profile(experiment, where, bf16, data)
     return result
@@ -99,7 +98,6 @@ def agreement(experiment: Experiment, data: dict[str, Tensor], device: torch.dev
     twins = plain_networks(trainer.objective.networks, experiment)
     reference = PlainStep(twins.to(device))
     losses = trainer._iteration(trainer, data)
-    trainer.lanes.close()
     expected = reference(data)
     found = {"loss": max(abs(float(losses[n]) - float(e)) / abs(float(e)) for n, e in expected.items())}
     for role, names in (("generators", ("gen_ab", "gen_ba")), ("discriminators", ("disc_a", "disc_b"))):
@@ -120,7 +118,6 @@ def _operations(experiment: Experiment, device: torch.device, bf16: bool, data: 
     from torch.utils.flop_counter import FlopCounterMode
 
     trainer = bare_trainer(experiment, device, bf16)
-    trainer.lanes.cores = 1  # the counter sees its own thread only
     with FlopCounterMode(display=False) as counter:
         trainer._iteration(trainer, data)
     return float(counter.get_total_flops())
@@ -131,7 +128,6 @@ def _profile(experiment: Experiment, device: torch.device, bf16: bool, data: dic
     from torch.profiler import ProfilerActivity, profile
 
     trainer = bare_trainer(experiment, device, bf16)
-    trainer.lanes.cores = 1
     trainer._iteration(trainer, data)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as profiler:

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from medcyclegan.networks.cpu import accelerate
-from medcyclegan.training.objectives import Images, Objective, Part, parts_of
+from medcyclegan.training.gradients import RoleGradients
+from medcyclegan.training.objectives import Objective
 
 # What the program itself holds once it computes: the interpreter, the libraries and their first allocations, or the
 # context of a GPU (read off processes of this program on Linux; that of CUDA is the usual order of magnitude).
@@ -67,9 +68,8 @@ def predict_step_memory(
         channels: of each image, or of the images of "a" and "b".
         size: spatial, voxels.
         bf16: whether convolutions run in bfloat16.
-        device: "cpu", where the independent parts of a step are computed side by side (`training.lanes`), or another.
+        device: "cpu", where networks are accelerated, or another.
     """
-    together = device == "cpu" and torch.get_num_threads() > 1
     with FakeTensorMode():
         objective = make_objective()
         if device == "cpu":
@@ -83,31 +83,10 @@ def predict_step_memory(
             shown = images | bodies
             made = {f"real_{domain}": image for domain, image in images.items()}
             for role in ("generators", "discriminators"):
-                made |= _carry_out(parts_of(objective, role, shown, made), bf16, together, live)
+                made |= RoleGradients(objective, role, torch.device("cpu"), bf16).add(shown, made)[1]
     weights = {name: _bytes(network) for name, network in objective.networks.items()}
     averaged = sum(weights[name] for name in objective.generators if name in objective.required)
     return StepMemory(states=STATES * sum(weights.values()) + averaged, activations=live.peak, device=device)
-
-
-def _carry_out(parts: Sequence[Part], bf16: bool, together: bool, live: _LiveStorages) -> Images:
-    """Forward and backward of all parts, one after the other or all forwards first; the images that were made."""
-    made: Images = {}
-    waiting: list[Tensor] = []
-    for part in parts:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            losses, images = part()
-        made |= {name: image.detach() for name, image in images.items()}
-        waiting.append(torch.stack(list(losses.values())).sum())
-        del losses, images
-        if not together:
-            waiting.pop().backward()
-    # Side by side, all of them need at once what each needs for a while.
-    before, passing = live.now, 0
-    for total in waiting:
-        start = live.now
-        passing += live.highest_within(total.backward) - start
-    live.peak = max(live.peak, before + passing)
-    return made
 
 
 def _bytes(network: torch.nn.Module) -> int:
@@ -128,13 +107,6 @@ class _LiveStorages(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._count(tensor.untyped_storage())
         return result
-
-    def highest_within(self, call: Callable[[], object]) -> int:
-        """The most bytes that were alive at once while something was called."""
-        peak, self.peak = self.peak, self.now
-        call()
-        found, self.peak = self.peak, max(self.peak, peak)
-        return found
 
     def _count(self, storage: UntypedStorage) -> None:
         key = id(storage)

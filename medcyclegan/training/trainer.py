@@ -21,10 +21,9 @@ from torch.utils.data import DataLoader
 from medcyclegan import ranks
 from medcyclegan.errors import InputError
 from medcyclegan.networks.cpu import accelerate
-from medcyclegan.training.distributed import JoinedGradients
+from medcyclegan.training.gradients import RoleGradients
 from medcyclegan.training.guards import guarded_step
-from medcyclegan.training.lanes import Lanes, laid_out_like
-from medcyclegan.training.objectives import Images, Losses, Objective, at_step, parts_of
+from medcyclegan.training.objectives import Images, Losses, Objective, at_step
 from medcyclegan.training.schedules import Schedule
 
 
@@ -37,6 +36,17 @@ def bf16_is_safe(device: torch.device) -> bool:
         questions = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
         return any(question is not None and question() for question in questions)
     return False
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The same values in the parameter's memory format.
+
+    Fused optimizers go through memory and not through indices: a moment that lies there in another order than its
+    weight would be given to other elements, silently.
+    """
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 class WrongState(InputError):
@@ -171,7 +181,6 @@ class TranslationTrainer(Trainer):
         networks = objective.networks.to(device)
         if device.type == "cpu":
             accelerate(networks)
-        self.lanes = Lanes(device, bf16, list(networks.buffers()))
         self.optimizers = {
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
@@ -188,9 +197,7 @@ class TranslationTrainer(Trainer):
             role: torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
             for role, optimizer in self.optimizers.items()
         }
-        # Several processes join their gradients; a single one computes the directions in lanes.
-        several = ranks.rank_and_world()[1] > 1
-        self.joined = {r: JoinedGradients(objective, r, device, bf16) for r in self.optimizers} if several else {}
+        self.gradients = {role: RoleGradients(objective, role, device, bf16) for role in self.optimizers}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
         self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
         super().__init__(
@@ -219,13 +226,8 @@ class TranslationTrainer(Trainer):
             totals: Losses = {}
             with self._training(role):
                 for micro_batch, known in zip(micro_batches, images, strict=True):
-                    if role in self.joined:
-                        last = micro_batch is micro_batches[-1]
-                        losses, made = self.joined[role].differentiate(micro_batch, known, share, last)
-                    else:
-                        parameters = optimizer.param_groups[0]["params"]
-                        parts = parts_of(self.objective, role, micro_batch, known)
-                        losses, made = self.lanes.differentiate(parts, parameters, share, self._in_turn(role))
+                    last = micro_batch is micro_batches[-1]
+                    losses, made = self.gradients[role].add(micro_batch, known, share, last)
                     known |= made
                     for name, loss in losses.items():
                         mean = loss / len(micro_batches)
@@ -259,12 +261,6 @@ class TranslationTrainer(Trainer):
         good = torch.stack([*self.finite.values(), *sound]).all()
         for new, old in pairs:
             new.copy_(torch.where(good, new, old))
-
-    def _in_turn(self, role: str) -> bool:
-        """Whether the directions of a role draw random numbers: a gradient penalty is taken at random points."""
-        return (
-            role == "discriminators" and getattr(getattr(self.objective, "adversarial", None), "penalty_weight", 0) > 0
-        )
 
     def _agree_to_stop(self, engine: Any) -> None:
         """Stop where any process was asked to; the others wait here for the one that writes."""
@@ -399,7 +395,7 @@ class TranslationTrainer(Trainer):
                         if not bool(torch.isfinite(moment).all()):
                             raise ValueError(f"{name} holds values that are not finite")
                         if name != "step":  # may have been saved in another memory format
-                            moments[name] = laid_out_like(parameter, moment)
+                            moments[name] = _laid_out_like(parameter, moment)
         with _taking("objective"):
             self.objective.load_state_dict(snapshot["objective"], self.state.device)
 

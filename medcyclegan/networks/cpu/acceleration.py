@@ -6,16 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from medcyclegan.networks.blocks import TanhHead
-from medcyclegan.networks.cpu.few_channels import few_channel_convolution
 from medcyclegan.networks.cpu.instance_norm import CHANNELS_LAST, InstanceNorm2d, InstanceNorm3d
 from medcyclegan.networks.cpu.winograd import Kernels, doubled_convolution, reflected_convolution
 
 MANY_CHANNELS = 128  # of input and output, from which fewer multiplications pay for their sums
-FEW_CHANNELS = 4  # of the output, up to which one product per kernel tap pays
-WIDE_KERNEL = 5  # from which it does
 
 
 def accelerate(network: nn.Module) -> None:
@@ -31,8 +26,6 @@ def accelerate(network: nn.Module) -> None:
         if isinstance(module, nn.Sequential):
             _join_doubling(module)
     for module in network.modules():
-        if _is_wide_head(module):
-            module.conv.__class__ = FewChannelConvolution
         for fits, faster in _RULES:
             if fits(module):
                 module.__class__ = faster
@@ -71,15 +64,6 @@ class DoublingConvolution3d(CachesKernels, nn.Conv3d):
         return doubled_convolution(x, self.weight, self.kernels)
 
 
-class FewChannelConvolution(nn.Conv2d):
-    """A wide convolution to few channels, reflected around, of an image of the weights' type. (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, [self.kernel_size[0] // 2] * 4, mode="reflect")
-        result = few_channel_convolution(padded, self.weight)
-        return result if self.bias is None else result + self.bias[:, None, None]
-
-
 def _reflects(module: Any, kernel: int | None = None) -> bool:
     """A plain convolution that keeps the size of its image by reflecting it, of stride 1 and all channels."""
     if type(module) not in (nn.Conv2d, nn.Conv3d) or module.padding_mode != "reflect":
@@ -93,11 +77,6 @@ def _reflects(module: Any, kernel: int | None = None) -> bool:
 def _is_wide(module: Any) -> bool:
     many = type(module) is nn.Conv2d and min(module.in_channels, module.out_channels) >= MANY_CHANNELS
     return many and _reflects(module, 3) and module.bias is None
-
-
-def _is_wide_head(module: Any) -> bool:
-    few = isinstance(module, TanhHead) and type(module.conv) is nn.Conv2d and module.conv.out_channels <= FEW_CHANNELS
-    return few and _reflects(module.conv) and module.conv.kernel_size[0] >= WIDE_KERNEL
 
 
 def _is_norm(kind: type[nn.Module]) -> Callable[[Any], bool]:

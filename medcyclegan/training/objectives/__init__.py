@@ -9,7 +9,7 @@ per *direction* of translation, "ab" or "ba". A step is:
    minimizes.
 
 Each half of a step minimizes the sum over the directions. They share nothing but weights, so that they can be computed
-side by side (where they draw no random numbers), or one after the other in less memory.
+one after the other, in less memory.
 
 `batch` maps "a" and "b" to real images (B, C, *spatial) in [-1, 1], and "body_a" and "body_b" to where they show the
 body, boolean, of the same shape. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
@@ -20,8 +20,7 @@ alone what its method has no place for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,7 +32,6 @@ from medcyclegan.losses.structure.patch_nce import PatchNCE
 
 Losses = dict[str, Tensor]
 Images = dict[str, Tensor]
-Part = Callable[[], tuple[Losses, Images]]
 
 
 class Objective(Protocol):
@@ -61,17 +59,6 @@ class Objective(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None: ...
-
-
-def parts_of(objective: Objective, role: str, batch: Images, images: Images) -> list[Part]:
-    """What each direction of a role ("generators" or "discriminators") has still to compute: its losses and images."""
-    if role == "generators":
-        return [partial(objective.generator_losses, batch, direction) for direction in objective.directions]
-
-    def judged(direction: str) -> tuple[Losses, Images]:
-        return objective.discriminator_losses(batch, images, direction), {}
-
-    return [partial(judged, direction) for direction in objective.directions]
 
 
 def translate(generator: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None]:

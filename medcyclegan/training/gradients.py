@@ -1,4 +1,4 @@
-"""Gradients that several processes join: the mean over all of them, by torch's DistributedDataParallel."""
+"""The gradients of one half of a step: direction by direction, and joined where several processes train together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medcyclegan import ranks
 from medcyclegan.training.objectives import Images, Losses, Objective
 
 
@@ -37,31 +38,33 @@ class RoleLosses(nn.Module):
         return losses, {name: image.detach() for name, image in made.items()}
 
 
-class JoinedGradients:
-    """Computes the gradients of one role in this process and joins them with those of the others.
+class RoleGradients:
+    """Computes the gradients of one role; of several processes, the mean over all of them.
 
     Args:
-        objective: its networks are on their device; all processes go on with the first one's weights.
+        objective: its networks are on their device; several processes all go on with the first one's weights.
         role: "generators" or "discriminators".
         device: where the networks are.
         bf16: compute the losses under bfloat16 autocast.
     """
 
-    def __init__(self, objective: Objective, role: str, device: torch.device, bf16: bool) -> None:
+    def __init__(self, objective: Objective, role: str, device: torch.device, bf16: bool = False) -> None:
         self.directions = objective.directions
         self.device = device
         self.bf16 = bf16
-        # A direction leaves weights out, and a network from elsewhere may have some that a whole step leaves out.
-        # Running statistics are made equal by the trainer, once per step.
-        module = RoleLosses(objective, role)
-        self.losses = DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+        self.losses: RoleLosses | DistributedDataParallel = RoleLosses(objective, role)
+        if ranks.rank_and_world()[1] > 1:
+            # A direction leaves weights out, and a network from elsewhere may have some that a whole step leaves out.
+            # Running statistics are made equal by the trainer, once per step.
+            self.losses = DistributedDataParallel(self.losses, find_unused_parameters=True, broadcast_buffers=False)
 
-    def differentiate(self, batch: Images, images: Images, share: float, last: bool) -> tuple[Losses, Images]:
+    def add(self, batch: Images, images: Images, share: float = 1.0, last: bool = True) -> tuple[Losses, Images]:
         """Add the gradients of `share` times the sum of all losses to the parameters' `grad`.
 
         Args:
+            batch, images: see `objectives`.
             share: of this batch in what is averaged.
-            last: no more gradients come in this step, so that they are joined now.
+            last: no more gradients come in this step, so that processes join them now.
 
         Returns:
             The losses and images of all directions, detached.
@@ -71,7 +74,8 @@ class JoinedGradients:
         for direction in self.directions:
             # One direction at a time needs less memory. `no_sync` must hold the forward too.
             joins = last and direction == self.directions[-1]
-            with nullcontext() if joins else self.losses.no_sync():
+            ddp = self.losses if isinstance(self.losses, DistributedDataParallel) else None
+            with ddp.no_sync() if ddp is not None and not joins else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     losses, fakes = self.losses(batch, images, direction)
                 (share * torch.stack(list(losses.values())).sum()).backward()
