@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan.cohort.datalist import Cohort, contrast_names
-from medcyclegan.cohort.gathering import Gathered, gather_folder, gather_paths
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.listing import Listing, look_below, look_in
 from medcyclegan.io.reader import case_id
 from medcyclegan.machine import cores
 from medcyclegan.process_pool import ProcessPool
@@ -132,19 +132,19 @@ def inspect_cohort(
     progress = progress or Silent()
     if cohort is not None and domains:
         raise InputError(f"a cohort and folders of the domains ({', '.join(domains)}) are given.", "Give one of them.")
-    gathered: dict[str, Gathered] = _of_cohort(cohort) if cohort is not None else {}
+    gathered: dict[str, Listing] = _of_cohort(cohort) if cohort is not None else {}
     _check(domains, paths, modalities, headers_only, output, fix, gathered)
     of_domain = dict(zip("ab", modalities, strict=True))
     of_domain |= {domain: of_domain[domain[0]] for domain in gathered}
     problems = []
     for domain, folder in domains.items():
         try:
-            gathered[domain] = gather_folder(folder)
+            gathered[domain] = look_in(folder)
         except InputError as error:
             problems.append(str(error))
     if paths:
         try:
-            gathered[""] = gather_paths(paths)
+            gathered[""] = look_below(paths)
         except InputError as error:
             problems.append(str(error))
     raise_all(problems, "there is nothing to inspect:") if len(problems) > 1 else None
@@ -176,14 +176,14 @@ def inspect_cohort(
     return result
 
 
-def _of_cohort(cohort: Cohort) -> dict[str, Gathered]:
+def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
     """The volumes of a cohort, pairs included, by domain and contrast."""
-    found: dict[str, Gathered] = {}
+    found: dict[str, Listing] = {}
     for domain in ("a", "b"):
         cases = [case.images for case in getattr(cohort, domain)] + [pair.images[domain] for pair in cohort.pairs]
         names = cohort.contrasts.get(domain) or contrast_names(len(cases[0]))
         for number, name in enumerate(names):
-            found[f"{domain} {name}" if number else domain] = Gathered([images[number] for images in cases])
+            found[f"{domain} {name}" if number else domain] = Listing([images[number] for images in cases])
     return found
 
 
@@ -235,7 +235,7 @@ def _check(
     headers_only: bool,
     output: Path | None,
     fix: Path | None,
-    gathered: Mapping[str, Gathered],
+    gathered: Mapping[str, Listing],
 ) -> None:
     if not domains and not paths and not gathered:
         raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, --data ROOT, or files and folders.")
