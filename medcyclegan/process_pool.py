@@ -5,29 +5,32 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import connection, get_context, parent_process
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from medcyclegan import interruption
 from medcyclegan.errors import InputError
 from medcyclegan.machine import cores
 from medcyclegan.progress import Progress
 
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
 WORTH_A_PROCESS = 6  # tasks that take as long as a process takes to load its libraries
+_WAITING = 2  # tasks per process that are handed over; of thousands, the rest stays here
 _MORE_MEMORY = "Give more memory, use fewer --workers, or leave it out."
-Outcome = tuple[Any, list[tuple[str, type[Warning]]]]
+Warned = list[tuple[str, type[Warning]]]
 
 
 class ProcessPool:
     """Processes that work on cases side by side; use it in a `with`.
 
     They are started when there is work for more than one, and stay for the next call, since each takes seconds to load
-    its libraries.
+    its libraries. They share the cores: each computes with as many threads as there are cores for it. Ctrl-C ends them
+    without a word, and they end with this process when it is killed.
 
     Args:
         workers: processes; 1 works here and in order, more give results as they come; 0 takes as many as there are
@@ -48,13 +51,11 @@ class ProcessPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-            self._pool = None
+        self._end(wait=kind is None)
 
     def each(
-        self, function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]], description: str
-    ) -> Iterator[tuple[str, Any | InputError]]:
+        self, function: Callable[..., R], tasks: Mapping[K, tuple[Any, ...]], description: str
+    ) -> Iterator[tuple[K, R | InputError]]:
         """Call `function(*arguments)` for every task and give the name with the result, or with the `InputError`.
 
         Args:
@@ -64,45 +65,72 @@ class ProcessPool:
 
         Yields:
             (name, result), every name once. A task whose process was killed, most often because memory ran out, gives
-            an `InputError` that says so, as does one that needs more memory than there is; the others are done again
-            on their own. Any other exception ends everything.
+            an `InputError` that says so, as does one that needs more memory than there is; what other processes were
+            doing is done again. Any other exception ends everything.
         """
-        alone = len(tasks) < 2 or (self.workers or min(cores(), len(tasks) // WORTH_A_PROCESS)) < 2
-        outcomes = _here(function, tasks) if alone else self._side_by_side(function, tasks)
-        for name, (result, told) in self.progress.track(outcomes, len(tasks), description):
-            for text, category in told:
+        processes = min(self.workers, len(tasks)) or min(cores(), len(tasks) // WORTH_A_PROCESS)
+        outcomes = _here(function, tasks) if processes < 2 else self._side_by_side(function, tasks, processes)
+        for name, (result, warned) in self.progress.track(outcomes, len(tasks), description):
+            for text, category in warned:
                 warnings.warn(text, category, stacklevel=2)
             yield name, result
 
     def _side_by_side(
-        self, function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Outcome]]:
-        left = dict(tasks)
+        self, function: Callable[..., R], tasks: Mapping[K, tuple[Any, ...]], processes: int
+    ) -> Iterator[tuple[K, tuple[R | InputError, Warned]]]:
+        left = iter(tasks)
+        running: dict[Future[tuple[R | InputError, Warned]], K] = {}
+        while True:
+            suspects: list[K] = []
+            try:
+                while len(running) < _WAITING * processes and (name := next(left, None)) is not None:
+                    suspects = [name]
+                    running[self._submit(function, tasks[name], processes)] = name
+                    suspects = []
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    outcome = future.result()
+                    yield running.pop(future), outcome
+            except BrokenProcessPool:
+                # Which of the running tasks was to blame shows when each runs alone.
+                suspects += running.values()
+                running.clear()
+                self._end()
+                for name in suspects:
+                    try:
+                        outcome = self._submit(function, tasks[name], 1).result()
+                    except BrokenProcessPool:
+                        self._end()
+                        reason = "the process that worked on it was killed; most often that means that memory ran out."
+                        outcome = InputError(reason, _MORE_MEMORY), []
+                    yield name, outcome
+                self._end()
+
+    def _submit(
+        self, function: Callable[..., R], arguments: tuple[Any, ...], processes: int
+    ) -> Future[tuple[R | InputError, Warned]]:
         if self._pool is None:
-            self._pool = _pool(self.workers or cores())
-        try:
-            with interruption.held_back():
-                futures = {
-                    self._pool.submit(interruption.task, _listened, function, arguments): name
-                    for name, arguments in tasks.items()
-                }
-            for future in as_completed(futures):
-                outcome = future.result()
-                del left[futures[future]]
-                yield futures[future], outcome
-        except BrokenProcessPool:
+            threads = max(1, cores() // processes)
+            # Forked processes would inherit the locks of libraries' threads and could wait for ever.
+            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (threads,))
+        with interruption.held_back():  # it may start a process
+            return self._pool.submit(interruption.task, _listened, function, arguments)
+
+    def _end(self, *, wait: bool = True) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=wait, cancel_futures=True)
             self._pool = None
-            # Which of the running tasks was to blame shows when each runs alone.
-            for name, arguments in left.items():
-                yield name, _alone(function, arguments)
 
 
-def _here(function: Callable[..., Any], tasks: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[str, Outcome]]:
+def _here(
+    function: Callable[..., R], tasks: Mapping[K, tuple[Any, ...]]
+) -> Iterator[tuple[K, tuple[R | InputError, Warned]]]:
     for name, arguments in tasks.items():
         yield name, (_outcome(function, arguments), [])
 
 
-def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any | InputError:
+def _outcome(function: Callable[..., R], arguments: tuple[Any, ...]) -> R | InputError:
     try:
         return function(*arguments)
     except InputError as error:
@@ -111,43 +139,27 @@ def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any | 
         return InputError("it needs more memory than there is.", _MORE_MEMORY)
 
 
-def _alone(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
-    try:
-        with _pool(1) as pool:
-            with interruption.held_back():
-                future = pool.submit(interruption.task, _listened, function, arguments)
-            return future.result()
-    except BrokenProcessPool:
-        reason = "the process that worked on it was killed; most often that means that memory ran out."
-        return InputError(reason, _MORE_MEMORY), []
+def _listened(function: Callable[..., R], arguments: tuple[Any, ...]) -> tuple[R | InputError, Warned]:
+    """The result and the warnings, which would otherwise end in another process."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = _outcome(function, arguments)
+    return result, [(str(w.message), w.category) for w in caught if issubclass(w.category, UserWarning)]
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Forked processes would inherit the locks of libraries' threads and could wait for ever.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-
-
-def _start_worker() -> None:
+def _start_worker(threads: int) -> None:
     """Processes that share the cores must not each start a thread per core, nor go on when nobody waits for them."""
     interruption.heed_in_tasks()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import SimpleITK as sitk
     import torch
 
-    torch.set_num_threads(1)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    torch.set_num_threads(threads)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _end_with_parent() -> None:
     """A parent that was killed tells nobody; its processes would write what they have begun, beside the next ones'."""
     if (parent := parent_process()) is not None:
-        wait([parent.sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)
-
-
-def _listened(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
-    """The result and the warnings, which would otherwise end in another process."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = _outcome(function, arguments)
-    return result, [(str(w.message), w.category) for w in caught if issubclass(w.category, UserWarning)]

@@ -302,7 +302,7 @@ def test_a_table_and_its_mistakes(layout: Path, tmp_path: Path) -> None:
         ({"tissues": (200, -200)}, "the lower first"),
         ({"device": "tpu"}, "cannot be used here"),
         ({"device": "cuda:99"}, "There is no device"),
-        ({"workers": 0}, "at least 1"),
+        ({"workers": -1}, "workers is -1"),
         ({"calibration": "nowhere.json"}, "nowhere.json"),
         ({"segment": True}, "give an output folder"),
         ({"pred_labels": "somewhere"}, "compared in pairs"),

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -327,14 +326,14 @@ def test_what_may_not_be_read_is_told(folders: tuple[Path, Path], monkeypatch: p
 def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nifti(tmp_path / "x" / "1.nii", ball().astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
     (tmp_path / "x" / "locked").mkdir()
-    original = Path.iterdir
+    original = os.scandir
 
-    def refuse(path: Path) -> Iterator[Path]:
+    def refuse(path: Path) -> object:
         if path.name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     result = inspect_cohort({}, [tmp_path / "x"])
     assert [(Path(s.file).name, s.code) for s in result.of_severity("error")] == [("locked", "unreadable")]
 

@@ -14,8 +14,8 @@ from dicom_files import stored, write_series
 
 from medcyclegan.cohort.layouts import LAYOUTS, Found, read_layout
 from medcyclegan.cohort.layouts.scan import modality_of, patient_of, patient_of_picture
-from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.errors import InputError
+from medcyclegan.io.tree import Tree
 
 
 def touch(root: Path, *names: str) -> Path:

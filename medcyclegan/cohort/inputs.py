@@ -14,10 +14,10 @@ from pathlib import Path
 
 from medcyclegan.cohort.layouts import synthrad
 from medcyclegan.cohort.layouts.scan import Scan
-from medcyclegan.cohort.layouts.tree import Tree, is_volume
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.dicom.files import holds_dicom, split_choice
-from medcyclegan.io.reader import case_id, list_volumes
+from medcyclegan.io.dicom.files import split_choice
+from medcyclegan.io.listing import list_volumes, volumes_at
+from medcyclegan.io.tree import Tree, is_volume
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,9 @@ def find_inputs(
 
 def _volumes(path: Path, modality: str, domain: str) -> tuple[dict[str, Path], dict[str, Path]]:
     """Case id -> volume, and case id -> the mask beside it, of a file or folder."""
-    if not path.is_dir():
-        return {case_id(path): path}, {}
-    cases = _synthrad(path)
+    cases = _synthrad(path) if path.is_dir() else []
     if not cases:
-        return list_volumes(path), {}
+        return volumes_at(path), {}
     scans = [scan for scan in cases if scan.modality == modality]
     # A CBCT and a CT are both CT: the model of one does not take the other.
     scans = [scan for scan in scans if scan.domain == domain] or scans
@@ -92,16 +90,11 @@ def _volumes(path: Path, modality: str, domain: str) -> tuple[dict[str, Path], d
 
 def _synthrad(folder: Path) -> list[Scan]:
     """The volumes of the cases below a folder in that layout; none where the folder has volumes itself."""
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    if any(is_volume(path.name) for path in visible) or not any(path.is_dir() for path in visible):
-        return []
     tree = Tree(folder)
-    kinds = ("mr", "cbct", "ct")
-    names = [name for place in tree.every_folder() if place for name in tree.files(place)]
-    if not any(is_volume(name) and case_id(name).lower() in kinds for name in names):
+    if any(map(is_volume, tree.files())) or not synthrad.cases(tree):
         return []
     raise_all(
-        [name for name in tree.folders() if holds_dicom(folder / name)],
+        [path.name for path in tree.contents(folders=True).series],
         f"{folder} is in the SynthRAD layout, and holds DICOM series besides; convert them apart:",
     )
     return synthrad.read(tree)
@@ -137,7 +130,7 @@ def _of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> dict[str,
         )
     if len({path.resolve() for path in inputs}) < len(inputs):
         raise InputError(f"an input is given twice ({', '.join(map(str, inputs))}), and {order}.")
-    found = [list_volumes(path) if path.is_dir() else {case_id(path): path} for path in inputs]
+    found = [volumes_at(path) for path in inputs]
     # A file, or a folder that is one DICOM series, is the case itself, whatever it is called.
     single = [
         not path.is_dir() or list(volumes.values()) == [path] for path, volumes in zip(inputs, found, strict=True)

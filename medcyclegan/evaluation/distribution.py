@@ -38,7 +38,7 @@ from medcyclegan.errors import InputError, raise_all
 from medcyclegan.evaluation.case import read_hu
 from medcyclegan.evaluation.doubts import value_doubts
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.reader import case_id, list_volumes
+from medcyclegan.io.listing import volumes_at
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.body import body_mask
 from medcyclegan.transforms.geometry import resample, working_grid
@@ -140,7 +140,7 @@ def compare_distributions(
     for kind, path in (("prediction", Path(pred)), ("reference", Path(ref))):
         if not path.exists():
             raise InputError(f"There is no {path}.", "Give a folder of volumes.")
-        volumes = list_volumes(path) if path.is_dir() else {case_id(path): path}
+        volumes = volumes_at(path)
         described = {}
         for name, file in progress.track(volumes.items(), len(volumes), f"Describing {kind}s"):
             try:

@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import csv
 import math
-import multiprocessing
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import torch
 
-from medcyclegan import __version__, interruption
+from medcyclegan import __version__
 from medcyclegan.atomic import atomic_file, is_temporary, sweep, write_json
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation import range_error, segmentation, statistics
@@ -38,6 +33,7 @@ from medcyclegan.evaluation.protocol import protocol as protocol_named
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
 from medcyclegan.machine import cores
+from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.transforms.intensity import CT_WINDOW
 
@@ -135,7 +131,7 @@ def evaluate(
         register: move each prediction rigidly onto its reference before it is graded; it changes the scores.
         allow_missing: grade what has a counterpart and list the rest, instead of refusing.
         device: where SSIM and MS-SSIM are computed: "cpu", "cuda" or "cuda:N".
-        workers: processes that grade side by side. With more than one, a script needs the usual
+        workers: processes that grade side by side; 0: one per core. With more than one, a script needs the usual
             `if __name__ == "__main__":`.
         progress: shows the cases as they are done.
 
@@ -148,8 +144,7 @@ def evaluate(
     chosen = protocol_named(protocol)
     folder = None if output is None else Path(output)
     settings = _settings(angles, calibration, range_maps, tissues, bone, resample, register, device)
-    if workers < 1:
-        raise InputError(f"workers is {workers}; at least 1 is needed.")
+    pool = ProcessPool(workers or cores(), progress)
     if (range_maps or segment) and folder is None:
         raise InputError("Maps of range errors and segmentations are files: give an output folder.")
     if segment:
@@ -169,17 +164,13 @@ def evaluate(
             settings = replace(settings, range_maps=folder / RANGE_MAPS)
     if segment and folder is not None:
         found = _segmented(found, folder / SEGMENTATIONS, progress)
-    cases: dict[str, Case] = {}
-    failed: dict[str, str] = {}
-    graded = _graded(found.cases, chosen, settings, min(workers, len(found.cases)))
-    for name, outcome in progress.track(graded, len(found.cases), "Evaluating"):
-        if isinstance(outcome, Case):
-            cases[name] = outcome
-        else:
-            failed[name] = outcome
+    tasks = {name: (name, files, chosen, settings) for name, files in found.cases.items()}
+    with pool:
+        graded = dict(pool.each(_attempt, tasks, "Evaluating"))
     # Processes finish in any order; tables keep that of the references.
-    cases = {name: cases[name] for name in found.cases if name in cases}
-    failed = {name: failed[name] for name in found.cases if name in failed}
+    outcomes = {name: graded[name] for name in found.cases}
+    cases = {name: case for name, case in outcomes.items() if isinstance(case, Case)}
+    failed = {name: str(error) for name, error in outcomes.items() if isinstance(error, InputError)}
     given = any(files.mask is not None for files in found.cases.values())
     summary = _summary(chosen, cases, failed, "given" if given else "body", found, settings)
     result = Evaluation(chosen, cases, failed, summary, found.missing)
@@ -294,47 +285,14 @@ def _segmented(found: Pairing, folder: Path, progress: Progress) -> Pairing:
     return replace(found, cases=cases)
 
 
-def _graded(
-    cases: Mapping[str, CaseFiles], protocol: Protocol, settings: Settings, workers: int
-) -> Iterator[tuple[str, Case | str]]:
-    """Case id and its scores, or why there are none, as they are done."""
-    job = partial(_attempt, protocol=protocol, settings=settings)
-    if workers == 1:
-        for name, files in cases.items():
-            yield name, job(name, files)
-        return
-    # Forked processes would inherit the locks of threads and may hang; a fork server cannot be interrupted in silence.
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, cores() // workers)
-    pool = ProcessPoolExecutor(workers, context, initializer=_prepare_worker, initargs=(threads,))
-    try:
-        with interruption.held_back():
-            jobs = {pool.submit(interruption.task, job, name, files): name for name, files in cases.items()}
-        for done in as_completed(jobs):
-            try:
-                yield jobs[done], done.result()
-            except BrokenProcessPool:
-                yield jobs[done], "a worker process ended before it was done; out of memory? Try fewer --workers."
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare_worker(threads: int) -> None:
-    interruption.heed_in_tasks()
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _attempt(name: str, files: CaseFiles, *, protocol: Protocol, settings: Settings) -> Case | str:
+def _attempt(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -> Case:
     try:
         return grade(name, files, protocol, settings)
-    except InputError as error:
-        return str(error)
-    except MemoryError:
-        return "there is not enough memory."
+    except (InputError, MemoryError):
+        raise
     # A damaged file can make a reader raise anything at all; it must cost this case only, and be seen.
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        raise InputError(f"{type(error).__name__}: {error}") from error
 
 
 def _summary(

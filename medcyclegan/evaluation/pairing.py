@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
-from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, list_volumes
+from medcyclegan.io.listing import volumes_at
+from medcyclegan.io.tree import Tree, case_id, is_volume, join, named_volumes
 
 SUFFIXES = ("_sct", "_ct", "_mr", "_mask")
 PREFIX = "sct_"
-LEVELS = 4  # of folders below which the cases of the SynthRAD layout may lie: Task1/brain/1BA001 has three
 _SYNTHRAD = {"source": ("mr", "cbct")}  # names of files of a role that is not called so itself
 ROLES = ("pred", "ref", "mask", "source", "pred_labels", "ref_labels", "target")
 _WORDS = {
@@ -274,12 +274,9 @@ def _files(path: Path, stem: str, template: str | None) -> tuple[dict[str, Path]
     """Case id to file, and the layout."""
     if template is not None:
         return _by_template(path, template), "files"
-    if not path.is_dir():
-        return {case_id(path): path}, "files"
-    patients = _patients(path, stem)
-    if patients:
+    if patients := _patients(path, stem):
         return patients, "synthrad"
-    return list_volumes(path), "files"
+    return volumes_at(path), "files"
 
 
 def _is_one(path: Path, volumes: Mapping[str, Path]) -> bool:
@@ -289,57 +286,39 @@ def _is_one(path: Path, volumes: Mapping[str, Path]) -> bool:
 
 def _patients(folder: Path, stem: str) -> dict[str, Path]:
     """Patient to its `stem` volume, in the SynthRAD layout; empty if the folder is not laid out so."""
-    if any(path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) for path in _visible(folder)):
+    tree = Tree(split_choice(folder)[0])
+    if any(map(is_volume, tree.files())):
         return {}
     found: dict[str, Path] = {}
     incomplete, twice = [], []
-    for inner in _below(folder, LEVELS):
-        volume = next((v for name in _SYNTHRAD.get(stem, (stem,)) if (v := _named(inner, name))), None)
-        if volume and inner.name in found:
-            twice.append(f"{inner.name}: {found[inner.name]} and {volume}")
-        elif volume:
-            found[inner.name] = volume
-        elif _named(inner, "mr") or _named(inner, "cbct"):
+    wanted = _SYNTHRAD.get(stem, (stem,))
+    for place, volumes in named_volumes(tree, {*wanted, *_SYNTHRAD["source"]}).items():
+        patient = place.rpartition("/")[2]
+        volume = next((volumes[name] for name in wanted if name in volumes), None)
+        if volume is None:
             # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer.
-            incomplete.append(inner.name)
+            incomplete.append(patient)
+        elif patient in found:
+            twice.append(f"{patient}: {found[patient]} and {volume}")
+        else:
+            found[patient] = volume
     raise_all(twice, f"{folder} is in the SynthRAD layout, and holds these cases more than once; give one folder each:")
     if found and incomplete:
         raise InputError(f"{folder} is in the SynthRAD layout, but there is no {stem} of {_quoted(incomplete)}.")
     return found
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-
-
-def _below(folder: Path, levels: int) -> Iterator[Path]:
-    """Every folder in a folder, down to so many levels."""
-    for path in _visible(folder):
-        if path.is_dir():
-            yield path
-            if levels > 1:
-                yield from _below(path, levels - 1)
-
-
-def _named(folder: Path, stem: str) -> Path | None:
-    for suffix in VOLUME_SUFFIXES:
-        if (path := folder / f"{stem}{suffix}").is_file():
-            return path
-    return None
-
-
 def _with_companions(cases: dict[str, CaseFiles]) -> dict[str, CaseFiles]:
     """With the mask and the source that lie beside each reference."""
-    masks = {name: _named(files.ref.parent, "mask") for name, files in cases.items()}
-    without = [name for name, mask in masks.items() if mask is None]
+    beside = {
+        name: {case_id(path).lower(): path for path in Tree(files.ref.parent).contents().volumes}
+        for name, files in cases.items()
+    }
+    without = [name for name, volumes in beside.items() if "mask" not in volumes]
     if without and len(without) < len(cases):
         raise InputError(f"Some patients of the SynthRAD layout have a mask, but {_quoted(without)} have none.")
     return {
-        name: replace(
-            files,
-            mask=masks[name],
-            source=_named(files.ref.parent, "mr") or _named(files.ref.parent, "cbct"),
-        )
+        name: replace(files, mask=beside[name].get("mask"), source=beside[name].get("mr") or beside[name].get("cbct"))
         for name, files in cases.items()
     }
 
@@ -396,13 +375,13 @@ def _templates(given: Sequence[str], folders: Mapping[str, Path]) -> dict[str, s
 
 
 def _by_template(folder: Path, template: str) -> dict[str, Path]:
-    expression = re.escape(template).replace(r"\*", "[^/]*").replace(r"\{case\}", "([^/]+)")
+    expression = re.compile(re.escape(template).replace(r"\*", "[^/]*").replace(r"\{case\}", "([^/]+)"))
+    tree = Tree(folder)
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.glob(template.replace("{case}", "*"))):
-        inner = path.relative_to(folder)
-        match = re.fullmatch(expression, inner.as_posix())
-        if match and path.is_file() and not any(part.startswith(".") for part in inner.parts):
-            found[match[1]].append(path)
+    for place in tree.every_folder():
+        for file in (join(place, name) for name in tree.files(place)):
+            if (match := expression.fullmatch(file)) and tree.path(file).is_file():
+                found[match[1]].append(tree.path(file))
     if not found:
         raise InputError(f"No file in {folder} fits the pattern '{template}'.")
     raise_all(

@@ -10,8 +10,8 @@ from medcyclegan.io.dicom.files import LIBRARY_ERRORS, holds_dicom, split_choice
 from medcyclegan.io.dicom.series import source_series
 from medcyclegan.io.formats import suffix_of
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.listing import VOLUME_SUFFIXES
 from medcyclegan.io.reader import checked_grid, described_volume
+from medcyclegan.io.tree import VOLUME_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,22 @@
-"""Which files are volumes, which case each is, and which files it consists of.
+"""Which volumes there are.
 
-Words used here. *Case id*: the name of a file without the suffix of its format, or of a DICOM folder.
+`list_volumes` is for work, and refuses what it cannot use. `look_in` and `look_below` are for looking, and list what
+cannot be used with its reason.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import DICOM_SUFFIXES, dicom_files, holds_dicom, split_choice
-from medcyclegan.io.formats import READERS, describe, suffix_of
-from medcyclegan.io.pictures import PICTURE_SUFFIXES
-
-VOLUME_SUFFIXES = tuple(READERS)
-
-# Names of volumes, and of archives that may hold some, that no reader here takes.
-_FOREIGN = re.compile(
-    r"\.(nii|mha|mhd|nrrd|dcm)\..+|\.(mgh|mgz|nhdr|hdr|img|nia|mnc2?|minc|gipl|mif|mih|par|rec|head|brik|vtk|vti|isq|aim"
-    r"|lsm|ndpi|czi|npy|npz|mat|h5|hdf5|tar|tgz|7z|rar)(\.(gz|bz2|xz|zst|lz4|zip))?",
-    re.IGNORECASE,
-)
-
-
-def case_id(path: str | os.PathLike[str]) -> str:
-    """The file name without the suffix of its format, in any letter case; other names are returned as they are.
-
-    DICOM: `study.zip`, `study.dcm` and the choice `study#123` of a series are all the case `study`.
-    """
-    name = split_choice(path)[0].name
-    for suffix in (suffix_of(name), ".zip", *DICOM_SUFFIXES, *PICTURE_SUFFIXES):
-        if suffix and name.lower().endswith(suffix.lower()) and len(name) > len(suffix):
-            return name[: len(name) - len(suffix)]
-    return name
+from medcyclegan.io.dicom.files import dicom_files, split_choice
+from medcyclegan.io.formats import describe, suffix_of
+from medcyclegan.io.tree import LOST, VOLUME_SUFFIXES, Tree, case_id, join
 
 
 def volume_files(path: str | os.PathLike[str]) -> list[Path]:
@@ -74,65 +55,133 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
             without DICOM, lie there and are left out; one warning per kind, with the first three names.
     """
     folder = Path(folder)
-    if not folder.exists():
-        raise InputError(f"{folder} does not exist.", "Give a folder that holds volumes.")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file, not a folder.", "Give the folder that holds the volumes.")
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    found: dict[str, list[Path]] = {}
-    foreign: dict[str, list[str]] = {}
-    slices = 0
-    for path in files:
-        if (path.is_file() and suffix_of(path.name)) or _is_lost(path):
-            found.setdefault(case_id(path), []).append(path)
-        elif path.is_dir() or path.suffix.lower() == ".zip":
-            if holds_dicom(path):
-                found.setdefault(path.name if path.is_dir() else case_id(path), []).append(path)
-            elif not path.is_dir():
-                foreign.setdefault(".zip without DICOM", []).append(path.name)
-        elif holds_dicom(path):
-            slices += 1
-        elif path.is_file() and (kind := _FOREIGN.search(path.name)) and kind.end() == len(path.name):
-            foreign.setdefault(kind.group().lower(), []).append(path.name)
-    if slices and found:
-        others = sorted(path.name for paths in found.values() for path in paths)
+    _require_folder(folder)
+    tree = Tree(folder)
+    here = tree.contents(folders=True)
+    lost = [path for path in here.lost if path.suffix.lower() in ("", ".zip")]
+    volumes = sorted({*here.volumes, *here.series, *here.archives, *lost})
+    if here.slices and volumes:
         raise InputError(
-            f"{folder} holds {slices} DICOM files beside other volumes ({', '.join(others[:3])}"
-            f"{', ...' if len(others) > 3 else ''}).",
+            f"{folder} holds {len(here.slices)} DICOM files beside other volumes "
+            f"({', '.join(path.name for path in volumes[:3])}{', ...' if len(volumes) > 3 else ''}).",
             "Give each DICOM series a sub-folder of its own.",
         )
-    if not found and not slices and not foreign:
-        for path in files:
-            if path.is_file() and path.name.lower().endswith(PICTURE_SUFFIXES):
-                found.setdefault(case_id(path), []).append(path)
-    if not found and not slices:
+    if not volumes:
+        volumes = [folder] if here.slices else here.pictures if not here.foreign else []
+    if not volumes:
         raise InputError(
             f"{folder} holds no volume that can be read ({', '.join(VOLUME_SUFFIXES)}, DICOM); "
-            f"it holds {_inventory(files)}.",
-            "Convert them to one of these formats." if foreign else None,
+            f"it holds {_inventory(tree)}.",
+            "Convert them to one of these formats." if here.foreign else None,
         )
-    twins = [f"'{case}': {', '.join(p.name for p in paths)}" for case, paths in found.items() if len(paths) > 1]
+    cases: dict[str, list[Path]] = {}
+    for path in volumes:
+        case = folder.resolve().name if path == folder else path.name if path.is_dir() else case_id(path)
+        cases.setdefault(case, []).append(path)
+    twins = [f"'{case}': {', '.join(p.name for p in paths)}" for case, paths in cases.items() if len(paths) > 1]
     if twins:
         raise InputError(
             f"{folder} holds more than one file for the same case id ({'; '.join(sorted(twins))}).",
             "Keep one file per case or rename the others.",
         )
-    for unread, names in foreign.items():
+    for kind in dict.fromkeys(here.foreign.values()):
+        names = [path.name for path, other in here.foreign.items() if other == kind]
         warnings.warn(
-            f"{folder}: {len(names)} file{'s' * (len(names) != 1)} of a format that cannot be read ({unread}) "
+            f"{folder}: {len(names)} file{'s' * (len(names) != 1)} of a format that cannot be read ({kind}) "
             f"left out: {', '.join(names[:3])}{', ...' if len(names) > 3 else '.'}",
             stacklevel=2,
         )
-    return {folder.resolve().name: folder} if slices else {case: found[case][0] for case in sorted(found)}
+    return {case: cases[case][0] for case in sorted(cases)}
 
 
-def _is_lost(path: Path) -> bool:
-    """True for a link to nothing whose name may be that of a volume, or of a folder or zip of DICOM files."""
-    return path.is_symlink() and not path.exists() and bool(suffix_of(path.name) or path.suffix.lower() in ("", ".zip"))
+def volumes_at(path: Path) -> dict[str, Path]:
+    """Case id -> volume: those of `list_volumes` in a folder, or the one file."""
+    return list_volumes(path) if path.is_dir() else {case_id(path): path}
 
 
-def _inventory(files: list[Path]) -> str:
-    counts = Counter("sub-folder" if path.is_dir() else path.suffix.lower() for path in files)
+@dataclass
+class Listing:
+    """What was found where nothing is refused.
+
+    Attributes:
+        volumes: in order of path; a DICOM series is its folder.
+        unusable: path -> why it cannot even be looked at.
+        left_out: files that are no volumes, and folders that were not searched.
+    """
+
+    volumes: list[Path] = field(default_factory=list)
+    unusable: dict[Path, str] = field(default_factory=dict)
+    left_out: list[Path] = field(default_factory=list)
+
+
+def look_in(folder: Path) -> Listing:
+    """The volumes directly in a folder, as `list_volumes` takes them: files, and sub-folders and zips that hold DICOM.
+
+    Raises:
+        InputError: the folder is missing or holds no volume at all.
+    """
+    _require_folder(folder)
+    tree = Tree(folder, strict=False)
+    here = tree.contents(folders=True)
+    volumes = here.usable()
+    if here.slices and volumes:
+        tree.unusable[folder] = (
+            "its DICOM files lie beside other volumes, and each series needs a sub-folder of its own"
+        )
+    return _checked(Listing(volumes or [folder] * bool(here.slices), tree.unusable, here.left_out()), folder)
+
+
+def look_below(paths: Sequence[Path]) -> Listing:
+    """Every volume under the given files and folders, sub-folders included; links are followed, circles are not.
+
+    Raises:
+        InputError: a path is missing, or there is no volume at all.
+    """
+    found = Listing()
+    seen: set[Path] = set()
+    for path in paths:
+        if not os.path.lexists(path):
+            raise InputError(f"{path} does not exist.", "Give volumes, or folders that hold volumes.")
+        if not path.exists():
+            found.unusable[path] = LOST
+            continue
+        tree, places = Tree(path, strict=False), [""]
+        while places:
+            place = places.pop()
+            if tree.real_path(place) in seen:
+                continue
+            seen.add(tree.real_path(place))
+            here = tree.contents(place)
+            found.volumes += [*here.usable(), *([tree.path(place)] if here.slices else [])]
+            found.left_out += here.left_out()
+            places += [join(place, name) for name in reversed(tree.folders(place))]
+        found.unusable |= tree.unusable
+    found.volumes = sorted(dict.fromkeys(found.volumes))
+    return _checked(found, ", ".join(map(str, paths[:3])))
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}.", "Give a folder that holds volumes.")
+
+
+def _checked(found: Listing, where: Path | str) -> Listing:
+    if not found.volumes and not found.unusable:
+        names = ", ".join(path.name for path in found.left_out[:3])
+        holds = f"it holds {names}{' and more' if len(found.left_out) > 3 else ''}" if names else "it is empty"
+        raise InputError(
+            f"{where} holds no volume ({', '.join(VOLUME_SUFFIXES)}, DICOM); {holds}.",
+            "Give the folder that holds the volumes themselves.",
+        )
+    return found
+
+
+def _inventory(tree: Tree) -> str:
+    folders = tree.folders()
+    counts = Counter(
+        "sub-folder" if name in folders else Path(name).suffix.lower() for name in sorted([*folders, *tree.files()])
+    )
     parts = []
     for kind, count in counts.most_common(4):
         noun = kind if kind == "sub-folder" else f"{kind} file" if kind else "file without a suffix"

@@ -28,11 +28,12 @@ from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import SHEAR_COSINE, Grid, reordered
 from medcyclegan.io.itk import SimpleITKReader, itk_affine, itk_reason
-from medcyclegan.io.listing import VOLUME_SUFFIXES, case_id, list_volumes, volume_files
+from medcyclegan.io.listing import list_volumes, volume_files
 from medcyclegan.io.nifti import GEOMETRY, geometry
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
 from medcyclegan.io.plausible import MATTER_HU, refuse_impossible_geometry, refuse_impossible_hu
 from medcyclegan.io.stored import Stored, read_voxels, scaled
+from medcyclegan.io.tree import VOLUME_SUFFIXES, case_id
 
 __all__ = [
     "VOLUME_SUFFIXES",

@@ -24,8 +24,8 @@ from monai.data.image_writer import register_writer, resolve_writer
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import SAME_MM, SHEAR_COSINE, Grid
-from medcyclegan.io.listing import VOLUME_SUFFIXES
 from medcyclegan.io.nifti import GEOMETRY, geometry, whole
+from medcyclegan.io.tree import VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

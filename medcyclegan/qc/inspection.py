@@ -5,21 +5,18 @@ Files are measured in parallel processes, each of which holds one volume at a ti
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medcyclegan import interruption
 from medcyclegan.cohort.datalist import Cohort, contrast_names
-from medcyclegan.cohort.gathering import Gathered, gather_folder, gather_paths
 from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.listing import Listing, look_below, look_in
 from medcyclegan.io.reader import case_id
 from medcyclegan.machine import cores
+from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.qc import ERROR, RULES, SEVERITIES, Finding, Volume, findings_of, kinds, of_volume
 from medcyclegan.qc.fixes import mend, target_name
@@ -122,7 +119,8 @@ def inspect_cohort(
         output: an HTML page to write.
         fix: a new or empty folder for mended copies, `a/`, `b/` and files of no domain in it; see `qc.fixes`. Nothing
             is changed in place, and copies are written of what was mended only.
-        workers: processes. With more than one, a script needs the usual `if __name__ == "__main__":`.
+        workers: processes; 0: one per core. With more than one, a script needs the usual
+            `if __name__ == "__main__":`.
         progress: watches the files.
         cohort: what to look at instead of folders of the domains. Contrasts are compared with their own kind: the first
             is the domain "a" or "b", a further one is shown as "a T2w".
@@ -134,19 +132,19 @@ def inspect_cohort(
     progress = progress or Silent()
     if cohort is not None and domains:
         raise InputError(f"a cohort and folders of the domains ({', '.join(domains)}) are given.", "Give one of them.")
-    gathered: dict[str, Gathered] = _of_cohort(cohort) if cohort is not None else {}
+    gathered: dict[str, Listing] = _of_cohort(cohort) if cohort is not None else {}
     _check(domains, paths, modalities, headers_only, output, fix, gathered)
     of_domain = dict(zip("ab", modalities, strict=True))
     of_domain |= {domain: of_domain[domain[0]] for domain in gathered}
     problems = []
     for domain, folder in domains.items():
         try:
-            gathered[domain] = gather_folder(folder)
+            gathered[domain] = look_in(folder)
         except InputError as error:
             problems.append(str(error))
     if paths:
         try:
-            gathered[""] = gather_paths(paths)
+            gathered[""] = look_below(paths)
         except InputError as error:
             problems.append(str(error))
     raise_all(problems, "there is nothing to inspect:") if len(problems) > 1 else None
@@ -156,12 +154,12 @@ def inspect_cohort(
     places = [(domain, file) for domain, found in gathered.items() for file in found.volumes]
     unusable = [(domain, file, why) for domain, found in gathered.items() for file, why in found.unusable.items()]
     job = measure_header if headers_only else partial(measure, thumbnail=output is not None)
-    measured: dict[int, Survey] = {}
-    results = _measured([file for _, file in places], job, min(workers, len(places)))
-    for index, facts in progress.track(results, len(places), "inspecting volumes"):
-        measured[index] = facts
+    # Starting a process takes as long as reading a few volumes.
+    with ProcessPool((workers or cores()) if len(places) > _FEW else 1, progress) as pool:
+        tasks = {index: (file, job) for index, (_, file) in enumerate(places)}
+        measured = dict(pool.each(_attempt, tasks, "inspecting volumes"))
     members = [
-        Volume(domain, case_id(file), of_domain.get(domain), measured[index])
+        Volume(domain, case_id(file), of_domain.get(domain), _survey(file, measured[index]))
         for index, (domain, file) in enumerate(places)
     ]
     members += [
@@ -178,14 +176,14 @@ def inspect_cohort(
     return result
 
 
-def _of_cohort(cohort: Cohort) -> dict[str, Gathered]:
+def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
     """The volumes of a cohort, pairs included, by domain and contrast."""
-    found: dict[str, Gathered] = {}
+    found: dict[str, Listing] = {}
     for domain in ("a", "b"):
         cases = [case.images for case in getattr(cohort, domain)] + [pair.images[domain] for pair in cohort.pairs]
         names = cohort.contrasts.get(domain) or contrast_names(len(cases[0]))
         for number, name in enumerate(names):
-            found[f"{domain} {name}" if number else domain] = Gathered([images[number] for images in cases])
+            found[f"{domain} {name}" if number else domain] = Listing([images[number] for images in cases])
     return found
 
 
@@ -237,7 +235,7 @@ def _check(
     headers_only: bool,
     output: Path | None,
     fix: Path | None,
-    gathered: Mapping[str, Gathered],
+    gathered: Mapping[str, Listing],
 ) -> None:
     if not domains and not paths and not gathered:
         raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, --data ROOT, or files and folders.")
@@ -257,55 +255,18 @@ def _check(
             raise InputError(f"{fix} lies in {source}, whose volumes are inspected.", "Give a folder elsewhere.")
 
 
-def _measured(files: Sequence[Path], job: Any, workers: int) -> Iterator[tuple[int, Survey]]:
-    """Index of a file and its facts, as they are done."""
-    attempt = partial(_attempt, job=job)
-    # Starting a process takes as long as reading a few volumes.
-    if workers <= 1 or len(files) <= _FEW:
-        for index, file in enumerate(files):
-            yield index, attempt(file)
-        return
-    # Forked processes would inherit the locks of threads and may hang; a fork server cannot be interrupted in silence.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(max(1, cores() // workers),))
-    waiting: dict[Future[Survey], int] = {}
-    rest = iter(enumerate(files))
+def _attempt(file: Path, job: Callable[[Path], Survey]) -> Survey:
     try:
-        while True:
-            while len(waiting) < 4 * workers and (following := next(rest, None)) is not None:
-                with interruption.held_back():
-                    waiting[pool.submit(interruption.task, attempt, following[1])] = following[0]
-            if not waiting:
-                return
-            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                index = waiting.pop(done)
-                try:
-                    yield index, done.result()
-                except BrokenProcessPool:
-                    raise InputError(
-                        f"a process ended while it read {files[index]} or one of the files beside it in order.",
-                        "Out of memory? Try again with --workers 1.",
-                    ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(threads: int) -> None:
-    interruption.heed_in_tasks()
-    import SimpleITK as sitk
-    import torch
-
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
-
-
-def _attempt(file: Path, *, job: Any) -> Survey:
-    try:
-        found: Survey = job(file)
-        return found
+        return job(file)
+    except MemoryError:
+        raise
     # A damaged file can make a library raise anything at all; it must cost this file only, and be seen.
     except Exception as error:
         return Survey(file, problem=f"{file}: {type(error).__name__}: {error}".splitlines()[0])
+
+
+def _survey(file: Path, measured: Survey | InputError) -> Survey:
+    return Survey(file, problem=f"{file}: {measured}") if isinstance(measured, InputError) else measured
 
 
 def _fix(members: Sequence[Volume], folder: Path, progress: Progress) -> tuple[Fix, ...]:

@@ -29,10 +29,10 @@ from campaign.workplace import TINY, workplace
 from medcyclegan import config
 from medcyclegan.cohort import datalist
 from medcyclegan.cohort.layouts import table
-from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.data.prepared_folder import open_prepared
 from medcyclegan.evaluation.pairing import cases_from_csv
 from medcyclegan.factory import load_translator
+from medcyclegan.io.tree import Tree
 from medcyclegan.progress import Silent
 from medcyclegan.report.results import read_results
 from medcyclegan.training.checkpoint import load_checkpoint

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from medcyclegan.cohort.layouts import bids, cyclegan, decathlon, dicom, folders, synthrad, table
 from medcyclegan.cohort.layouts.scan import Scan
-from medcyclegan.cohort.layouts.tree import Tree, is_picture, is_volume, join
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.dicom.files import holds_dicom, split_choice
+from medcyclegan.io.dicom.files import split_choice
+from medcyclegan.io.tree import Tree, is_picture, is_volume, join
 
 _SHOWN = 5
 
@@ -81,7 +81,9 @@ def read_layout(root: Path, name: str | None = None) -> Found:
     if name is not None and name not in LAYOUTS:
         raise InputError(f"there is no layout '{name}'.", f"Allowed: {', '.join(LAYOUTS)}.")
     try:
-        return _read(Tree(root), name)
+        tree = Tree(root)
+        _refuse_names(tree)
+        return _read(tree, name)
     except OSError as error:
         raise InputError(
             f"{error.filename or root} cannot be read: {error.strerror or error}.",
@@ -109,6 +111,16 @@ def _read(tree: Tree, name: str | None) -> Found:
     return Found(name, reason, tuple(order), _left_out(tree, order))
 
 
+def _refuse_names(tree: Tree) -> None:
+    """Names become case ids, which are written as text."""
+    for place in tree.every_folder():
+        for name in sorted([*tree.folders(place), *tree.files(place)]):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"a name in {tree.path(place)} is not text: {name!a}.", "Rename it.") from None
+
+
 def _left_out(tree: Tree, scans: list[Scan]) -> dict[str, int]:
     used = {split_choice(scan.image)[0] for scan in scans} | {scan.body for scan in scans if scan.body}
     counts: dict[str, int] = {}
@@ -120,6 +132,6 @@ def _left_out(tree: Tree, scans: list[Scan]) -> dict[str, int]:
             counts[place] = len(unused)
     for place in tree.folders():
         folder = tree.path(place)
-        if not any(folder == path or folder in path.parents for path in used) and holds_dicom(folder):
+        if not any(folder == path or folder in path.parents for path in used) and tree.holds_dicom(place):
             counts[place] = counts.get(place, 0) + 1
     return counts

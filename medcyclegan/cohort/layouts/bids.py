@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 
 from medcyclegan.cohort.layouts.scan import Scan, require_scans, text
-from medcyclegan.cohort.layouts.tree import Tree, is_volume, join
 from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import case_id
+from medcyclegan.io.tree import Tree, is_volume, join
 
 NAME = "bids"
 SHAPE = "sub-*/anat/*_T1w.nii.gz and sub-*/ct/*_ct.nii.gz (BIDS)"

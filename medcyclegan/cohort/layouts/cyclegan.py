@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medcyclegan.cohort.layouts.scan import Scan, require_scans, scans_below
-from medcyclegan.cohort.layouts.tree import Tree
+from medcyclegan.io.tree import Tree
 
 NAME = "cyclegan"
 SHAPE = "trainA and trainB, and testA, testB, valA, valB where there are some"

@@ -11,10 +11,10 @@ import re
 from pathlib import PurePosixPath
 
 from medcyclegan.cohort.layouts.scan import Scan, modality_of, patient_of, require_scans, text
-from medcyclegan.cohort.layouts.tree import Tree, is_volume, join
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
+from medcyclegan.io.tree import Tree, is_volume, join
 
 NAME = "decathlon"
 SHAPE = "dataset.json beside imagesTr, or several such folders (Decathlon, nnU-Net)"

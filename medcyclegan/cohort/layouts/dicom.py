@@ -14,11 +14,10 @@ from pathlib import Path
 
 from medcyclegan.cohort.layouts import bids, cyclegan
 from medcyclegan.cohort.layouts.folders import is_named
-from medcyclegan.cohort.layouts.scan import Scan, patient_of, require_scans, text
-from medcyclegan.cohort.layouts.tree import Tree, is_volume
+from medcyclegan.cohort.layouts.scan import Scan, holds_volumes, patient_of, require_scans, text
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.dicom.series import Series, list_series
+from medcyclegan.io.tree import Tree
 
 NAME = "dicom"
 SHAPE = "a folder per patient with DICOM series in it"
@@ -36,10 +35,9 @@ def recognize(tree: Tree) -> str | None:
         return None
     patients = [name for name in tree.folders() if not is_named(name)]
     # A folder with volumes of another kind is no folder of series, however much DICOM lies beside.
-    for name in patients:
-        if _others(tree, name):
-            return None
-    first = next((name for name in patients if holds_dicom(tree.path(name))), None)
+    if any(holds_volumes(tree, name) for name in patients):
+        return None
+    first = next((name for name in patients if tree.holds_dicom(name)), None)
     return f"the folder {first} holds DICOM" if first else None
 
 
@@ -48,7 +46,7 @@ def read(tree: Tree) -> list[Scan]:
     identities: dict[str, set[str]] = defaultdict(set)
     for name in tree.folders():
         folder = tree.path(name)
-        if is_named(name) or not holds_dicom(folder):
+        if is_named(name) or not tree.holds_dicom(name):
             continue
         every = list_series(folder)
         scans = [series for series in every if series.kind == "scan" and series.modality in ("MR", "CT")]
@@ -66,10 +64,6 @@ def read(tree: Tree) -> list[Scan]:
             case = text(name) if len(scans) == 1 else f"{text(name)}_{series.uid_end}"
             found.append(Scan(image, case, patient, series.modality, _kind(series), site=series.scanner))
     return require_scans(_united(found, identities), tree, NAME)
-
-
-def _others(tree: Tree, place: str) -> bool:
-    return any(is_volume(name) for folder in tree.every_folder(place) for name in tree.files(folder))
 
 
 def _kind(series: Series) -> str:

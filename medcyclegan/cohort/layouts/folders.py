@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from medcyclegan.cohort.layouts.scan import MODALITIES, Scan, holds_scans, modality_of, require_scans, scans_below
-from medcyclegan.cohort.layouts.tree import Tree
-from medcyclegan.io.dicom.files import holds_dicom
+from medcyclegan.io.tree import Tree
 
 NAME = "folders"
 SHAPE = "two folders named mr and ct, a and b, or t1 and t2, with volumes, DICOM or 2D images"
@@ -34,6 +33,4 @@ def is_named(folder: str) -> bool:
 
 
 def _named(tree: Tree) -> list[str]:
-    return [
-        name for name in tree.folders() if is_named(name) and (holds_scans(tree, name) or holds_dicom(tree.path(name)))
-    ]
+    return [name for name in tree.folders() if is_named(name) and (holds_scans(tree, name) or tree.holds_dicom(name))]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcyclegan.cohort.layouts.tree import Tree, is_picture, is_volume, join
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.reader import case_id
+from medcyclegan.io.tree import Tree, is_picture, is_volume, join
 
 # Words in the names of files, folders and channels -> modality.
 MODALITIES = {
@@ -120,9 +119,9 @@ def scans_below(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
 
 
 def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
-    volumes = [name for name in tree.files(place) if is_volume(name)]
-    if any(holds_dicom(tree.path(join(place, name))) for name in tree.files(place) if _may_be_slice(name)):
-        if volumes or tree.folders(place):
+    here = tree.contents(place)
+    if here.slices:
+        if here.volumes or tree.folders(place):
             raise InputError(
                 f"{tree.path(place)} holds DICOM files beside volumes or folders.",
                 "Give each DICOM series a folder of its own.",
@@ -131,17 +130,16 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
         yield tree.path(place), case, patient_of(case)
         return
     # Pictures beside volumes are previews of them.
-    for name in volumes or [name for name in tree.files(place) if is_picture(name)]:
-        case = text(case_id(name))
-        yield tree.path(join(place, name)), case, patient_of(case) if volumes else patient_of_picture(case)
-    for archive in (name for name in tree.files(place) if name.lower().endswith(".zip")):
-        if holds_dicom(tree.path(join(place, archive))):
-            case = text(case_id(archive))
-            yield tree.path(join(place, archive)), case, patient_of(case)
+    for path in here.volumes or here.pictures:
+        case = text(case_id(path))
+        yield path, case, patient_of(case) if here.volumes else patient_of_picture(case)
+    for path in here.archives:
+        case = text(case_id(path))
+        yield path, case, patient_of(case)
     for name in tree.folders(place):
         inside = join(place, name)
         case, patient = text(name), patient_of(text(name))
-        if not _holds(tree, inside, is_volume) and holds_dicom(tree.path(inside)):
+        if not holds_volumes(tree, inside) and tree.holds_dicom(inside):
             yield tree.path(inside), case, patient
             continue
         below = list(_scans(tree, inside)) if holds_scans(tree, inside) else []
@@ -149,17 +147,16 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
             yield path, case if len(below) == 1 else f"{case}_{part}", patient
 
 
+def holds_volumes(tree: Tree, place: str) -> bool:
+    """True if a volume lies in `place` or below; DICOM is not looked for."""
+    return any(is_volume(name) for folder in tree.every_folder(place) for name in tree.files(folder))
+
+
 def holds_scans(tree: Tree, place: str) -> bool:
     """True if a volume or 2D image lies in `place` or below; DICOM is not looked for."""
-    return _holds(tree, place, lambda name: is_volume(name) or is_picture(name))
-
-
-def _holds(tree: Tree, place: str, wanted: Callable[[str], bool]) -> bool:
-    return any(wanted(name) for folder in tree.every_folder(place) for name in tree.files(folder))
-
-
-def _may_be_slice(name: str) -> bool:
-    return not (is_volume(name) or is_picture(name) or name.lower().endswith(".zip"))
+    return any(
+        is_volume(name) or is_picture(name) for folder in tree.every_folder(place) for name in tree.files(folder)
+    )
 
 
 def require_scans(scans: list[Scan], tree: Tree, name: str) -> list[Scan]:

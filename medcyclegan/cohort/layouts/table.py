@@ -10,10 +10,10 @@ import csv
 from pathlib import Path
 
 from medcyclegan.cohort.layouts.scan import Scan, patient_of, require_scans, text
-from medcyclegan.cohort.layouts.tree import Tree
 from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
+from medcyclegan.io.tree import Tree
 
 NAME = "csv"
 SHAPE = "a CSV with the columns image, domain or modality, and patient, case, kind, split, site, body as needed"

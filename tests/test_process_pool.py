@@ -1,4 +1,4 @@
-"""Work side by side: every task once, failures told, a killed process blamed on its task alone."""
+"""Work side by side: every task once, failures named, a killed process blamed on its task alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import time
 import warnings
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
+import SimpleITK as sitk
+import torch
 
+from medcyclegan import process_pool
 from medcyclegan.errors import InputError
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Silent
@@ -46,16 +50,48 @@ def test_a_failure_leaves_the_others_alone(workers: int, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_killed_process_is_blamed_on_its_task(tmp_path: Path) -> None:
-    tasks = {str(n): (n, str(tmp_path)) for n in (4, 0, 1)}
+    tasks = {n: (n, str(tmp_path)) for n in (4, 0, 1, *range(7, 17))}
     with ProcessPool(2, Silent()) as pool:
         results = dict(pool.each(work, tasks, "working"))
-    assert isinstance(results["4"], InputError) and "was killed" in str(results["4"])
-    assert (results["0"], results["1"]) == (0, 1)
+        again = dict(pool.each(work, {n: tasks[n] for n in (0, 1)}, "working"))
+    assert isinstance(error := results.pop(4), InputError) and "was killed" in str(error) and "--workers" in str(error)
+    assert results == {n: n * n for n in tasks if n != 4} and again == {0: 0, 1: 1}
+    # Only what was handed over when the process died may be done twice.
+    assert sum(len((tmp_path / f"{n}").read_text()) - 1 for n in tasks) <= 4
 
 
-def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path) -> None:
-    with ProcessPool(1, Silent()) as pool, pytest.raises(KeyError):
-        list(pool.each(work, {"5": (5, str(tmp_path))}, "working"))
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_fault_of_the_program_is_not_hidden(workers: int, tmp_path: Path) -> None:
+    with ProcessPool(workers, Silent()) as pool, pytest.raises(KeyError):
+        list(pool.each(work, {n: (n, str(tmp_path)) for n in (0, 5)}, "working"))
+
+
+def threads() -> tuple[int, int]:
+    return torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+
+
+@pytest.mark.slow
+def test_thousands_of_tasks_wait_here_and_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_pool, "cores", lambda: 6)
+    given = []
+    submit = ProcessPool._submit
+
+    def counted(self: ProcessPool, *arguments: Any) -> Any:
+        given.append(arguments)
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(ProcessPool, "_submit", counted)
+    with ProcessPool(2, Silent()) as pool:
+        results = pool.each(threads, dict.fromkeys(range(5000), ()), "working")
+        assert next(results)[1] == (3, 3)
+        assert len(given) < 10
+
+
+def test_there_is_one_pool_of_processes() -> None:
+    """A pool of one's own would lack one of the properties above; a measurement needs a process that is new."""
+    package = Path(process_pool.__file__).parent
+    users = {path for path in package.rglob("*.py") if "ProcessPoolExecutor" in path.read_text(encoding="utf-8")}
+    assert users == {Path(process_pool.__file__), package / "benchmark" / "train.py"}
 
 
 def test_workers(tmp_path: Path) -> None:
