@@ -15,7 +15,6 @@ from torch import Tensor
 
 from medcyclegan import __version__, config, ranks
 from medcyclegan.config import Experiment
-from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
@@ -24,6 +23,7 @@ from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features
+from medcyclegan.io.grid import on_one_grid
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
 from medcyclegan.training.guards import (
     FiniteGuard,
