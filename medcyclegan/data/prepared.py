@@ -43,6 +43,7 @@ from medcyclegan.io.grid import SAME_GRID_MM, SAME_GRID_VOXELS, Grid, on_one_gri
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.survey.features import features_of
 from medcyclegan.survey.hounsfield import modality_findings
 from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
 from medcyclegan.transforms.geometry import working_grid
@@ -361,6 +362,7 @@ def _store(
     body = read_mask(job.body, grid_of(volume)) if job.body else None
     body = body if covered is None or body is None else body & covered
     prepared = prepare_contrasts([volume, *others], preparations, body, names=names)
+    images = prepared.image if prepared.image.ndim == 4 else prepared.image[None]
     with atomic_folder(folder) as temporary:
         checksums = save_arrays(prepared, temporary)
         if picture is not None:
@@ -372,6 +374,7 @@ def _store(
                 "image_file": str(job.image),
                 "key": key,
                 "checksums": checksums,
+                "features": features_of(source.surveys[0], images, prepared.body, prepared.grid).to_dict(),
                 "surveys": [survey.to_dict() for survey in source.surveys],
                 "grid": prepared.grid.to_dict(),
                 "source_grid": prepared.source_grid.to_dict(),
