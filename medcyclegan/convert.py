@@ -40,10 +40,10 @@ from medcyclegan.inference.translator import Prediction, Source, Translation, Tr
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, grid_of, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.qc.hounsfield import looks_like_hu
 from medcyclegan.ranks import env_rank, own_device
 from medcyclegan.record import Record as _Record
 from medcyclegan.record import trust_file
+from medcyclegan.survey.hounsfield import looks_like_hu
 from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")

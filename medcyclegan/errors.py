@@ -6,7 +6,7 @@ exits with a code other than 0; everything else that is raised is a fault of thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -26,3 +26,8 @@ def raise_all(problems: Iterable[str], heading: str) -> None:
     lines = list(problems)
     if lines:
         raise InputError("\n  - ".join([heading, *lines]))
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -17,7 +17,7 @@ from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
 from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.datalist import from_json
-from medcyclegan.cohort.duplicates import fingerprints
+from medcyclegan.cohort.duplicates import survey_images
 from medcyclegan.errors import InputError
 
 MODALITIES = {"a": "MR", "b": "CT"}
@@ -173,9 +173,9 @@ def test_one_scan_in_both_domains_is_refused(root: Path) -> None:
 
 def test_a_moved_header_is_still_a_copy_and_other_voxels_are_none(tmp_path: Path) -> None:
     files = [volume(tmp_path / "1.nii", 1), volume(tmp_path / "2.nii", 1, shift=50.0), volume(tmp_path / "3.nii", 2)]
-    found, failed = fingerprints(files)
+    found, failed = survey_images(files)
     assert not failed
-    first, moved, other = (found[file].voxels for file in files)
+    first, moved, other = (found[file].digest for file in files)
     assert first == moved != other
 
 

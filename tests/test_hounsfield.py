@@ -6,7 +6,7 @@ import numpy as np
 
 from medcyclegan import phantom
 from medcyclegan.io.reader import read_volume
-from medcyclegan.qc.hounsfield import looks_like_hu, modality_findings
+from medcyclegan.survey.hounsfield import looks_like_hu, modality_findings
 
 
 def test_phantoms(cohort: phantom.Cohort) -> None:

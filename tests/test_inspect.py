@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,13 +22,14 @@ from typer.testing import CliRunner
 
 from medcyclegan import cli, phantom
 from medcyclegan.errors import InputError
+from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
-from medcyclegan.qc import RULES, SEVERITIES, Finding, Volume, findings_of, inspection, kinds, of_volume
-from medcyclegan.qc import survey as survey_module
-from medcyclegan.qc.anatomy import anatomy, coarse_copy
-from medcyclegan.qc.hounsfield import hu_offset
+from medcyclegan.qc import RULES, SEVERITIES, Finding, Volume, all_findings, inspection, kinds, volume_findings
 from medcyclegan.qc.inspection import Inspection, inspect_cohort
-from medcyclegan.qc.survey import Survey, measure, measure_header
+from medcyclegan.survey import volume as survey_module
+from medcyclegan.survey.anatomy import anatomy_of, coarse_copy
+from medcyclegan.survey.hounsfield import hu_offset
+from medcyclegan.survey.volume import Survey, measure_file, measure_header, measure_volume
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data"
 ROOT = Path(__file__).parents[1]
@@ -68,7 +71,7 @@ def test_measures_what_is_known(tmp_path: Path) -> None:
             nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes_)
         )
         nib.save(image.as_reoriented(turn), tmp_path / f"{codes_}.nii.gz")
-    ras, pil = (measure(tmp_path / f"{name}.nii.gz") for name in ("RAS", "PIL"))
+    ras, pil = (measure_file(tmp_path / f"{name}.nii.gz") for name in ("RAS", "PIL"))
     assert ras.anatomy is not None and pil.anatomy is not None
     assert ras.kind == "hu" and ras.metal_ml == pytest.approx(27 * 0.125)
     assert ras.anatomy.extent_mm == pytest.approx((140, 140, 140), abs=10)
@@ -81,24 +84,51 @@ def test_measures_what_is_known(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ras.anatomy.signatures, pil.anatomy.signatures)
 
 
+def test_a_survey_survives_as_json_exactly(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    """Every field, of a head, of a ball, of what has no body, and of what cannot be read."""
+    nifti(tmp_path / "ball.nii", ball().astype(np.float32), np.diag([5.0, 5.0, 5.0, 1.0]))
+    nifti(tmp_path / "nan.nii", np.where(ball() > 50, np.nan, 1).astype(np.float32))
+    files = [cohort.train_mr[0], cohort.train_ct[0], *(tmp_path / name for name in ("ball.nii", "nan.nii", "no.nii"))]
+    for survey in map(measure_file, files):
+        again = Survey.from_dict(json.loads(json.dumps(survey.to_dict(), allow_nan=False)))
+        assert again.to_dict() == survey.to_dict() and repr(again) == repr(survey)
+        assert (again.tilt_degrees, again.spacing, again.axes) == (survey.tilt_degrees, survey.spacing, survey.axes)
+        if survey.anatomy is not None and again.anatomy is not None:
+            np.testing.assert_array_equal(again.anatomy.signatures, survey.anatomy.signatures)
+            assert again.anatomy.signatures.dtype == np.int8
+        with pytest.raises(ValueError, match="a survey of version 0"):
+            Survey.from_dict({**survey.to_dict(), "version": 0})
+
+
+def test_a_given_body_is_looked_at_instead_of_a_found_one(cohort: phantom.Cohort) -> None:
+    volume = read_volume(cohort.train_mr[0])
+    body = np.zeros(volume.shape[1:], bool)
+    body[4:12, 4:12, 4:12] = True
+    survey = measure_volume(volume, body=body)
+    assert survey.anatomy is not None and survey.spacing is not None
+    assert survey.anatomy.liters == pytest.approx(8**3 * np.prod(survey.spacing) / 1e6)
+    assert sum(survey.anatomy.areas_cm2) * survey.anatomy.slice_mm / 1e4 == pytest.approx(survey.anatomy.liters)
+
+
 def test_contact_is_the_area_of_the_cut(tmp_path: Path) -> None:
     """A ball of radius 70 mm cut 20 mm below its top shows a disk of pi (70^2 - 50^2) mm2 = 75 cm2."""
     values = ball()[:, :, : 18 + 10]  # the center is at index 17.5, the upper face at 27.5: 50 mm above it
-    found, _ = anatomy(coarse_copy(values, np.diag([5.0, 5.0, 5.0, 1.0])), "CT")
+    found, _ = anatomy_of(coarse_copy(values, np.diag([5.0, 5.0, 5.0, 1.0])), "CT")
     assert found.contact_cm2[5] == pytest.approx(75, rel=0.2)
     assert found.contact_cm2[:5] == (0, 0, 0, 0, 0)
 
 
 def test_headers_tell_the_same_as_volumes(cohort: phantom.Cohort, tmp_path: Path) -> None:
     for file in (*cohort.train_mr, *cohort.train_ct):
-        whole, header = measure(file), measure_header(file)
-        for name in ("shape", "axes", "stored", "spacing", "tilt_degrees"):
+        whole, header = measure_file(file), measure_header(file)
+        for name in ("axes", "stored", "spacing", "tilt_degrees"):
             assert getattr(whole, name) == getattr(header, name)
+        assert whole.grid is not None and header.grid is not None and whole.grid.shape == header.grid.shape
         assert header.percentiles is None and header.anatomy is None
     series = write_series(tmp_path / "series", stored())
     told = measure_header(series)
     assert told.problem is None and told.header_modality in ("MR", "CT")
-    np.testing.assert_array_equal(told.shape, read_volume(series).shape[1:])
+    assert told.grid is not None and told.grid.shape == tuple(read_volume(series).shape[1:])
 
 
 def test_facts_hold_nothing_of_the_patient(tmp_path: Path) -> None:
@@ -122,21 +152,33 @@ def test_an_offset_is_told_from_other_offsets_and_from_mr(cohort: phantom.Cohort
 # --- findings ------------------------------------------------------------------------------------------------------
 
 
-def member(base: Survey, modality: str = "CT", **changes: object) -> Volume:
-    return Volume("b", "x", modality, replace(base, **changes))  # type: ignore[arg-type]
+def changed(base: Survey, modality: str = "CT", **changes: Any) -> Volume:
+    return Volume("b", "x", modality, replace(base, **changes))
+
+
+def voxels(*spacing: float) -> Grid:
+    return Grid((40, 40, 40), np.diag([*spacing, 1.0]))
+
+
+def turned(degrees: float) -> Grid:
+    """Turned about the axis of the body."""
+    affine = np.eye(4)
+    angle = math.radians(degrees)
+    affine[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    return Grid((40, 40, 40), affine)
 
 
 @pytest.fixture(scope="module")
 def sound(cohort: phantom.Cohort) -> Survey:
-    return measure(cohort.train_ct[0])
+    return measure_file(cohort.train_ct[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"metal_ml": 0.06}, "metal"),
-        ({"spacing": (0.5, 0.5, 3.1)}, "thick_slices"),
-        ({"tilt_degrees": 16.0}, "oblique"),
+        ({"grid": voxels(0.5, 0.5, 3.1)}, "thick_slices"),
+        ({"grid": turned(16)}, "oblique"),
         ({"padding": 0.1, "minimum": -3024.0}, "padding"),
         ({"distinct": 256}, "few_values"),
         ({"distinct": 256, "kind": "other", "minimum": 0.0}, "eight_bit"),
@@ -149,23 +191,23 @@ def sound(cohort: phantom.Cohort) -> Survey:
     ],
 )
 def test_each_fact_leads_to_its_finding(sound: Survey, changes: dict[str, object], expected: str) -> None:
-    before = [s.code for s in of_volume(member(sound))]
+    before = [s.code for s in volume_findings(changed(sound))]
     assert set(before) <= {"table"}
-    assert [s.code for s in of_volume(member(sound, **changes)) if s.code not in before] == [expected]
+    assert [s.code for s in volume_findings(changed(sound, **changes)) if s.code not in before] == [expected]
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"metal_ml": 0.04}, {"spacing": (0.5, 0.5, 2.9)}, {"spacing": (3.0, 3.0, 8.9)}, {"tilt_degrees": 14.0}],
+    [{"metal_ml": 0.04}, {"grid": voxels(0.5, 0.5, 2.9)}, {"grid": voxels(3, 3, 8.9)}, {"grid": turned(14)}],
 )
 def test_below_the_criterion_nothing_is_said(sound: Survey, changes: dict[str, object]) -> None:
-    assert {s.code for s in of_volume(member(sound, **changes))} <= {"table"}
+    assert {s.code for s in volume_findings(changed(sound, **changes))} <= {"table"}
 
 
 def test_not_finite_is_mended_only_outside_the_body(sound: Survey) -> None:
     for inside, safe in ((0, True), (1, False), (None, False)):
         (told,) = [
-            s for s in of_volume(member(sound, not_finite=5, not_finite_inside=inside)) if s.code == "not_finite"
+            s for s in volume_findings(changed(sound, not_finite=5, not_finite_inside=inside)) if s.code == "not_finite"
         ]
         assert told.fixable is safe
 
@@ -173,10 +215,10 @@ def test_not_finite_is_mended_only_outside_the_body(sound: Survey) -> None:
 def test_every_rule_has_a_severity_and_a_criterion_and_errors_come_first(sound: Survey) -> None:
     assert all(rule.severity in SEVERITIES and len(rule.criterion) > 20 for rule in RULES.values())
     members = [
-        member(sound, metal_ml=1.0),
+        changed(sound, metal_ml=1.0),
         Volume("b", "y", "CT", Survey(Path("y"), problem="y: torn. Mend it.")),
     ]
-    told = findings_of(members, {"b": "CT"})
+    told = all_findings(members, {"b": "CT"})
     assert [s.severity for s in told] == sorted((s.severity for s in told), key=SEVERITIES.index)
     assert str(told[0]) == "y: torn. Mend it."
 
@@ -198,7 +240,7 @@ def test_a_mirrored_head_is_told_by_what_the_others_carry_on_one_side(sound: Sur
         signatures = np.rint(127 * other / np.abs(other).max(axis=(1, 2, 3), keepdims=True)).astype(np.int8)
         facts = replace(sound, file=Path(str(number)), anatomy=replace(sound.anatomy, signatures=signatures))
         members.append(Volume("b", str(number), "CT", facts))
-    told = [(s.code, s.file) for s in findings_of(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
+    told = [(s.code, s.file) for s in all_findings(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
     assert told == ([("mirrored", "7")] if marker else [("symmetric", "")])
 
 
@@ -341,7 +383,7 @@ def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: py
 def test_what_a_library_never_foresaw_costs_one_file(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "measure", lambda file, thumbnail: 1 / 0)
+    monkeypatch.setattr(inspection, "measure_file", lambda file, thumbnail: 1 / 0)
     result = inspect_cohort({"a": folders[0]})
     assert [s.code for s in result.findings] == ["unreadable", "unreadable"]
     assert "ZeroDivisionError" in result.findings[0].message
@@ -378,8 +420,8 @@ def test_paths_are_searched_and_dicom_folders_are_volumes(tmp_path: Path) -> Non
     nifti(tmp_path / "tree/deep/er/x.nii", ball().astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
     (tmp_path / "tree/deep/back").symlink_to(tmp_path / "tree")
     result = inspect_cohort({}, [tmp_path / "tree"])
-    assert {m.survey.file.name for m in result.members} == {series.name, "x.nii"}
-    assert result.members[0].modality is None
+    assert {m.survey.file.name for m in result.volumes} == {series.name, "x.nii"}
+    assert result.volumes[0].modality is None
 
 
 def test_slices_beside_volumes_are_told(tmp_path: Path) -> None:
@@ -387,7 +429,7 @@ def test_slices_beside_volumes_are_told(tmp_path: Path) -> None:
     nifti(tmp_path / "x.nii", ball().astype(np.int16), np.diag([5.0, 5.0, 5.0, 1.0]))
     result = inspect_cohort({"b": tmp_path})
     assert [(s.file, s.code) for s in result.of_severity("error")] == [(str(tmp_path), "unreadable")]
-    assert {m.survey.file for m in result.members} == {tmp_path, tmp_path / "x.nii"}
+    assert {m.survey.file for m in result.volumes} == {tmp_path, tmp_path / "x.nii"}
 
 
 def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -424,8 +466,11 @@ def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort
     assert {s.code for s in again.findings} <= {"duplicate", "table"}
 
 
-def test_prepare_warns_of_the_same_and_remembers_it(cohort: phantom.Cohort, tmp_path: Path) -> None:
+def test_prepare_warns_of_the_same_and_remembers_it(
+    cohort: phantom.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from medcyclegan.cohort.datalist import Case, Cohort
+    from medcyclegan.data import examination
     from medcyclegan.data.prepared import prepare_cohort
 
     image = nib.load(cohort.train_ct[0])
@@ -434,10 +479,11 @@ def test_prepare_warns_of_the_same_and_remembers_it(cohort: phantom.Cohort, tmp_
     milliliters = abs(np.linalg.det(image.affine[:3, :3])) / 1000  # of one voxel
     metal = nifti(tmp_path / "metal.nii.gz", values, image.affine)
     used = Cohort((Case("mr", cohort.train_mr[0]),), (Case("metal", metal), Case("ct", cohort.train_ct[1])))
-    first, second = (
-        prepare_cohort(used, tmp_path / "prepared", modalities={"a": "MR", "b": "CT"}, spacing=(6, 6, 8)).warnings
-        for _ in range(2)
-    )
+    modalities = {"a": "MR", "b": "CT"}
+    first = prepare_cohort(used, tmp_path / "prepared", modalities=modalities, spacing=(6, 6, 8)).warnings
+    # The second time nothing is measured, whatever the settings.
+    monkeypatch.setattr(examination, "measure_volume", None)
+    second = prepare_cohort(used, tmp_path / "prepared", modalities=modalities, spacing=(8, 8, 8)).warnings
     assert (
         first == second
         and len(first) == 1
@@ -465,7 +511,7 @@ def test_ten_thousand_files_are_not_ten_thousand_lines(tmp_path: Path) -> None:
     for number in range(1, 10_000):
         os.link(first, first.with_name(f"{number:05d}.nii"))
     result = inspect_cohort({"a": tmp_path / "many"}, headers_only=True)
-    assert len(result.members) == 10_000 and result.sound
+    assert len(result.volumes) == 10_000 and result.sound
     assert len(inspection.lines(result)) < 150 and inspection.lines(result)[-1].startswith("10000 volumes: 0 errors")
 
 
@@ -501,7 +547,7 @@ def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) ->
 def test_real_heads() -> None:
     """What is true of these volumes, by eye, but for the "table": that is the blurred rim of an average of many CT."""
     result = inspect_cohort({}, [REAL])
-    told = {m.survey.file.name: set(codes(result, m.survey.file.name)) for m in result.members}
+    told = {m.survey.file.name: set(codes(result, m.survey.file.name)) for m in result.volumes}
     assert {name: found for name, found in told.items() if found} == {
         "ct_gantry_tilt": {"unreadable"},
         "mr_two_orientations": {"unreadable"},
@@ -516,8 +562,8 @@ def test_real_heads() -> None:
         "mr_stroke_patient_t2.nii.gz": {"cut_off"},
         "mr_tumour_t1gd.nrrd": {"cut_off", "thick_slices", "contrast"},
     }
-    members = [replace_domain(m) for m in result.members if m.survey.anatomy and m.survey.anatomy.head]
-    mixed = {Path(s.file).name for s in findings_of(members, {"a": "MR"}) if s.code == "mixed_contrast"}
+    members = [replace_domain(m) for m in result.volumes if m.survey.anatomy and m.survey.anatomy.head]
+    mixed = {Path(s.file).name for s in all_findings(members, {"a": "MR"}) if s.code == "mixed_contrast"}
     assert mixed == {"mr_avg152_t2.nii.gz", "mr_stroke_patient_t2.nii.gz"}
 
 

@@ -17,12 +17,11 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.eligible import eligible_slices
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import relative_height, with_partners
-from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.patches import PatchSpec, UnpairedPatches
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
 from medcyclegan.factory.watching import _picture_batch
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import Grid, on_one_grid
 
 
 @dataclass

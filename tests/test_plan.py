@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 from medcyclegan import cli, config, factory, phantom, plan
 from medcyclegan.cohort.datalist import from_folders
 from medcyclegan.errors import InputError
-from medcyclegan.plan.domain import Fingerprint, fingerprint
+from medcyclegan.plan.domain import Domain, describe
 
-MR = Fingerprint(
+MR = Domain(
     modality="MR", volumes=40, spacing=(1.0, 1.0, 1.2), finest=(0.9, 0.9, 1.0), coarsest=(1.1, 1.1, 1.5),
-    extent=(170.0, 215.0, 190.0), height=180.0, slices=150, top_inside=1.0, head=True,
+    extent=(170.0, 215.0, 190.0), height=180.0, top_inside=1.0, head=True,
 )  # fmt: skip
 CT = replace(MR, modality="CT", spacing=(0.6, 0.6, 1.4), extent=(165.0, 210.0, 230.0), height=210.0)
 CPU = plan.Machine("cpu", "processor with 2 cores", 16 * plan.GIB, False, 2)
 
 
-def pelvis(domain: Fingerprint) -> Fingerprint:
+def pelvis(domain: Domain) -> Domain:
     return replace(domain, extent=(420.0, 280.0, 210.0), height=200.0, head=False, top_inside=0.0)
 
 
@@ -85,15 +85,15 @@ def test_only_heads_are_mirrored_and_matched_from_the_vertex() -> None:
 
 
 def test_thick_slices_stay_slices() -> None:
-    thick = {"spacing": (0.9, 0.9, 6.0), "slices": 28}
+    thick = {"spacing": (0.9, 0.9, 6.0)}
     made = plan.decide(replace(MR, **thick), replace(CT, **thick), plan.pretended_gpu(141))
     assert made.content["patches"]["spatial_dims"] == 2 and "neighbors" not in made.content["patches"]
     assert "6 mm thick" in made.reasons["patches.spatial_dims"]
 
 
-def test_the_fingerprint_of_phantoms(cohort: phantom.Cohort) -> None:
+def test_the_description_of_phantoms(cohort: phantom.Cohort) -> None:
     cases = from_folders(cohort.train_mr[0].parent, cohort.train_ct[0].parent)
-    found = fingerprint(cases.a, "MR")
+    found = describe(cases.a, "MR")
     assert found.volumes == len(cases.a) and found.head and found.top_inside == 1
     assert 130 < found.extent[0] < 200 and 160 < found.extent[1] < 250  # a head, in mm
 
@@ -102,8 +102,8 @@ def test_volumes_that_cannot_be_used_are_told(cohort: phantom.Cohort, tmp_path: 
     mr = tmp_path / "mr"
     shutil.copytree(cohort.train_mr[0].parent, mr)
     (mr / "broken.nii.gz").write_bytes(b"no volume")
-    found = fingerprint(from_folders(mr, cohort.train_ct[0].parent).a, "MR")
-    assert found.opened == len(cohort.train_mr) + 1 and len(found.problems) == 1
+    found = describe(from_folders(mr, cohort.train_ct[0].parent).a, "MR")
+    assert found.measured == len(cohort.train_mr) + 1 and len(found.problems) == 1
     (told,) = (line for line in plan.decide(found, CT, CPU).warnings if "cannot be used" in line)
     assert "1 of 3 MR volumes" in told and "broken.nii.gz" in told and "\n" not in told
 

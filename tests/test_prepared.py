@@ -17,6 +17,7 @@ from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, open_prep
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
+from medcyclegan.survey.volume import Survey
 
 MODALITIES = {"a": "MR", "b": "CT"}
 
@@ -127,7 +128,7 @@ def test_pairs_on_different_grids_are_refused(cohort: phantom.Cohort, tmp_path: 
 def test_pairs_whose_working_grids_differ_by_rounding_are_refused(tmp_path: Path) -> None:
     """Voxels of 0.5 and 0.50002 mm lie 0.002 mm apart at most, and 100 of them become 50 and 51 voxels of 1 mm."""
     a, b = (Grid((100, 40, 40), np.diag([step, 0.5, 0.5, 1.0])) for step in (0.5, 0.50002))
-    known = {f"pairs_{d}/p": Source({}, grid, False, (), None) for d, grid in (("a", a), ("b", b))}
+    known = {f"pairs_{d}/p": Source({}, (Survey(Path("p"), grid=grid),), (), None) for d, grid in (("a", a), ("b", b))}
     cohort = Cohort((), (), (Pair("p", tmp_path / "a.nii", tmp_path / "b.nii"),))
     failed: dict[str, str] = {}
     _refuse_misfits(cohort, known, failed, (2.0, 2.0, 2.0), False)

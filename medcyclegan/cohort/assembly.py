@@ -26,15 +26,16 @@ from typing import Any
 from medcyclegan.atomic import write_json
 from medcyclegan.cohort.contrasts import join_contrasts, named_contrasts, shows
 from medcyclegan.cohort.datalist import Case, Cohort, Pair, check_cohort
-from medcyclegan.cohort.duplicates import Fingerprint, fingerprints
+from medcyclegan.cohort.duplicates import refuse_one_as_two, survey_images, without_copies
 from medcyclegan.cohort.layouts import read_layout
 from medcyclegan.cohort.layouts.scan import Scan, text
 from medcyclegan.cohort.splits import SPLITS, fold_patients, split_patients, strata
-from medcyclegan.data.pairs import few, on_one_grid
 from medcyclegan.documents import read_json
-from medcyclegan.errors import InputError, raise_all
+from medcyclegan.errors import InputError, few, raise_all
+from medcyclegan.io.grid import on_one_grid
 from medcyclegan.io.reader import case_id
 from medcyclegan.progress import Progress
+from medcyclegan.survey.volume import Survey
 
 DOMAINS = ("a", "b")
 _ENTRIES = {"train": ("a", "b"), "val": ("val_a", "val_b"), "test": ("test_a", "test_b")}
@@ -169,9 +170,9 @@ def assemble(
     _refuse_twins(taken)
     taken = _inherited(taken)
     _refuse_leaks(taken)
-    prints, failed = fingerprints((image for scan in taken for image in scan.images), progress=progress)
-    _refuse_one_as_two(taken, prints)
-    taken, merged = _without_copies(taken, prints)
+    surveys, failed = survey_images((image for scan in taken for image in scan.images), progress=progress)
+    refuse_one_as_two(taken, surveys)
+    taken, merged = without_copies(taken, surveys)
     # What cannot be read validates nothing and tests nothing.
     unread = [replace(scan, split=scan.split or "train") for scan in taken if _unread(scan, failed)]
     taken, where = _split(
@@ -182,7 +183,7 @@ def assemble(
     about: dict[str, Any] = {"root": str(root), "layout": found.layout, "reason": found.reason, "seed": seed}
     about |= {"val": val, "test": test, "folds": folds, "modalities": dict(modalities)}
     about |= {"contrasts": {d: c for d, c in (contrasts or {}).items() if c}}
-    pairs, unpaired = _pairs(taken, prints, where)
+    pairs, unpaired = _pairs(taken, surveys, where)
     return Assembly(tuple(taken), where, pairs, failed, (*notes, *merged, *unpaired), about, names)
 
 
@@ -295,16 +296,6 @@ def _refuse_twins(scans: Sequence[Scan]) -> None:
     )
 
 
-def _refuse_one_as_two(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> None:
-    """Two contrasts of a case are not the same voxels."""
-    problems = []
-    for scan in scans:
-        voxels = [prints[image].voxels for image in scan.images if image in prints]
-        if len(set(voxels)) < len(voxels):
-            problems.append(f"domain {scan.domain}, '{scan.case}': {', '.join(map(str, scan.images))}")
-    raise_all(problems, "two contrasts of a case are copies of one scan:")
-
-
 def _unread(scan: Scan, failed: Mapping[Path, str]) -> bool:
     return any(image in failed for image in scan.images)
 
@@ -330,47 +321,6 @@ def _refuse_leaks(scans: Sequence[Scan]) -> None:
         "the same name does not mean the same patient, say what does with --patient ('(.*)': every file is another "
         "patient):",
     )
-
-
-def _without_copies(scans: Sequence[Scan], prints: Mapping[Path, Fingerprint]) -> tuple[list[Scan], list[str]]:
-    """One scan of every group of copies, with the owners of copies united into one patient, and what was done.
-
-    Raises:
-        InputError: copies are in both domains, or on two sides of the split.
-    """
-    groups = defaultdict(list)
-    for scan in scans:
-        if scan.image in prints:
-            groups[prints[scan.image].voxels].append(scan)
-    crossing, leaking, notes = [], [], []
-    same: dict[str, str] = {}
-    dropped: set[Scan] = set()
-    for group in groups.values():
-        if len(group) == 1:
-            continue
-        # The shortest name first: a copy is called "x copy" or "x (1)".
-        copies = sorted(group, key=lambda scan: (len(str(scan.image)), str(scan.image)))
-        files = ", ".join(str(scan.image) for scan in copies)
-        if len({scan.domain for scan in copies}) > 1:
-            crossing.append(files)
-        elif len({scan.split or "train" for scan in copies}) > 1:
-            leaking.append(files)
-        else:
-            dropped |= set(copies[1:])
-            notes.append(f"copies of one scan, of which only the first is taken: {files}")
-            # Somebody without a name gets none by this.
-            owners = sorted({_chief(same, scan.patient) for scan in copies if scan.patient})
-            same |= dict.fromkeys(owners[1:], owners[0])
-    raise_all(crossing, "the same scan is in both domains; take one away:")
-    raise_all(leaking, "copies of one scan are in more than one of train, val and test; keep one:")
-    kept = [replace(scan, patient=_chief(same, scan.patient)) for scan in scans if scan not in dropped]
-    return kept, notes
-
-
-def _chief(same: Mapping[str, str], patient: str) -> str:
-    while patient in same:
-        patient = same[patient]
-    return patient
 
 
 def _split(
@@ -420,7 +370,7 @@ def _require_training(scans: Sequence[Scan], failed: Mapping[Path, str]) -> None
 
 
 def _pairs(
-    scans: Sequence[Scan], prints: Mapping[Path, Fingerprint], folds: Mapping[str, int]
+    scans: Sequence[Scan], surveys: Mapping[Path, Survey], folds: Mapping[str, int]
 ) -> tuple[tuple[tuple[Scan, Scan], ...], list[str]]:
     """(a, b) of one patient on one grid, where there is one such b only; and who is no pair although both were scanned.
 
@@ -428,15 +378,14 @@ def _pairs(
     """
     by_patient = defaultdict(list)
     for scan in scans:
-        if scan.domain == "b" and scan.patient and scan.image in prints:
+        if scan.domain == "b" and scan.patient and scan.image in surveys:
             by_patient[scan.patient].append(scan)
     found = []
     alone: dict[str, list[str]] = defaultdict(list)
     for a in scans:
-        if a.domain != "a" or not a.patient or a.image not in prints:
+        if a.domain != "a" or not a.patient or a.image not in surveys:
             continue
-        grid = prints[a.image].grid
-        fitting = [b for b in by_patient[a.patient] if on_one_grid(prints[b.image].grid, grid)]
+        fitting = [b for b in by_patient[a.patient] if _on_one_grid(surveys[a.image], surveys[b.image])]
         if len(fitting) == 1:
             found.append((a, fitting[0]))
         elif by_patient[a.patient] and (a.split != "train" or folds):
@@ -446,6 +395,10 @@ def _pairs(
         for reason, cases in alone.items()
     ]
     return tuple(found), notes
+
+
+def _on_one_grid(a: Survey, b: Survey) -> bool:
+    return a.grid is not None and b.grid is not None and on_one_grid(a.grid, b.grid)
 
 
 def _relative_images(scan: Scan, folder: Path) -> str | list[str]:

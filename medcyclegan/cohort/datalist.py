@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan.documents import read_json, read_table
-from medcyclegan.errors import InputError, raise_all
+from medcyclegan.errors import InputError, few, raise_all
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import case_id, list_volumes, volume_files
 
@@ -312,7 +312,7 @@ def check_cohort(cohort: Cohort, source: str) -> Cohort:
         for pair in cohort.pairs:
             counts.setdefault(len(pair.images[domain]), []).append(f"{pair.id} (pair)")
         if len(counts) > 1:
-            told = "; ".join(f"{count} in {_few(ids)}" for count, ids in sorted(counts.items()))
+            told = "; ".join(f"{count} in {few(ids, 8)}" for count, ids in sorted(counts.items()))
             problems.append(f"{domain}: every case needs the same number of contrasts, but there are {told}")
     raise_all(problems, f"the cohort of {source} cannot be used:")
     trained = {image.resolve() for case in (*cohort.a, *cohort.b) for image in case.images}
@@ -336,10 +336,6 @@ def _files(case: Case | Pair) -> list[Path]:
 def _short(value: Any, most: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _few(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _absent(file: Path) -> str | None:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
-from medcyclegan.errors import InputError
-from medcyclegan.io.grid import Grid
+from medcyclegan.cohort.layouts.scan import Scan
+from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
-from medcyclegan.io.reader import grid_of, read_volume
+from medcyclegan.io.reader import read_volume
 from medcyclegan.machine import cores
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.survey.volume import Survey, measure_volume
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a volume is known by.
-
-    Attributes:
-        voxels: BLAKE2b of the float32 values in the order of the axes nearest RAS+, and of their shape. The place in
-            space is not in it: a copy whose header was changed is a copy.
-        grid: where the voxels lie.
-    """
-
-    voxels: str
-    grid: Grid
-
-
-def fingerprints(
+def survey_images(
     images: Iterable[Path], *, progress: Progress | None = None, workers: int | None = None
-) -> tuple[dict[Path, Fingerprint], dict[Path, str]]:
-    """Read every volume once, several at a time.
+) -> tuple[dict[Path, Survey], dict[Path, str]]:
+    """Read every volume once, several at a time; anatomy is not looked at.
 
     Args:
         images: files, DICOM folders or choices of a series.
@@ -45,19 +29,19 @@ def fingerprints(
         workers: threads; by default one per core, at most 8. Each holds one volume in memory.
 
     Returns:
-        Image -> fingerprint, and image -> why it cannot be read.
+        Image -> survey, and image -> why it cannot be read.
     """
     listed = sorted(set(images))
-    found: dict[Path, Fingerprint] = {}
+    found: dict[Path, Survey] = {}
     failed: dict[Path, str] = {}
     pool = ThreadPoolExecutor(workers or min(8, cores()))
     try:
         # What is odd about a readable volume is told when it is prepared.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            results = zip(listed, pool.map(_fingerprint, listed), strict=True)
+            results = zip(listed, pool.map(_survey, listed), strict=True)
             for image, result in (progress or Silent()).track(results, len(listed), "comparing volumes"):
-                if isinstance(result, Fingerprint):
+                if isinstance(result, Survey):
                     found[image] = result
                 else:
                     failed[image] = result
@@ -66,14 +50,60 @@ def fingerprints(
     return found, failed
 
 
-def _fingerprint(image: Path) -> Fingerprint | str:
+def _survey(image: Path) -> Survey | str:
     try:
         # Whether color is wanted is asked when the volume is prepared; it tells copies apart as well as gray.
-        volume = read_volume(image, GrayLevels(gray=True))
+        return measure_volume(read_volume(image, GrayLevels(gray=True)), anatomy=False)
     except (InputError, OSError) as error:
         return str(error)
-    grid = grid_of(volume)
-    array = nib.orientations.apply_orientation(volume.numpy()[0], nib.orientations.io_orientation(grid.affine))
-    digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array, dtype=np.float32).data)
-    return Fingerprint(digest.hexdigest(), grid)
+
+
+def refuse_one_as_two(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> None:
+    """Two contrasts of a case are not the same voxels."""
+    problems = []
+    for scan in scans:
+        digests = [surveys[image].digest for image in scan.images if image in surveys]
+        if len(set(digests)) < len(digests):
+            problems.append(f"domain {scan.domain}, '{scan.case}': {', '.join(map(str, scan.images))}")
+    raise_all(problems, "two contrasts of a case are copies of one scan:")
+
+
+def without_copies(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> tuple[list[Scan], list[str]]:
+    """One scan of every group of copies, with the owners of copies united into one patient, and what was done.
+
+    Raises:
+        InputError: copies are in both domains, or on two sides of the split.
+    """
+    groups = defaultdict(list)
+    for scan in scans:
+        if scan.image in surveys:
+            groups[surveys[scan.image].digest].append(scan)
+    crossing, leaking, notes = [], [], []
+    same: dict[str, str] = {}
+    dropped: set[Scan] = set()
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        # The shortest name first: a copy is called "x copy" or "x (1)".
+        copies = sorted(group, key=lambda scan: (len(str(scan.image)), str(scan.image)))
+        files = ", ".join(str(scan.image) for scan in copies)
+        if len({scan.domain for scan in copies}) > 1:
+            crossing.append(files)
+        elif len({scan.split or "train" for scan in copies}) > 1:
+            leaking.append(files)
+        else:
+            dropped |= set(copies[1:])
+            notes.append(f"copies of one scan, of which only the first is taken: {files}")
+            # Somebody without a name gets none by this.
+            owners = sorted({_chief(same, scan.patient) for scan in copies if scan.patient})
+            same |= dict.fromkeys(owners[1:], owners[0])
+    raise_all(crossing, "the same scan is in both domains; take one away:")
+    raise_all(leaking, "copies of one scan are in more than one of train, val and test; keep one:")
+    kept = [replace(scan, patient=_chief(same, scan.patient)) for scan in scans if scan not in dropped]
+    return kept, notes
+
+
+def _chief(same: Mapping[str, str], patient: str) -> str:
+    while patient in same:
+        patient = same[patient]
+    return patient

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from medcyclegan.cohort.datalist import Case
 from medcyclegan.data.stored_case import read_record
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.headers import Header
 from medcyclegan.io.pictures import PICTURE_SUFFIXES
-from medcyclegan.io.reader import grid_of, read_volume, volume_files
-from medcyclegan.qc import NOTE, Volume, of_volume
-from medcyclegan.qc.hounsfield import looks_like_hu
-from medcyclegan.qc.survey import measure_values
+from medcyclegan.io.reader import grid_of, read_mask, read_volume, volume_files
+from medcyclegan.qc import NOTE, Volume, volume_findings
+from medcyclegan.survey.volume import Survey, measure_volume
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the first look at a case's files told."""
+    """What the first look at a case's files found.
 
-    content: dict[str, Any]  # hashes of the files
-    grid: Grid
-    hu: bool
+    Attributes:
+        content: hashes of the files.
+        surveys: of the contrasts, in order.
+        findings: why to look at them, one line each.
+        stored: case.json of an earlier preparation of the same content.
+    """
+
+    content: dict[str, Any]
+    surveys: tuple[Survey, ...]
     findings: tuple[str, ...]
-    stored: dict[str, Any] | None  # case.json of an earlier preparation of the same content
+    stored: dict[str, Any] | None
+
+    @property
+    def grid(self) -> Grid:
+        """Of the first contrast."""
+        grid = self.surveys[0].grid
+        assert grid is not None  # what has none cannot be read
+        return grid
+
+    @property
+    def hu(self) -> bool:
+        """Whether the values of the first contrast look like Hounsfield units."""
+        return self.surveys[0].kind == "hu"
 
 
 def content_of(job: Case) -> dict[str, Any]:
@@ -48,41 +62,54 @@ def content_of(job: Case) -> dict[str, Any]:
 
 
 def examine(job: Case, folder: Path, modality: str) -> Source:
+    """Survey the files of a case, or take the surveys that an earlier preparation of the same files stored.
+
+    Args:
+        job: the case.
+        folder: of the prepared case.
+        modality: of its domain, "MR" or "CT".
+
+    Raises:
+        InputError: a file cannot be used, or a contrast is a CT.
+    """
     content = content_of(job)
+    surveys, stored = None, None
     try:
         stored = read_record(folder / "case.json")
         if stored["key"]["content"] == content:
-            told = tuple(stored["findings"])
-            return Source(content, Grid.from_dict(stored["source_grid"]), stored["hu"], told, stored)
+            # Files may have moved since.
+            stored_surveys = [Survey.from_dict(survey) for survey in stored["surveys"]]
+            surveys = [replace(s, file=image) for s, image in zip(stored_surveys, job.images, strict=True)]
     except (ValueError, KeyError, TypeError):
         pass  # nothing usable is stored: the case is made anew
-    first: Grid | None = None
-    hu: list[bool] = []
-    findings: list[str] = []
-    for number, image in enumerate(job.images):
-        volume = read_volume(image, job.levels)
-        grid, values = grid_of(volume), volume.numpy()[0]
-        first = first or grid
-        hu.append(looks_like_hu(values))
-        one = replace(job, id=f"{job.id} (contrast {number + 1})", image=image) if job.further else job
-        findings += _findings(one, values, grid, modality)
-    if job.further and any(hu) and modality == "MR":
-        files = ", ".join(str(image) for image, is_hu in zip(job.images, hu, strict=True) if is_hu)
+    if surveys is None:
+        surveys, stored = _measured(job), None
+    if job.further and modality == "MR" and (ct := [str(s.file) for s in surveys if s.kind == "hu"]):
         raise InputError(
-            f"{files}: a contrast is MR, and these values look like a CT in Hounsfield units.",
+            f"{', '.join(ct)}: a contrast is MR, and these values look like a CT in Hounsfield units.",
             "Take the file out of the list, or put the right one in its place.",
         )
-    assert first is not None  # a case has an image
-    return Source(content, first, hu[0], tuple(findings), None)
+    return Source(content, tuple(surveys), tuple(_findings(job, surveys, modality)), stored)
 
 
-def _findings(job: Case, values: npt.NDArray[np.float32], grid: Grid, modality: str) -> tuple[str, ...]:
-    """What `inspect` would say of this volume by itself, notes and what is told elsewhere aside."""
-    if job.image.name.lower().endswith(PICTURE_SUFFIXES):
-        return ()  # one slice says too little
-    facts = measure_values(values, grid, Header(grid, str(values.dtype)), job.image)
-    told = of_volume(Volume("", job.id, modality, facts))
-    return tuple(str(s) for s in told if s.severity != NOTE and s.code not in ("modality", "no_body"))
+def _measured(job: Case) -> list[Survey]:
+    surveys: list[Survey] = []
+    for image in job.images:
+        volume = read_volume(image, job.levels)
+        body = read_mask(job.body, grid_of(volume)) if job.body and not surveys else None
+        surveys.append(replace(measure_volume(volume, body=body), file=image))
+    return surveys
+
+
+def _findings(job: Case, surveys: Sequence[Survey], modality: str) -> Iterator[str]:
+    """What `inspect` would say of each volume by itself, notes and what preparation says elsewhere aside."""
+    for number, survey in enumerate(surveys, start=1):
+        if survey.single_slice:
+            continue  # it says too little
+        name = f"{job.id} (contrast {number})" if job.further else job.id
+        for finding in volume_findings(Volume("", name, modality, survey)):
+            if finding.severity != NOTE and finding.code not in ("modality", "no_body"):
+                yield str(finding)
 
 
 def content_hash(path: Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcyclegan.data.eligible import PatchSource
-from medcyclegan.data.pairs import few
+from medcyclegan.errors import few
 
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
 MOST_FAR = 0.1  # share of matched patches that may differ by more before it is told

@@ -14,12 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.errors import raise_all
-from medcyclegan.io.grid import Grid
+from medcyclegan.errors import few, raise_all
+from medcyclegan.io.grid import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 
-# Voxels of the same index lie at most this far apart in both halves: mm, and share of the smallest spacing.
-SAME_GRID_MM = 0.1
-SAME_GRID_VOXELS = 0.1
 SMALLEST_COMMON = 0.9  # share of each half's body that lies in the other's; below, it is told
 
 Bools = npt.NDArray[np.bool_]
@@ -35,17 +32,6 @@ class PairHalf(Protocol):
     def body(self) -> Bools:
         """(X, Y, Z)."""
         ...
-
-
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def on_one_grid(a: Grid, b: Grid) -> bool:
-    """Whether voxels of the same index show the same place: to within 0.1 mm and a tenth of the smallest spacing."""
-    finest = float(min(a.spacing.min(), b.spacing.min()))
-    return a.matches(b, min(SAME_GRID_MM, SAME_GRID_VOXELS * finest))
 
 
 def require_pairs(a: Sequence[PairHalf], b: Sequence[PairHalf]) -> None:

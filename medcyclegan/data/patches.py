@@ -24,10 +24,10 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.eligible import PatchSource, areas, eligible_in_both, eligible_slices, shows_something
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import MATCH_TOLERANCE, reached, relative_height, warn_of_cut_heads, with_partners
-from medcyclegan.data.pairs import few, require_pairs
+from medcyclegan.data.pairs import require_pairs
 from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.data.windows import BACKGROUND, Bools, Floats, Values, choose_window, stack_of_slices
-from medcyclegan.errors import InputError, raise_all
+from medcyclegan.errors import InputError, few, raise_all
 
 PLANES: dict[str, int] = {
     "sagittal": 0,

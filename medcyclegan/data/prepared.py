@@ -14,13 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from medcyclegan.atomic import atomic_folder
 from medcyclegan.cohort.datalist import Case, Cohort, contrast_names
 from medcyclegan.data.examination import Source, examine
-from medcyclegan.data.pairs import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 from medcyclegan.data.prepared_folder import (
     FORMAT,
     GROUPS,
@@ -41,11 +39,12 @@ from medcyclegan.data.stored_case import (
     write_record,
 )
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import SAME_GRID_MM, SAME_GRID_VOXELS, Grid, on_one_grid
 from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.qc.hounsfield import modality_findings
+from medcyclegan.survey.features import features_of
+from medcyclegan.survey.hounsfield import modality_findings
 from medcyclegan.transforms.contrasts import APART_MM, landmark_shares_of, prepare_contrasts
 from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.intensity import CT_WINDOW
@@ -363,6 +362,7 @@ def _store(
     body = read_mask(job.body, grid_of(volume)) if job.body else None
     body = body if covered is None or body is None else body & covered
     prepared = prepare_contrasts([volume, *others], preparations, body, names=names)
+    images = prepared.image if prepared.image.ndim == 4 else prepared.image[None]
     with atomic_folder(folder) as temporary:
         checksums = save_arrays(prepared, temporary)
         if picture is not None:
@@ -374,8 +374,8 @@ def _store(
                 "image_file": str(job.image),
                 "key": key,
                 "checksums": checksums,
-                "hu": source.hu,
-                "findings": list(source.findings),
+                "features": features_of(source.surveys[0], images, prepared.body, prepared.grid).to_dict(),
+                "surveys": [survey.to_dict() for survey in source.surveys],
                 "grid": prepared.grid.to_dict(),
                 "source_grid": prepared.source_grid.to_dict(),
                 "scaler": prepared.scaler.to_dict(),
@@ -431,7 +431,6 @@ def _require_both(known: Mapping[str, Any] | set[str], failed: Mapping[str, str]
 
 def _median_spacing(grids: list[Grid]) -> tuple[float, float, float]:
     """Median spacing along right, anterior, superior over all volumes, mm."""
-    # The first column of an orientation says which world axis each voxel axis runs along.
-    reordered = [grid.spacing[np.argsort(nib.orientations.io_orientation(grid.affine)[:, 0])] for grid in grids]
+    reordered = [grid.spacing[grid.ras_order] for grid in grids]
     x, y, z = np.median(reordered, axis=0).round(2)
     return float(x), float(y), float(z)

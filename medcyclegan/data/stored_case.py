@@ -29,6 +29,7 @@ from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
+from medcyclegan.survey.features import Features
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import FurtherContrast, PreparedCase
 
@@ -46,6 +47,7 @@ class StoredCase:
     source_grid: Grid
     scaler: Scaler
     image_file: Path  # where the scan came from
+    features: Features
     blanked_ml: float = 0.0  # of an MR that was defaced, mL
     further: tuple[FurtherContrast, ...] = ()  # contrasts after the first, in order
     key: str = ""  # digest of what it was made from
@@ -107,6 +109,7 @@ def open_case(folder: Path) -> StoredCase:
             source_grid=Grid.from_dict(content["source_grid"]),
             scaler=Scaler.from_dict(content["scaler"]),
             image_file=Path(content["image_file"]),
+            features=Features.from_dict(content["features"]),
             blanked_ml=float(content["blanked_ml"]),
             further=tuple(
                 FurtherContrast(

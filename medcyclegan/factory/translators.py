@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +19,7 @@ from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.translator import Translator
 from medcyclegan.networks.cpu import accelerate
+from medcyclegan.survey.features import Features
 from medcyclegan.training.checkpoint import (
     BEST_NAME,
     NEEDED_TO_TRANSLATE,
@@ -124,7 +124,7 @@ class _Domain:
     names: list[str]
     preparations: list[Preparation]
     scaler: Scaler
-    cohort: list[dict[str, Any]] | None
+    cohort: list[Features] | None
 
 
 def _domain(content: dict[str, Any], path: Path, domain: str) -> _Domain:
@@ -142,12 +142,9 @@ def _domain(content: dict[str, Any], path: Path, domain: str) -> _Domain:
     with reading(path, f"{place}.scaler"):
         _require_truth(inverted=scaler["inverted"])
         made = Scaler.from_dict(scaler)
-    cohort = told.get("cohort")
     with reading(path, f"{place}.cohort"):
-        for key in ("spacing_mm", "field_of_view_mm", "body_liters", "histogram") if cohort else ():
-            if not np.isfinite(np.array([case[key] for case in cohort], dtype=np.float64)).all():
-                raise ValueError(f"{key} is not finite")
-    return _Domain(name, [name for name, _ in contrasts], preparations, made, cohort)
+        cohort = [Features.from_dict(case) for case in told.get("cohort") or ()]
+    return _Domain(name, [name for name, _ in contrasts], preparations, made, cohort or None)
 
 
 def _require_truth(**values: object) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from medcyclegan import __version__, config, ranks
 from medcyclegan.config import Experiment
-from medcyclegan.data.pairs import on_one_grid
 from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
@@ -23,7 +22,7 @@ from medcyclegan.data.stored_case import StoredCase
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.inference.planes import translate_volume
-from medcyclegan.inference.quality import features
+from medcyclegan.io.grid import on_one_grid
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
 from medcyclegan.training.guards import (
     FiniteGuard,
@@ -113,7 +112,7 @@ def _several_contrasts(prepared: PreparedCohort, domain: str) -> dict[str, Any]:
 def _features(cases: Sequence[StoredCase]) -> list[dict[str, Any]]:
     """What the training volumes are like, of at most `DESCRIBED` of them, so that conversion can tell strangers."""
     every = max(1, -(-len(cases) // DESCRIBED))
-    return [features(case) for case in cases[::every]]
+    return [case.features.to_dict() for case in cases[::every]]
 
 
 def _display_window(domain: dict[str, Any]) -> tuple[float, float]:

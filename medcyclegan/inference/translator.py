@@ -20,7 +20,6 @@ from medcyclegan.inference.planes import ACROSS, Plane, plane_window, translate_
 from medcyclegan.inference.quality import (
     SPREAD_THRESHOLD_HU,
     coverage_flags,
-    features,
     flags,
     jumping_slices,
     share_above,
@@ -32,6 +31,8 @@ from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.reader import as_volume
 from medcyclegan.io.writer import to_int16, write_volume
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.survey.features import Features, features_of
+from medcyclegan.survey.volume import measure_volume
 from medcyclegan.transforms.contrasts import APART_MM, prepare_contrasts
 from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.intensity import Scaler
@@ -91,6 +92,7 @@ class Source:
 
     case: PreparedCase
     nifti: Mapping[str, Any] | None
+    features: Features | None = None  # where the training volumes' are known
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ class Translator:
         bf16: compute a volume in bfloat16 where that is measured to change it by less than 2 HU.
         ensemble: planes and flips.
         backward: the generator of the other direction, for the cycle map.
-        cohort: features of the training volumes (`inference.quality.features`); None where they are unknown.
+        cohort: features of the training volumes; None where they are unknown.
         others: further checkpoints of the ensemble, in the same preparation and units.
         contrasts: names of the contrasts that it takes, in order, where it takes several.
         further: how each contrast after the first is prepared.
@@ -155,7 +157,7 @@ class Translator:
         bf16: bool = False,
         ensemble: Ensemble | None = None,
         backward: nn.Module | None = None,
-        cohort: Sequence[dict[str, Any]] | None = None,
+        cohort: Sequence[Features] | None = None,
         others: Sequence[Translator] = (),
         contrasts: Sequence[str] = (),
         further: Sequence[Preparation] = (),
@@ -228,7 +230,11 @@ class Translator:
                 f"{name}: a picture is one axial slice, and this model or ensemble takes more.",
                 "Give the volume that it was made of.",
             )
-        return Source(case, kept_fields(volume.meta))
+        features = None
+        if self.cohort:
+            images = case.image if case.image.ndim == 4 else case.image[None]
+            features = features_of(measure_volume(volume, body=body), images, case.body, case.grid)
+        return Source(case, kept_fields(volume.meta), features)
 
     def _parts(self, image: Any) -> Sequence[Any]:
         """The volumes of the contrasts, in order."""
@@ -307,8 +313,8 @@ class Translator:
             hu = (self.scaler.high - self.scaler.low) / 2
             changes = [None if change is None else change * hu for change in prediction.bf16_changes]
             record["bf16_changes_hu"] = [round(c, 3) if c is not None and np.isfinite(c) else None for c in changes]
-        if self.cohort:
-            unlike = flags(features(case), self.cohort, self.preparation.modality, self.contrasts)
+        if self.cohort and source.features is not None:
+            unlike = flags(source.features, self.cohort, self.preparation.modality, self.contrasts)
             record |= {"cohort": "known", "flags": unlike}
         else:
             record |= {"cohort": "unknown: the checkpoint does not describe its training volumes", "flags": []}

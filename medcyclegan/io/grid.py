@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +19,9 @@ import numpy.typing as npt
 SHEAR_COSINE = 1e-3
 # Up to this distance two statements are about the same voxel: float32 headers and three decimals are that coarse.
 SAME_MM = 1e-2
+# Voxels of the same index in both volumes of a pair lie at most this far apart: mm, and share of the smallest spacing.
+SAME_GRID_MM = 0.1
+SAME_GRID_VOXELS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,16 @@ class Grid:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
+    def ras_order(self) -> npt.NDArray[np.intp]:
+        """Which of the axes are nearest to right, anterior, superior, (3,)."""
+        return np.argsort(nib.orientations.io_orientation(self.affine)[:, 0])
+
+    @property
+    def field_of_view(self) -> npt.NDArray[np.float64]:
+        """How far it reaches along its axes nearest to right, anterior, superior, (3,), mm."""
+        return (np.array(self.shape) * self.spacing)[self.ras_order]
+
+    @property
     def shear(self) -> float:
         """Largest cosine between two axes; 0 where they are orthogonal."""
         unit = self.affine[:3, :3] / self.spacing
@@ -76,6 +90,12 @@ class Grid:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Grid:
         return cls(tuple(content["shape"]), np.array(content["affine"], dtype=np.float64))
+
+
+def on_one_grid(a: Grid, b: Grid) -> bool:
+    """Whether voxels of the same index show the same place: to within 0.1 mm and a tenth of the smallest spacing."""
+    finest = float(min(a.spacing.min(), b.spacing.min()))
+    return a.matches(b, min(SAME_GRID_MM, SAME_GRID_VOXELS * finest))
 
 
 def reordered(array: npt.NDArray[Any], grid: Grid, like: Grid) -> npt.NDArray[Any] | None:

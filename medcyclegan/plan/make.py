@@ -9,7 +9,7 @@ from medcyclegan import config, factory
 from medcyclegan.cohort.datalist import Case
 from medcyclegan.config import Experiment
 from medcyclegan.errors import InputError
-from medcyclegan.plan.domain import Fingerprint, fingerprint
+from medcyclegan.plan.domain import Domain, describe
 from medcyclegan.plan.plan import Machine, Plan
 from medcyclegan.plan.rules import BOX, decide
 from medcyclegan.progress import Progress
@@ -40,7 +40,7 @@ def make_plan(
         )
     cohort, domains = factory.cohort(experiment, progress), experiment.domains
     a, b = (
-        fingerprint(
+        describe(
             [replace(case, levels=cohort.levels.get(key)) for case in cases],
             getattr(domains, key).modality,
             progress,
@@ -55,7 +55,7 @@ def make_plan(
     return plan
 
 
-def _choose_steps(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine, hours: float) -> None:
+def _choose_steps(plan: Plan, a: Domain, b: Domain, machine: Machine, hours: float) -> None:
     settings = plan.content["training"]
     spacing = plan.content["preparation"]["spacing"]
     thick = spacing[2] if plan.content["patches"]["spatial_dims"] == 2 else BOX[2] * spacing[2] / 2
@@ -79,10 +79,10 @@ def _choose_steps(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine, 
 
 def _name_data(plan: Plan, data: config.Data) -> None:
     """Name the volumes that were planned for, so that the plan can be trained from any folder."""
-    told = data.model_dump(mode="json", exclude_defaults=True)
+    given = data.model_dump(mode="json", exclude_defaults=True)
     reason = "what was planned for; whole paths, so that the plan can be used from any folder"
-    for key, value in told.items():
+    for key, value in given.items():
         if key in config.DATA_PATHS:
-            told[key] = str(Path(value).expanduser().absolute())
+            given[key] = str(Path(value).expanduser().absolute())
         plan.reasons[f"data.{key}"], reason = reason, "as given"
-    plan.content = {"data": told, **plan.content}
+    plan.content = {"data": given, **plan.content}

@@ -14,7 +14,7 @@ import numpy as np
 from medcyclegan import config, factory
 from medcyclegan.data.patches import LEAST_FILLED, filled_share
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.plan.domain import Fingerprint, field_of_view
+from medcyclegan.plan.domain import Domain
 from medcyclegan.plan.plan import GIB, Machine, Plan, gib
 from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.pipeline import FEWEST_VOXELS, require_size
@@ -31,9 +31,7 @@ STACK_MM = 3.0  # neighboring slices further apart than this show other anatomy
 SLAB_MM = 60.0  # lower ones are about alike from end to end: nothing in them tells which part of a head they show
 
 
-def decide(
-    a: Fingerprint, b: Fingerprint, machine: Machine, domains: Mapping[str, config.Domain] | None = None
-) -> Plan:
+def decide(a: Domain, b: Domain, machine: Machine, domains: Mapping[str, config.Domain] | None = None) -> Plan:
     """Everything but the number of steps, from what is known of the domains and the machine.
 
     Args:
@@ -51,7 +49,7 @@ def decide(
     for domain in (a, b):
         if domain.problems:
             plan.warnings.append(
-                f"{'at least ' * (domain.opened < domain.volumes)}{len(domain.problems)} of {domain.volumes} "
+                f"{'at least ' * (domain.measured < domain.volumes)}{len(domain.problems)} of {domain.volumes} "
                 f"{domain.modality} volumes cannot be used, the first because: "
                 f"{domain.problems[0].splitlines()[0].rstrip('.')}"
             )
@@ -74,7 +72,7 @@ def decide(
     return plan
 
 
-def _choose_spacing(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine) -> None:
+def _choose_spacing(plan: Plan, a: Domain, b: Domain, machine: Machine) -> None:
     median = np.median([a.spacing, b.spacing], axis=0)
     reason = f"mm; median of the volumes ({a.modality} {_by(a.spacing)}, {b.modality} {_by(b.spacing)})"
     spacing = median.copy()
@@ -99,7 +97,7 @@ def _choose_spacing(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine
             )
 
 
-def _fine_enough(plan: Plan, spacing: list[float], a: Fingerprint, b: Fingerprint) -> tuple[list[float], str]:
+def _fine_enough(plan: Plan, spacing: list[float], a: Domain, b: Domain) -> tuple[list[float], str]:
     """The spacing, finer where a volume would have too few voxels of it, and why.
 
     Every volume needs `FEWEST_VOXELS` along each axis; and of each domain one volume twice as many along both axes of a
@@ -108,7 +106,7 @@ def _fine_enough(plan: Plan, spacing: list[float], a: Fingerprint, b: Fingerprin
     limits = np.full(3, np.inf)
     thin: list[tuple[float, str]] = []
     for domain in (a, b):
-        fields = {name: field_of_view(grid) for name, grid in domain.grids.items()}
+        fields = {name: grid.field_of_view for name, grid in domain.grids.items()}
         few = []
         for name, lengths in fields.items():
             axes = 2 if domain.grids[name].shape[2] == 1 else 3
@@ -134,18 +132,18 @@ def _fine_enough(plan: Plan, spacing: list[float], a: Fingerprint, b: Fingerprin
     return finer, f"; so fine that every volume has at least {FEWEST_VOXELS} voxels along each axis"
 
 
-def _working_shapes(domain: Fingerprint, spacing: Sequence[float], dims: int) -> list[tuple[int, ...]]:
+def _working_shapes(domain: Domain, spacing: Sequence[float], dims: int) -> list[tuple[int, ...]]:
     """Voxels of every volume along the axes of a patch."""
     return [working_grid(grid, spacing).shape[:dims] for grid in domain.grids.values()]
 
 
-def _fits(domain: Fingerprint, spacing: Sequence[float], size: Sequence[int]) -> bool:
+def _fits(domain: Domain, spacing: Sequence[float], size: Sequence[int]) -> bool:
     """Whether the largest volume fills enough of a patch for `train`."""
     shapes = _working_shapes(domain, spacing, len(size))
     return not shapes or max(filled_share(shape, size) for shape in shapes) >= LEAST_FILLED
 
 
-def _choose_patches(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine) -> None:
+def _choose_patches(plan: Plan, a: Domain, b: Domain, machine: Machine) -> None:
     spacing = plan.content["preparation"]["spacing"]
     thickness = max(a.spacing[2], b.spacing[2])
     fewest = min(a.volumes, b.volumes)
@@ -190,7 +188,7 @@ def _choose_patches(plan: Plan, a: Fingerprint, b: Fingerprint, machine: Machine
     plan.choose("patches.size", size, reason)
 
 
-def _choose_sampling(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
+def _choose_sampling(plan: Plan, a: Domain, b: Domain) -> None:
     if a.head and b.head:
         plan.choose("patches.flip", True, "a head is nearly symmetric")
     dims = plan.content["patches"]["spatial_dims"]
@@ -253,7 +251,7 @@ def _choose_networks(plan: Plan, machine: Machine) -> None:
     plan.choose("model.discriminator", {"filters": 64, "layers": 3}, "as in the CycleGAN paper: sees 70 x 70 voxels")
 
 
-def _slices_to_learn_from(plan: Plan, a: Fingerprint, b: Fingerprint) -> float:
+def _slices_to_learn_from(plan: Plan, a: Domain, b: Domain) -> float:
     """At least so many slices of either domain have enough body; infinite where nothing is known."""
     step = plan.content["preparation"]["spacing"][2]
     # One less than fit, because the uppermost and the lowest may fall below the limit once resampled.
@@ -296,7 +294,7 @@ def _fit_memory(plan: Plan, machine: Machine, slices: float) -> None:
             )
 
 
-def _require_accepted(plan: Plan, a: Fingerprint, b: Fingerprint) -> None:
+def _require_accepted(plan: Plan, a: Domain, b: Domain) -> None:
     """Ask the rule by which a preparation refuses volumes.
 
     Raises:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from medcyclegan.qc.cohort_rules import of_cohort
+from medcyclegan.qc.cohort_rules import cohort_findings
 from medcyclegan.qc.kinds import Kind, kinds
 from medcyclegan.qc.rules import ERROR, NOTE, RULES, SEVERITIES, WARNING, Finding, Rule, Volume
-from medcyclegan.qc.volume_rules import of_volume
+from medcyclegan.qc.volume_rules import volume_findings
 
 __all__ = [
     "ERROR",
@@ -25,25 +25,25 @@ __all__ = [
     "Kind",
     "Rule",
     "Volume",
-    "findings_of",
+    "all_findings",
+    "cohort_findings",
     "kinds",
-    "of_cohort",
-    "of_volume",
+    "volume_findings",
 ]
 
 _OF_UPRIGHT_HEADS = {"contrast", "stripped", "defaced"}
 
 
-def findings_of(members: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
+def all_findings(volumes: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
     """Everything that is suspicious about a cohort, errors first, then in the order of `RULES`.
 
     Args:
-        members: of all domains; domain "" is no cohort, its volumes are compared for duplicates only.
+        volumes: of all domains; domain "" is no cohort, its volumes are compared for duplicates only.
         modalities: domain -> "MR" or "CT".
     """
-    beside = of_cohort(members, modalities)
+    beside = cohort_findings(volumes, modalities)
     turned = {s.file for s in beside if s.code == "turned"}
-    alone = [s for member in members for s in of_volume(member)]
+    alone = [s for volume in volumes for s in volume_findings(volume)]
     # Where the axes are wrong, the face is not where it is looked for.
     found = [s for s in alone if s.file not in turned or s.code not in _OF_UPRIGHT_HEADS]
     # A head that is cut or defaced is unlike the others for that reason.

@@ -7,24 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from medcyclegan.qc.anatomy import SIGNATURE
 from medcyclegan.qc.orientation import turned_or_mirrored, unit
-from medcyclegan.qc.rules import AXES, CUT_TOP_CM2, T1, T2, Finding, Volume
+from medcyclegan.qc.rules import AXES, T1, T2, Finding, Volume
+from medcyclegan.survey.anatomy import CUT_TOP_CM2, SIGNATURE
 
 _SAME = 0.998
 
 
-def of_cohort(members: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
+def cohort_findings(volumes: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
     """What is suspicious about volumes beside each other, and about the domains "a" and "b" beside each other.
 
     Args:
-        members: of all domains.
+        volumes: of all domains.
         modalities: domain to modality, for words only.
     """
-    found: list[Finding] = [*_same_ids(members), *_duplicates(members)]
+    found: list[Finding] = [*_same_ids(volumes), *_duplicates(volumes)]
     domains: dict[str, list[Volume]] = defaultdict(list)
-    for member in members:
-        domains[member.domain].append(member)
+    for volume in volumes:
+        domains[volume.domain].append(volume)
     for domain, inside in domains.items():
         # Volumes of no domain need not belong together.
         for check in (turned_or_mirrored, _mixed_contrasts, _unlike) if domain else ():
@@ -34,31 +34,31 @@ def of_cohort(members: Sequence[Volume], modalities: Mapping[str, str]) -> list[
     return found
 
 
-def _same_ids(members: Sequence[Volume]) -> Iterator[Finding]:
+def _same_ids(volumes: Sequence[Volume]) -> Iterator[Finding]:
     places: dict[tuple[str, str], list[Volume]] = defaultdict(list)
-    for member in members:
-        if member.domain:
-            places[member.domain, member.case].append(member)
+    for volume in volumes:
+        if volume.domain:
+            places[volume.domain, volume.case].append(volume)
     for (domain, case), twins in places.items():
-        for member in twins if len(twins) > 1 else ():
-            others = ", ".join(str(m.survey.file) for m in twins if m is not member)
+        for volume in twins if len(twins) > 1 else ():
+            others = ", ".join(str(m.survey.file) for m in twins if m is not volume)
             yield Finding(
                 "same_id",
                 domain,
-                str(member.survey.file),
+                str(volume.survey.file),
                 f"the case id '{case}' is that of {others} too",
                 "Rename one.",
             )
 
 
-def _duplicates(members: Sequence[Volume]) -> Iterator[Finding]:
+def _duplicates(volumes: Sequence[Volume]) -> Iterator[Finding]:
     by_digest: dict[str, list[Volume]] = defaultdict(list)
-    for member in members:
-        if member.survey.digest and not member.survey.constant:
-            by_digest[member.survey.digest].append(member)
+    for volume in volumes:
+        if volume.survey.digest and not volume.survey.constant:
+            by_digest[volume.survey.digest].append(volume)
     for same in by_digest.values():
-        for index, member in enumerate(same if len(same) > 1 else ()):
-            yield _copy_of(member, same[index - 1], "duplicate", "it has the same voxels as")
+        for index, volume in enumerate(same if len(same) > 1 else ()):
+            yield _copy_of(volume, same[index - 1], "duplicate", "it has the same voxels as")
     # Numbers that are linear in each other have the same signature, in whatever type or format they are.
     singles = [same[0] for same in by_digest.values() if same[0].survey.anatomy is not None]
     if not singles:
@@ -76,18 +76,18 @@ def _duplicates(members: Sequence[Volume]) -> Iterator[Finding]:
                 yield _copy_of(second, first, "mirrored_copy", "it is the left-right mirror image of")
 
 
-def _copy_of(member: Volume, other: Volume, code: str, words: str) -> Finding:
-    across = member.domain != other.domain
+def _copy_of(volume: Volume, other: Volume, code: str, words: str) -> Finding:
+    across = volume.domain != other.domain
     remedy = "The domains must not share volumes; remove one." if across else "Remove one."
     if code == "mirrored_copy":
         remedy = "Find out which one has left and right exchanged, and remove it."
-    return Finding(code, member.domain, str(member.survey.file), f"{words} {other.survey.file}", remedy)
+    return Finding(code, volume.domain, str(volume.survey.file), f"{words} {other.survey.file}", remedy)
 
 
-def _mixed_contrasts(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
+def _mixed_contrasts(domain: str, volumes: Sequence[Volume]) -> Iterator[Finding]:
     heads = {
         m.survey.file: m.survey.anatomy.head.t1_score
-        for m in members
+        for m in volumes
         if m.modality != "CT"
         and m.survey.anatomy
         and m.survey.anatomy.head
@@ -118,41 +118,41 @@ def _mixed_contrasts(domain: str, members: Sequence[Volume]) -> Iterator[Finding
         )
 
 
-def _unlike(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
-    spacings = [(m, m.survey.spacing) for m in members if m.survey.spacing]
+def _unlike(domain: str, volumes: Sequence[Volume]) -> Iterator[Finding]:
+    spacings = [(m, m.survey.spacing) for m in volumes if m.survey.spacing]
     if len(spacings) >= 4:
         median = np.median([s for _, s in spacings], axis=0)
-        for member, spacing in spacings:
+        for volume, spacing in spacings:
             off = [i for i in range(3) if not 0.4 <= spacing[i] / median[i] <= 2.5]
             if off:
                 words = ", ".join(f"{spacing[i]:.3g} mm {AXES[i]} (median {median[i]:.3g})" for i in off)
                 yield Finding(
                     "spacing_unlike",
                     domain,
-                    str(member.survey.file),
+                    str(volume.survey.file),
                     f"voxels measure {words}",
                     "Check the header; leave it out if it is another kind of scan.",
                 )
-    bodies = [(m, m.survey.anatomy) for m in members if m.survey.anatomy]
+    bodies = [(m, m.survey.anatomy) for m in volumes if m.survey.anatomy]
     heads = [(m, b) for m, b in bodies if b.head]
     if len(bodies) >= 5 and len(heads) not in (0, len(bodies)):
         most = len(heads) >= 0.8 * len(bodies)
         odd = [m for m, b in bodies if (b.head is None) == most] if most or len(heads) <= 0.2 * len(bodies) else []
-        for member in odd:
+        for volume in odd:
             what = "no head, as most of the domain are" if most else "a head, as few of the domain are"
             yield Finding(
-                "other_body", domain, str(member.survey.file), f"it shows {what}", "Leave it out, or crop it."
+                "other_body", domain, str(volume.survey.file), f"it shows {what}", "Leave it out, or crop it."
             )
     if len(bodies) >= 4:
         usual = np.median([b.extent_mm for _, b in bodies], axis=0)
-        for member, body in bodies:
+        for volume, body in bodies:
             off = [i for i in (0, 1) if not 1 / 1.5 <= body.extent_mm[i] / usual[i] <= 1.5]
             if off:
                 words = ", ".join(f"{body.extent_mm[i]:.0f} mm {AXES[i]} (median {usual[i]:.0f})" for i in off)
                 yield Finding(
                     "size_unlike",
                     domain,
-                    str(member.survey.file),
+                    str(volume.survey.file),
                     f"the body measures {words}",
                     "Check its voxel size and what it shows.",
                 )
@@ -177,7 +177,7 @@ def _between(a: Sequence[Volume], b: Sequence[Volume], modalities: Mapping[str, 
         [
             float(np.sqrt(body.head.width_mm * body.head.length_mm))
             for body in domain
-            if body.head and max(body.contact_cm2[:4]) < CUT_TOP_CM2 and body.contact_cm2[5] < CUT_TOP_CM2
+            if body.head and max(body.contact_cm2[:4]) < CUT_TOP_CM2 and not body.cut_at_top
         ]
         for domain in bodies
     ]

@@ -18,7 +18,7 @@ import numpy as np
 from medcyclegan.io.nifti import kept_fields
 from medcyclegan.io.reader import VOLUME_SUFFIXES, read_values
 from medcyclegan.io.writer import to_int16, write_volume
-from medcyclegan.qc.survey import Survey
+from medcyclegan.survey.volume import Survey
 
 AIR_HU = -1024.0
 

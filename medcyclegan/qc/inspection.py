@@ -1,6 +1,6 @@
-"""Look at every volume of a cohort before it is used: facts, findings, a page, and copies of what can be mended.
+"""Look at every volume of a cohort before it is used: surveys, findings, a page, and copies of what can be mended.
 
-Files are measured in parallel processes, each of which holds one volume at a time; only facts come back.
+Files are measured in parallel processes, each of which holds one volume at a time; only surveys come back.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from medcyclegan.io.reader import case_id
 from medcyclegan.machine import cores
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.qc import ERROR, RULES, SEVERITIES, Finding, Volume, findings_of, kinds, of_volume
+from medcyclegan.qc import ERROR, RULES, SEVERITIES, Finding, Volume, all_findings, kinds, volume_findings
 from medcyclegan.qc.fixes import mend, target_name
 from medcyclegan.qc.page import Row, VolumeEntry, write_inspection_page
-from medcyclegan.qc.survey import PERCENTILES, Survey, measure, measure_header
+from medcyclegan.survey.volume import PERCENTILES, Survey, measure_file, measure_header
 
 MODALITIES = ("MR", "CT")
 COLUMNS = (
@@ -50,17 +50,17 @@ class Fix:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an inspection told.
+    """What an inspection found.
 
     Attributes:
-        members: every volume that was looked at, domain by domain in order of path.
+        volumes: every volume that was looked at, domain by domain in order of path.
         findings: errors first, then warnings, then notes.
         left_out: files and folders that are no volumes.
         fixes: copies that were written.
         headers_only: whether voxels were not read.
     """
 
-    members: tuple[Volume, ...]
+    volumes: tuple[Volume, ...]
     findings: tuple[Finding, ...]
     left_out: tuple[Path, ...]
     fixes: tuple[Fix, ...]
@@ -77,7 +77,7 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. Of the patient it holds what the names of the files say, and nothing else."""
         return {
-            "volumes": [{"domain": m.domain, "case": m.case, **m.survey.to_dict()} for m in self.members],
+            "volumes": [{"domain": m.domain, "case": m.case, **_shown(m.survey)} for m in self.volumes],
             "findings": [
                 {
                     "severity": s.severity,
@@ -153,27 +153,60 @@ def inspect_cohort(
 
     places = [(domain, file) for domain, found in gathered.items() for file in found.volumes]
     unusable = [(domain, file, why) for domain, found in gathered.items() for file, why in found.unusable.items()]
-    job = measure_header if headers_only else partial(measure, thumbnail=output is not None)
+    job = measure_header if headers_only else partial(measure_file, thumbnail=output is not None)
     # Starting a process takes as long as reading a few volumes.
     with ProcessPool((workers or cores()) if len(places) > _FEW else 1, progress) as pool:
         tasks = {index: (file, job) for index, (_, file) in enumerate(places)}
         measured = dict(pool.each(_attempt, tasks, "inspecting volumes"))
-    members = [
+    volumes = [
         Volume(domain, case_id(file), of_domain.get(domain), _survey(file, measured[index]))
         for index, (domain, file) in enumerate(places)
     ]
-    members += [
+    volumes += [
         Volume(domain, case_id(file), of_domain.get(domain), Survey(file, problem=f"{file}: {why}. Mend or remove it."))
         for domain, file, why in unusable
     ]
-    findings = findings_of(members, of_domain)
-    fixes = _fix(members, fix, progress) if fix is not None else ()
+    findings = all_findings(volumes, of_domain)
+    fixes = _fix(volumes, fix, progress) if fix is not None else ()
     left_out = tuple(path for found in gathered.values() for path in found.left_out)
-    result = Inspection(tuple(members), tuple(findings), left_out, tuple(fixes), headers_only)
+    result = Inspection(tuple(volumes), tuple(findings), left_out, tuple(fixes), headers_only)
     if output is not None:
         where = domains or {d: Path(f"{len(found.volumes)} volumes") for d, found in gathered.items() if d}
         _write_page(result, output, of_domain, where)
     return result
+
+
+def _shown(survey: Survey) -> dict[str, Any]:
+    """A survey as plain data for people: rounded, in units that are named, without pictures."""
+    body, percentiles = survey.anatomy, survey.percentiles
+    head = body.head if body else None
+    plain = {
+        "file": str(survey.file),
+        "problem": survey.problem,
+        "shape": survey.grid.shape if survey.grid else None,
+        "spacing_mm": survey.spacing,
+        **{name: getattr(survey, name) for name in ("axes", "tilt_degrees", "stored", "header_modality")},
+        **{name: getattr(survey, name) for name in ("contrast_agent", "not_finite", "minimum", "maximum")},
+        "percentiles": dict(zip(map(str, PERCENTILES), percentiles, strict=True)) if percentiles else None,
+        **{name: getattr(survey, name) for name in ("kind", "metal_ml", "digest")},
+        "body": {
+            **{name: getattr(body, name) for name in ("extent_mm", "liters", "contact_cm2")},
+            "air_hu": body.air,
+            "table": body.table,
+        }
+        if body
+        else None,
+        "head": vars(head) if head else None,
+    }
+    return {key: _rounded(value) for key, value in plain.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
@@ -187,22 +220,22 @@ def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
     return found
 
 
-def cells(member: Volume) -> tuple[str, ...]:
+def cells(volume: Volume) -> tuple[str, ...]:
     """A volume's row under `COLUMNS`; "–" where nothing is known."""
-    facts = member.survey
+    survey = volume.survey
 
     def numbers(values: Iterable[float] | None, digits: str = ".3g", between: str = " x ") -> str:
         return between.join(format(value, digits) for value in values) if values else "–"
 
     return (
-        str(facts.file),
-        numbers(facts.shape, "d"),
-        numbers(facts.spacing),
-        facts.axes or "–",
-        "–" if facts.tilt_degrees is None else f"{facts.tilt_degrees:.0f}",
-        facts.stored or "–",
-        numbers(facts.percentiles, ".4g", ", "),
-        numbers(facts.anatomy.extent_mm if facts.anatomy else None, ".0f"),
+        str(survey.file),
+        numbers(survey.grid.shape if survey.grid else None, "d"),
+        numbers(survey.spacing),
+        survey.axes or "–",
+        "–" if survey.tilt_degrees is None else f"{survey.tilt_degrees:.0f}",
+        survey.stored or "–",
+        numbers(survey.percentiles, ".4g", ", "),
+        numbers(survey.anatomy.extent_mm if survey.anatomy else None, ".0f"),
     )
 
 
@@ -211,16 +244,16 @@ def lines(result: Inspection) -> list[str]:
 
     Long lists are cut, and say so; `to_dict` and the page have everything.
     """
-    told = _table([COLUMNS, *(cells(member) for member in result.members[:_MOST_ROWS])])
-    if (more := len(result.members) - _MOST_ROWS) > 0:
-        told.append(f"... and {more} more volumes (--json or -o PAGE.html has all)")
-    told += [f"{kind.severity} [{kind.code}] {kind}" for kind in kinds(result.findings)]
+    shown = _table([COLUMNS, *(cells(volume) for volume in result.volumes[:_MOST_ROWS])])
+    if (more := len(result.volumes) - _MOST_ROWS) > 0:
+        shown.append(f"... and {more} more volumes (--json or -o PAGE.html has all)")
+    shown += [f"{kind.severity} [{kind.code}] {kind}" for kind in kinds(result.findings)]
     if result.left_out:
         names = ", ".join(path.name for path in result.left_out[:5]) + (", ..." if len(result.left_out) > 5 else "")
-        told.append(f"left out, no volumes: {len(result.left_out)} ({names})")
-    told += [f"{fix.target}: {'; '.join(fix.done)}" for fix in result.fixes]
+        shown.append(f"left out, no volumes: {len(result.left_out)} ({names})")
+    shown += [f"{fix.target}: {'; '.join(fix.done)}" for fix in result.fixes]
     numbers = ", ".join(f"{len(result.of_severity(severity))} {severity}s" for severity in SEVERITIES)
-    return [*told, f"{len(result.members)} volumes: {numbers}"]
+    return [*shown, f"{len(result.volumes)} volumes: {numbers}"]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -269,26 +302,26 @@ def _survey(file: Path, measured: Survey | InputError) -> Survey:
     return Survey(file, problem=f"{file}: {measured}") if isinstance(measured, InputError) else measured
 
 
-def _fix(members: Sequence[Volume], folder: Path, progress: Progress) -> tuple[Fix, ...]:
+def _fix(volumes: Sequence[Volume], folder: Path, progress: Progress) -> tuple[Fix, ...]:
     jobs = []
-    for member in members:
-        told = of_volume(member)
+    for volume in volumes:
+        findings = volume_findings(volume)
         # A copy of what is beyond mending would look as if it were sound.
-        hopeless = any(s.severity == ERROR and not s.fixable for s in told)
-        if any(s.fixable for s in told) and not hopeless:
-            jobs.append(member)
+        hopeless = any(s.severity == ERROR and not s.fixable for s in findings)
+        if any(s.fixable for s in findings) and not hopeless:
+            jobs.append(volume)
     fixes: list[Fix] = []
-    for member in progress.track(jobs, len(jobs), "writing mended copies"):
-        target = folder / member.domain / target_name(member.survey.file, member.case)
+    for volume in progress.track(jobs, len(jobs), "writing mended copies"):
+        target = folder / volume.domain / target_name(volume.survey.file, volume.case)
         if target.exists():
             raise InputError(f"two mended volumes would both be {target}.", "Inspect them in separate calls.")
-        modality = member.modality or ("CT" if member.survey.kind == "hu" else "MR")
-        done = mend(member.survey, modality, target)
-        again = of_volume(Volume(member.domain, member.case, modality, measure(target)))
+        modality = volume.modality or ("CT" if volume.survey.kind == "hu" else "MR")
+        done = mend(volume.survey, modality, target)
+        again = volume_findings(Volume(volume.domain, volume.case, modality, measure_file(target)))
         if left := [s for s in again if s.fixable or s.severity == ERROR]:
             target.unlink()
-            raise RuntimeError(f"the mended copy of {member.survey.file} is not sound: {left[0]}")
-        fixes.append(Fix(member.survey.file, target, tuple(done)))
+            raise RuntimeError(f"the mended copy of {volume.survey.file} is not sound: {left[0]}")
+        fixes.append(Fix(volume.survey.file, target, tuple(done)))
     return tuple(fixes)
 
 
@@ -297,23 +330,23 @@ def _write_page(result: Inspection, output: Path, modalities: Mapping[str, str],
     for finding in result.findings:
         by_file.setdefault((finding.domain, finding.file), []).append(finding)
 
-    def rank(member: Volume) -> int:
-        own = by_file.get((member.domain, str(member.survey.file)), [])
+    def rank(volume: Volume) -> int:
+        own = by_file.get((volume.domain, str(volume.survey.file)), [])
         return min((SEVERITIES.index(s.severity) for s in own), default=len(SEVERITIES))
 
-    shown = {id(m) for m in sorted(result.members, key=rank)[:_MOST_THUMBNAILS]}
+    shown = {id(m) for m in sorted(result.volumes, key=rank)[:_MOST_THUMBNAILS]}
     volumes = [
         VolumeEntry(
-            domain=member.domain,
-            cells=cells(member),
-            worst=next(iter([s.severity for s in by_file.get((member.domain, str(member.survey.file)), [])]), ""),
-            remarks=tuple(s.message for s in by_file.get((member.domain, str(member.survey.file)), [])),
-            thumbnail=member.survey.thumbnail if id(member) in shown else b"",
+            domain=volume.domain,
+            cells=cells(volume),
+            worst=next(iter([s.severity for s in by_file.get((volume.domain, str(volume.survey.file)), [])]), ""),
+            remarks=tuple(s.message for s in by_file.get((volume.domain, str(volume.survey.file)), [])),
+            thumbnail=volume.survey.thumbnail if id(volume) in shown else b"",
         )
-        for member in result.members
+        for volume in result.volumes
     ]
     facts = {f"domain {d}": f"{folder} ({modalities[d]})" for d, folder in folders.items()}
-    facts["volumes"] = str(len(result.members))
+    facts["volumes"] = str(len(result.volumes))
     facts |= {f"{severity}s": str(len(result.of_severity(severity))) for severity in SEVERITIES}
     if result.left_out:
         facts["no volumes, left out"] = (

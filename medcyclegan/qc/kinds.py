@@ -1,4 +1,4 @@
-"""Findings of one kind, told once: how many volumes, the first names, what was found and what to do."""
+"""Findings of one kind as one: how many volumes, the first names, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from medcyclegan.qc.rules import Finding
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-_NAMES = 3  # that are told; the rest is counted
-_MESSAGES = 3  # different ones that are told
+_NAMES = 3  # that are shown; the rest is counted
+_MESSAGES = 3  # different ones that are shown
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Kind:
         where = f"domain {first.domain}" if first.domain else ""
         if len(self.findings) == 1:
             return first.file or where or "the domains"
-        told = f"{len(self.findings)} volumes" + (f" of {where}" if where else "")
+        count = f"{len(self.findings)} volumes" + (f" of {where}" if where else "")
         # Where each has its own finding, its name stands there.
-        return told if self._unlike else f"{told} ({self._few(_name(s) for s in self.findings)})"
+        return count if self._unlike else f"{count} ({self._few(_name(s) for s in self.findings)})"
 
     @property
     def message(self) -> str:
@@ -60,9 +60,9 @@ class Kind:
         messages = {finding.message for finding in self.findings}
         return len(messages) > _MESSAGES and _with_ranges(list(messages)) is None
 
-    def _few(self, told: Iterable[str], between: str = ", ") -> str:
+    def _few(self, parts: Iterable[str], between: str = ", ") -> str:
         more = len(self.findings) - _NAMES
-        return between.join(islice(told, _NAMES)) + (f"{between}and {more} more" if more > 0 else "")
+        return between.join(islice(parts, _NAMES)) + (f"{between}and {more} more" if more > 0 else "")
 
     @property
     def each(self) -> tuple[tuple[str, str], ...]:
@@ -84,8 +84,8 @@ def _with_ranges(messages: Sequence[str]) -> str | None:
         min(values, key=float) + (f" to {max(values, key=float)}" if len(set(values)) > 1 else "")
         for values in zip(*(_NUMBER.findall(message) for message in messages), strict=True)
     ]
-    told = iter(ends)
-    return _NUMBER.sub(lambda _: next(told), messages[0])
+    numbers = iter(ends)
+    return _NUMBER.sub(lambda _: next(numbers), messages[0])
 
 
 def _name(finding: Finding) -> str:
@@ -97,4 +97,4 @@ def kinds(findings: Iterable[Finding]) -> list[Kind]:
     found: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
         found.setdefault((finding.code, finding.domain, finding.remedy), []).append(finding)
-    return [Kind(tuple(members)) for members in found.values()]
+    return [Kind(tuple(volumes)) for volumes in found.values()]

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.qc.anatomy import SIGNATURE
 from medcyclegan.qc.rules import Finding, Volume
-from medcyclegan.qc.survey import Survey
+from medcyclegan.survey.anatomy import SIGNATURE
+from medcyclegan.survey.volume import Survey
 
 _TURNED = 0.05
 _CHANCE = 0.001
@@ -20,24 +20,24 @@ _COMMON = 0.4
 _REVERSED = 0.5
 
 
-def turned_or_mirrored(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
+def turned_or_mirrored(domain: str, volumes: Sequence[Volume]) -> Iterator[Finding]:
     """Volumes that fit the others better when they are turned or mirrored."""
-    known = [m for m in members if m.survey.anatomy is not None and m.survey.anatomy.head is not None]
-    loose = [m for m in members if m.survey.anatomy is not None and m.survey.anatomy.head is None]
+    known = [m for m in volumes if m.survey.anatomy is not None and m.survey.anatomy.head is not None]
+    loose = [m for m in volumes if m.survey.anatomy is not None and m.survey.anatomy.head is None]
     if len(known) < 4:
         return
     pictures = unit([m.survey.anatomy.signatures[2] for m in known if m.survey.anatomy])
     total = pictures.sum(axis=0)
     wrong: set[int] = set()
-    for index, member in enumerate((*known, *loose)):
+    for index, volume in enumerate((*known, *loose)):
         rest = total - pictures[index] if index < len(known) else total
-        as_is, better, words = _best_turn(member.survey, rest / np.linalg.norm(rest))
+        as_is, better, words = _best_turn(volume.survey, rest / np.linalg.norm(rest))
         if better > as_is + _TURNED and better > 0.7:
             wrong.add(index)
             yield Finding(
                 "turned",
                 domain,
-                str(member.survey.file),
+                str(volume.survey.file),
                 f"it fits the others better {words} (correlation {better:.2f} instead of {as_is:.2f})",
                 "The axes in its header are probably wrong: convert it again from DICOM.",
             )
@@ -61,12 +61,12 @@ def _best_turn(survey: Survey, rest: npt.NDArray[np.float32]) -> tuple[float, fl
     return as_is, best, words
 
 
-def _mirrored(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
+def _mirrored(domain: str, volumes: Sequence[Volume]) -> Iterator[Finding]:
     """Volumes on the wrong side of an asymmetry that the domain has in common, where it has one."""
-    if len(members) < 4:
+    if len(volumes) < 4:
         return
-    uneven = np.stack([_uneven(m.survey.anatomy.signatures[2]) for m in members if m.survey.anatomy])
-    fits = np.array([_with_the_others(uneven, index) for index in range(len(members))])
+    uneven = np.stack([_uneven(m.survey.anatomy.signatures[2]) for m in volumes if m.survey.anatomy])
+    fits = np.array([_with_the_others(uneven, index) for index in range(len(volumes))])
     against = int((fits < 0).sum())
     # Two-sided sign test: without a common asymmetry, either sign is as likely as the other.
     chance = 2 * sum(math.comb(len(fits), n) for n in range(against + 1)) / 2 ** len(fits)
@@ -79,12 +79,12 @@ def _mirrored(domain: str, members: Sequence[Volume]) -> Iterator[Finding]:
             "Check the converter once with a volume that carries a marker.",
         )
         return
-    for member, fit in zip(members, fits, strict=True):
+    for volume, fit in zip(volumes, fits, strict=True):
         if fit < -_REVERSED:
             yield Finding(
                 "mirrored",
                 domain,
-                str(member.survey.file),
+                str(volume.survey.file),
                 f"its left-right asymmetry is the reverse of that of the others ({fit:.2f} times it)",
                 "Check left and right in the original; convert it again from DICOM.",
             )

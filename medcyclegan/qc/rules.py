@@ -1,10 +1,10 @@
-"""What may be suspected and why then, and the words for it: rules, findings, members of a cohort."""
+"""What may be suspected and why then, and the words for it: rules, findings, volumes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medcyclegan.qc.survey import Survey
+from medcyclegan.survey.volume import Survey
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
@@ -111,7 +111,6 @@ RULES: dict[str, Rule] = {
 }
 
 # What several rules measure with.
-CUT_TOP_CM2 = 30.0
 T1, T2 = 0.52, 0.36  # of `Head.t1_score`: above, below
 AXES = ("left-right", "front-back", "head-foot")
 
@@ -126,7 +125,6 @@ class Finding:
         file: which volume; empty where a domain is meant.
         message: what was found, with the number.
         remedy: what to do.
-        fixable: whether `--fix` mends it safely.
     """
 
     code: str
@@ -134,11 +132,15 @@ class Finding:
     file: str
     message: str
     remedy: str
-    fixable: bool = False
 
     @property
     def severity(self) -> str:
         return RULES[self.code].severity
+
+    @property
+    def fixable(self) -> bool:
+        """Whether `--fix` mends it safely, which the remedy says exactly then."""
+        return "--fix" in self.remedy
 
     def __str__(self) -> str:
         where = self.file or (f"domain {self.domain}" if self.domain else "the domains")

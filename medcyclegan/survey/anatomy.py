@@ -35,8 +35,14 @@ _MIDLINE_MM = 20.0
 # Depths below the skin at which a head is looked at for its skull (mm).
 _LAYER_MM = 3.0
 _LAYERS = 10
+# A head whose `Head.skull_dip` is lower has no skull: whole heads have 0.098 or more (four real ones and phantoms; one
+# with slices of 6.5 mm has 0.011), brains 0.047 or less.
+SKULL_DIP = 0.075
+# Area in which a body that is cut meets the upper face of the volume.
+CUT_TOP_CM2 = 30.0
 # Of the cube of a signature.
 SIGNATURE = 16
+SIGNATURES = (6, SIGNATURE, SIGNATURE, SIGNATURE)
 _SIGNATURE_MM = 13.0
 # The table and what lies on it, HU and mm.
 _TABLE_HU = -900.0
@@ -98,6 +104,8 @@ class Anatomy:
         air: CT: peak of the histogram outside the body, in bins of 50 HU from -1075 on; what is below is padding.
         table: CT: whether something as wide as a table lies outside the body.
         head: None if the body is no head.
+        areas_cm2: of the body in the axial slices of the coarse copy, upward.
+        slice_mm: thickness of these slices.
         signatures: six of int8, (6, 16, 16, 16), for the six ways in which an axis of the volume may be "up": x, y, z
             as they are, then reversed. The third is the one of the volume as its header says.
     """
@@ -109,7 +117,23 @@ class Anatomy:
     air: float | None
     table: bool
     head: Head | None
+    areas_cm2: tuple[float, ...]
+    slice_mm: float
     signatures: npt.NDArray[np.int8]
+
+    @property
+    def cut_at_top(self) -> bool:
+        """Whether the body meets the upper face of the volume: with so much, 6 mm of a head's vertex are missing."""
+        return self.contact_cm2[5] >= CUT_TOP_CM2
+
+    @property
+    def head_sized(self) -> bool:
+        """Whether all of it is as wide and long as a head.
+
+        True of a slab of a head too, in which nothing is measured of a head; not of a head with shoulders.
+        """
+        width, length, _ = self.extent_mm
+        return _HEAD_WIDTH[0] <= width <= _HEAD_WIDTH[1] and _HEAD_LENGTH[0] <= length <= _HEAD_LENGTH[1]
 
 
 def coarse_copy(volume: npt.NDArray[np.floating], affine: npt.NDArray[np.float64]) -> Coarse:
@@ -127,12 +151,13 @@ def coarse_copy(volume: npt.NDArray[np.floating], affine: npt.NDArray[np.float64
     return Coarse(_block_means(turned, factors), spacing * factors)
 
 
-def anatomy(coarse: Coarse, modality: str) -> tuple[Anatomy, Mask]:
+def anatomy_of(coarse: Coarse, modality: str, known: Mask | None = None) -> tuple[Anatomy, Mask]:
     """Measure a body.
 
     Args:
         coarse: HU for CT; any unit for MR.
         modality: "MR" or "CT".
+        known: the body on the coarse copy, where it was given; else it is looked for.
 
     Returns:
         What was measured, and the mask of the body on the coarse copy, (X, Y, Z) bool.
@@ -141,7 +166,9 @@ def anatomy(coarse: Coarse, modality: str) -> tuple[Anatomy, Mask]:
         InputError: there is no body.
     """
     values, spacing = coarse.values, coarse.spacing
-    body = body_mask(values, spacing.tolist(), modality)
+    body = body_mask(values, spacing.tolist(), modality) if known is None else known
+    if not body.any():
+        raise InputError("the body mask is empty.")
     spans = [np.flatnonzero(body.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     extent = [float((span[-1] - span[0] + 1) * s) for span, s in zip(spans, spacing, strict=True)]
     voxel = float(np.prod(spacing))
@@ -153,19 +180,21 @@ def anatomy(coarse: Coarse, modality: str) -> tuple[Anatomy, Mask]:
     inner = ndimage.distance_transform_edt(np.pad(body, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     clear = ndimage.distance_transform_edt(~body, sampling=spacing) > _CLEAR_MM
     outside = values[clear] if clear.any() else values[~body]
-    if outside.size == 0:
+    if outside.size == 0 and known is None:
         raise InputError("no voxel lies outside the body.", "Check the volume and its modality.")
     kinds, counts = np.unique(outside, return_counts=True)
-    common = int(counts.argmax())
+    common = int(counts.argmax()) if outside.size else None
     return (
         Anatomy(
             extent_mm=(extent[0], extent[1], extent[2]),
             liters=float(body.sum() * voxel / 1e6),
             contact_cm2=(contact[0], contact[1], contact[2], contact[3], contact[4], contact[5]),
-            outside=(float(kinds[common]), float(counts[common] / outside.size)),
+            outside=(0.0, 0.0) if common is None else (float(kinds[common]), float(counts[common] / outside.size)),
             air=_air(outside) if modality == "CT" else None,
             table=modality == "CT" and _table(values, clear, spacing),
             head=_head(values, body, inner, spacing, modality),
+            areas_cm2=tuple(float(area) for area in body.sum(axis=(0, 1)) * (voxel / spacing[2] / 100)),
+            slice_mm=float(spacing[2]),
             signatures=_signatures(values, body, spacing),
         ),
         body,
@@ -185,7 +214,7 @@ def _head(
     below = (vertex - np.arange(body.shape[2])) * spacing[2]  # mm below the vertex
     upper = body[:, :, (below >= 0) & (below <= 110)]
     width, length = (
-        float(np.ptp(np.flatnonzero(upper.any(axis=others))) + 1) * spacing[axis]
+        float((np.ptp(np.flatnonzero(upper.any(axis=others))) + 1) * spacing[axis])
         for axis, others in ((0, (1, 2)), (1, (0, 2)))
     )
     if not (_HEAD_WIDTH[0] <= width <= _HEAD_WIDTH[1] and _HEAD_LENGTH[0] <= length <= _HEAD_LENGTH[1]):
@@ -222,7 +251,7 @@ def _recession(
         part = body[near][:, :, (below >= start * length) & (below <= stop * length)]
         if part.shape[2] * spacing[2] < 0.8 * (stop - start) * length - spacing[2] or not part.any():
             return None
-        reached.append(float(np.flatnonzero(part.any(axis=(0, 2)))[-1]) * spacing[1])
+        reached.append(float(np.flatnonzero(part.any(axis=(0, 2)))[-1] * spacing[1]))
     return reached[0] - reached[1]
 
 
