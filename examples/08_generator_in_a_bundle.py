@@ -45,7 +45,7 @@ bundle = {
         "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.001},
         "loss_function": {"_target_": "torch.nn.L1Loss"},
     },
-    "inferer": {"_target_": "medcyclegan.inference.inferer.TranslatorInferer", "window": SIZE, "spatial_dims": 3},
+    "inferer": {"_target_": "medcyclegan.inference.inferer.TranslatorInferer", "roi_size": SIZE},
 }
 (output / "train.json").write_text(json.dumps({"imports": ["$import torch"], **bundle}, indent=2))
 parser = ConfigParser()

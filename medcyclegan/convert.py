@@ -144,12 +144,11 @@ def convert(
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
     checkpoint, *others = (choose_checkpoint(path, which) for path in (checkpoint, *others))
     translator = load_translator(
-        checkpoint,
+        (checkpoint, *others),
         direction=direction,
         device=own_device(device),
         ensemble=ensemble,
-        others=others,
-        statistics=statistics,
+        norm_statistics=statistics,
         allow=allow,
     )
     contrasts = translator.contrasts
@@ -287,7 +286,7 @@ def convert(
         writer.shutdown()
     if result.written or result.failed or (result.skipped and not record.is_closed()):
         seconds = round(time.monotonic() - started, 3)
-        record.close(result.failed, {"device": str(translator.device), "seconds": seconds})
+        record.close(result.failed, {"device": str(translator.window.device), "seconds": seconds})
     return result
 
 

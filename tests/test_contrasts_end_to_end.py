@@ -27,10 +27,10 @@ from medcyclegan.errors import InputError
 from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.export.formats import export_run
 from medcyclegan.inference.ensemble import Ensemble
-from medcyclegan.inference.planes import translate_volume
 from medcyclegan.inference.quality import features, flags
+from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.transform import TranslateImage, TranslateImaged
-from medcyclegan.inference.translator import Translator
+from medcyclegan.inference.translator import ImageDomain, Translator
 from medcyclegan.inference.uncertainty import cycle_residual, structure_disagreement
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
@@ -74,16 +74,9 @@ def picking(
     depth = 2 * neighbors + 1
     return Translator(
         Pick(number * depth, depth),
-        preparation=PLAIN,
-        further=[PLAIN],
-        contrasts=("T1w", "T2w"),
-        scaler=scaler,
-        modality="MR",
-        window=(32, 32, 32)[:dims],
-        device=CPU,
-        spatial_dims=dims,
-        neighbors=neighbors,
-        ensemble=ensemble,
+        ImageDomain((PLAIN, PLAIN), scaler, ("T1w", "T2w")),
+        ImageDomain((PLAIN,), scaler),
+        SlidingWindow((32, 32, 32)[:dims], neighbors=neighbors, ensemble=ensemble or Ensemble()),
     )
 
 
@@ -139,13 +132,12 @@ def test_a_wrong_number_of_contrasts_is_refused_with_their_order() -> None:
     for given in (volume, [volume], [volume] * 3):
         with pytest.raises(InputError, match=r"given, and the model takes 2 contrasts, T1w, T2w. Give all of them"):
             translator(given)
-    single = Translator(
-        nn.Identity(), preparation=PLAIN, scaler=case.scaler, modality="MR", window=(32, 32), device=CPU
-    )
+    domain = ImageDomain((PLAIN,), case.scaler)
+    single = Translator(nn.Identity(), domain, domain, SlidingWindow((32, 32)))
     with pytest.raises(InputError, match="2 volumes given, and the model takes one volume"):
         single([volume, volume])
     with pytest.raises(ValueError, match="the generator gives 2 channels, and 1 x 1 are expected"):
-        translate_volume(nn.Identity(), case.image, case.body, window=(32, 32), device=CPU)
+        translate_volume(nn.Identity(), case.image, case.body, SlidingWindow((32, 32)))
 
 
 def test_networks_may_make_several_contrasts() -> None:
@@ -154,9 +146,8 @@ def test_networks_may_make_several_contrasts() -> None:
     body = np.ones(image.shape[1:], bool)
     for dims, neighbors in ((2, 0), (2, 1), (3, 0)):
         result = translate_volume(
-            nn.Identity(), image, body, window=(32,) * dims, device=CPU, spatial_dims=dims, neighbors=neighbors,
-            out_contrasts=2,
-        )  # fmt: skip
+            nn.Identity(), image, body, SlidingWindow((32,) * dims, neighbors=neighbors), out_contrasts=2
+        )
         np.testing.assert_allclose(result, image, atol=1e-6)
 
 
@@ -368,9 +359,8 @@ def test_validation_scores_the_pair(model: Path, two: PreparedCohort) -> None:
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
     a, b = two.cases["pairs_a"][0], two.cases["pairs_b"][0]
     translator = factory.load_translator(model, device="cpu")
-    values = translate_volume(
-        translator.generator, np.asarray(a.image), np.asarray(a.body), window=translator.window, device=CPU
-    )
+    window = SlidingWindow(translator.window.roi_size)
+    values = translate_volume(translator.generator, np.asarray(a.image), np.asarray(a.body), window)
     scaler = translator.scaler
     limits = (scaler.low, scaler.high)
     error = mae(b.scaler.undo(np.asarray(b.image)), scaler.undo(values), np.asarray(b.body), limits).value
@@ -562,7 +552,7 @@ def test_what_cannot_be_done_with_several_contrasts_is_refused_by_name(
         with pytest.raises(InputError, match=r"takes 2 contrasts \(T1w, T2w\), and what is exported takes one volume"):
             export_run(model, tmp_path / kind, file_format=kind)
     with pytest.raises(InputError, match="prepares its volumes in another way"):
-        factory.load_translator(run, device="cpu", others=[model])
+        factory.load_translator([run, model], device="cpu")
     with pytest.raises(InputError, match=r"domains.a.contrasts names 2 \(x, y\), and benchmark measures one volume"):
         benchmark.experiment_for(None, ["domains.a={name: MR, modality: MR, contrasts: [x, y]}"])
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_case_ids_that_end_like_results_have_trust_maps_of_their_own(run: Path, 
 def test_an_ensemble_is_the_mean_of_its_members(run: Path, cohort: phantom.Cohort) -> None:
     def values(ensemble: Ensemble | None = None, **more: object) -> np.ndarray:
         translator = load_translator(run, device="cpu", ensemble=ensemble, **more)  # type: ignore[arg-type]
-        translator.bf16 = False
+        translator.window = replace(translator.window, bf16=False)
         source = translator.read(cohort.test_mr[0])
         return translator.predict(source).values
 
@@ -240,7 +241,7 @@ def test_checkpoints_of_other_preparations_are_not_fused(run: Path, tmp_path: Pa
     content["domains"]["a"]["preparation"]["spacing"] = (1.0, 1.0, 1.0)
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match="checkpoint 2"):
-        load_translator(run, device="cpu", others=[tmp_path / "other.pt"])
+        load_translator([run, tmp_path / "other.pt"], device="cpu")
 
 
 def test_processes_of_torchrun_share_the_cases(run: Path, mr: Path, tmp_path: Path) -> None:

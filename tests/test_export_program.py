@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +141,7 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
     assert written["difference"] <= 1e-3 and written["finished"]
     told = json.loads((tmp_path / "out" / "model.json").read_text())
     translator = factory.load_translator(run, device="cpu")
-    translator.bf16 = False
+    translator.window = replace(translator.window, bf16=False)
     source = translator.read(cohort.test_mr[0])
     prediction = translator.predict(source)
     k = int(source.case.body.sum(axis=(0, 1)).argmax())

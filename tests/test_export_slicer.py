@@ -138,7 +138,7 @@ def test_the_class_translates_as_convert_does(
 
 def test_what_the_class_does_not_do_is_refused(run: Path, tmp_path: Path) -> None:
     model = read_model(run, "ab")
-    program = export_program(model.generator, channels=1, window=model.translator.window)
+    program = export_program(model.generator, channels=1, window=model.translator.window.roi_size)
     object.__setattr__(program, "size", (32, 32))
     with pytest.raises(InputError, match="exactly 32 x 32 voxels"):
         write_slicer(model, program, tmp_path / "out")

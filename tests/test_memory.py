@@ -12,11 +12,15 @@ CODE = """
 import resource, sys
 import numpy as np, torch
 import nibabel as nib
-from medcyclegan.inference.translator import Translator
+from medcyclegan.inference.sliding_window import SlidingWindow
+from medcyclegan.inference.translator import ImageDomain, Translator
 from medcyclegan.networks.generators.resnet import ResNetGenerator
 from medcyclegan.progress import Terminal
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
+
+def domain(modality):
+    return ImageDomain((Preparation(modality, (1.0, 1.0, 1.0)),), Scaler(-1024, 3071))
 
 x, y, z = np.ogrid[-1:1:256j, -1:1:256j, -1:1:180j]
 # A thin slab of body: the memory is that of 256 x 256 x 180, the time that of a few slices.
@@ -24,8 +28,7 @@ body = ((x / 0.8) ** 2 + (y / 0.9) ** 2 < 1) & (np.abs(z) < 0.07)
 noise = np.random.default_rng(0).random(body.shape, np.float32)
 mr = np.where(body, 500 + 300 * x + 50 * z, 5).astype(np.float32) + noise
 translate = Translator(
-    ResNetGenerator(filters=64, blocks=9).eval(), preparation=Preparation("MR", (1.0, 1.0, 1.0)),
-    scaler=Scaler(-1024, 3071), modality="CT", window=(256, 256), device=torch.device("cpu"),
+    ResNetGenerator(filters=64, blocks=9).eval(), domain("MR"), domain("CT"), SlidingWindow((256, 256))
 )
 image = nib.Nifti1Image(mr, np.eye(4))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,10 +52,14 @@ LARGE = """
 import resource, sys
 import numpy as np, torch
 import nibabel as nib
-from medcyclegan.inference.translator import Translator
+from medcyclegan.inference.sliding_window import SlidingWindow
+from medcyclegan.inference.translator import ImageDomain, Translator
 from medcyclegan.networks.generators.resnet import ResNetGenerator
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
+
+def domain(modality):
+    return ImageDomain((Preparation(modality, (1.0, 1.0, 1.0)),), Scaler(-1024, 3071))
 
 path, out = sys.argv[1:]
 x, y, z = np.ogrid[-1:1:512j, -1:1:512j, -1:1:600j]
@@ -61,8 +68,7 @@ mr = np.where(body, 500 + 300 * x + 50 * z, 5).astype(np.int16)
 nib.save(nib.Nifti1Image(mr, np.eye(4)), path)
 del body, mr
 translate = Translator(
-    ResNetGenerator(filters=1, blocks=1).eval(), preparation=Preparation("MR", (1.0, 1.0, 1.0)),
-    scaler=Scaler(-1024, 3071), modality="CT", window=(512, 512), device=torch.device("cpu"),
+    ResNetGenerator(filters=1, blocks=1).eval(), domain("MR"), domain("CT"), SlidingWindow((512, 512))
 )
 translate(path).save(out)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

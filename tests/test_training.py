@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_validation_is_the_error_inside_the_body_in_hu(run: Path, prepared: Prep
         last = float(list(csv.DictReader(stream))[-1]["mae"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
     translator = factory.load_translator(run, device="cpu")
-    translator.bf16 = False
+    translator.window = replace(translator.window, bf16=False)
     mask = a.image_file.parents[1] / "mask" / "case_001.nii.gz"
     source = translator.read(a.image_file, read_volume(mask).numpy()[0] > 0)
     made = translator.predict(source).values

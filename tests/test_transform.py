@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,9 @@ def test_array_transform_and_its_arguments(translator: Translator, cohort: phant
 
 def test_inferer_gives_what_the_translator_gives(translator: Translator, cohort: phantom.Cohort) -> None:
     source = translator.read(cohort.test_mr[0])
-    translator.bf16 = False
+    translator.window = replace(translator.window, bf16=False)
     expected = translator.predict(source).values
-    inferer = TranslatorInferer(translator.window)
+    inferer = TranslatorInferer(translator.window.roi_size)
     assert isinstance(inferer, Inferer)
     batch = torch.from_numpy(np.stack([source.case.image[None]] * 2))
     result = inferer(batch, translator.generator)
@@ -86,7 +87,6 @@ def test_inferer_with_the_identity(spatial_dims: int) -> None:
     image = torch.rand(1, 1, 20, 24, 18) * 1.8 - 0.9
     inferer = TranslatorInferer(
         (16,) * spatial_dims,
-        spatial_dims=spatial_dims,
         planes=("axial", "coronal") if spatial_dims == 2 else (),
         flips=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,8 @@ from monai.transforms import Compose, LoadImage, Orientation, Spacing
 from torch import Tensor, nn
 
 from medcyclegan import InputError, load_translator, phantom
-from medcyclegan.inference.translator import Translator
+from medcyclegan.inference.sliding_window import SlidingWindow
+from medcyclegan.inference.translator import ImageDomain, Translator
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
@@ -26,15 +28,12 @@ from medcyclegan.transforms.pipeline import Preparation
 SPACING = (3.0, 4.0, 5.0)
 
 
+def ct(spacing: tuple[float, float, float] = SPACING, high: float = 3071.0) -> ImageDomain:
+    return ImageDomain((Preparation("CT", spacing),), Scaler(-1024.0, high))
+
+
 def identity(spacing: tuple[float, float, float] = SPACING) -> Translator:
-    return Translator(
-        nn.Identity(),
-        preparation=Preparation("CT", spacing),
-        scaler=Scaler(-1024.0, 3071.0),
-        modality="CT",
-        window=(32, 32),
-        device=torch.device("cpu"),
-    )
+    return Translator(nn.Identity(), ct(spacing), ct(spacing), SlidingWindow((32, 32)))
 
 
 def head() -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +114,8 @@ def test_a_network_that_gives_no_numbers_is_refused(modality: str) -> None:
 
     hu, body = head()
     translator = identity()
-    translator.generator, translator.modality = Broken(), modality
+    translator.generator = Broken()
+    translator.target = ImageDomain((Preparation(modality, SPACING),), translator.scaler)
     with pytest.raises(InputError, match=r"network gave \d+ of \d+ voxels values that are not finite"):
         translator(nib.Nifti1Image(hu + 1500, np.diag([*SPACING, 1])), body=body)
 
@@ -174,7 +174,7 @@ class Rough(nn.Module):
 
 def rough() -> Translator:
     translator = identity((1.0, 1.0, 1.0))
-    translator.generator, translator.bf16 = Rough(), True
+    translator.generator, translator.window = Rough(), replace(translator.window, bf16=True)
     return translator
 
 
@@ -226,16 +226,7 @@ def test_in_3d_a_window_in_the_body_is_compared(window: tuple[int, int, int]) ->
 
     array = np.full((64, 32, 32), -1024, np.float32)
     array[4:20, 8:24, 2:-2] = array[-20:-4, 8:24, 2:-2] = 40
-    translator = Translator(
-        Rough3D(),
-        preparation=Preparation("CT", (1.0, 1.0, 1.0)),
-        scaler=Scaler(-1024.0, 3071.0),
-        modality="CT",
-        window=window,
-        device=torch.device("cpu"),
-        spatial_dims=3,
-        bf16=True,
-    )
+    translator = Translator(Rough3D(), ct((1.0, 1.0, 1.0)), ct(), SlidingWindow(window, bf16=True))
     result = translator(MetaTensor(torch.from_numpy(array)[None], affine=torch.eye(4)), body=array > -900)
     assert result.quality["precision"] == ["float32"] and result.quality["bf16_changes_hu"] == [pytest.approx(50, 0.01)]
     np.testing.assert_array_equal(result.array, array.astype(np.int16))
@@ -244,7 +235,7 @@ def test_in_3d_a_window_in_the_body_is_compared(window: tuple[int, int, int]) ->
 @pytest.mark.parametrize(("high", "precision"), [(976.0, "bf16"), (4976.0, "float32")])
 def test_the_limit_of_bf16_is_in_hu_whatever_the_window(high: float, precision: str) -> None:
     translator = rough()
-    translator.scaler = Scaler(-1024.0, high)  # in which Rough is 1.5 and 4.4 HU too high
+    translator.target = ct(high=high)  # in which Rough is 1.5 and 4.4 HU too high
     quality = translator(filled([500] * 12), body=filled([500] * 12)[0].numpy() > -900).quality
     assert quality["precision"] == [precision]
     assert quality["bf16_changes_hu"] == [pytest.approx(3 * (high + 1024) / 4095, abs=0.01)]
@@ -253,7 +244,7 @@ def test_the_limit_of_bf16_is_in_hu_whatever_the_window(high: float, precision: 
 def test_a_translator_that_was_used_can_be_sent_to_another_process() -> None:
     translator = rough()
     translator(filled([500] * 12), body=filled([500] * 12)[0].numpy() > -900)
-    assert pickle.loads(pickle.dumps(translator)).bf16
+    assert pickle.loads(pickle.dumps(translator)).window.bf16
 
 
 def test_without_bf16_nothing_is_compared() -> None:

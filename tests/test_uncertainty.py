@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from medcyclegan import phantom
-from medcyclegan.inference.planes import translate_slices
+from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.uncertainty import combined, cycle_residual, spread, structure_disagreement
 from medcyclegan.io.reader import read_volume
 from medcyclegan.transforms.pipeline import Preparation, prepare
@@ -111,8 +111,7 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     there, back = blurring(0.8, 0.02), blurring(1 / 0.8, 0.0)
 
     def run(network: Any, image: np.ndarray, body: np.ndarray) -> np.ndarray:
-        size = image.shape[:2]
-        return translate_slices(network, image, body, window=size, device=torch.device("cpu"), statistics="window")
+        return translate_volume(network, image, body, SlidingWindow(image.shape[:2]))
 
     plain = np.where(case.body, run(there, case.image, case.body), -1).astype(np.float32)
     members = [plain, run(there, case.image[::-1], case.body[::-1])[::-1]]

@@ -205,7 +205,7 @@ def test_the_mae_is_that_of_evaluate_on_the_working_grid(run: Path, prepared: Pr
     generator.load_state_dict(content["ema"]["gen_ab"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
     made = factory.watching.translate_volume(
-        generator.eval(), np.asarray(a.image), np.asarray(a.body), window=(32, 32), device=torch.device("cpu")
+        generator.eval(), np.asarray(a.image), np.asarray(a.body), factory.watching.SlidingWindow((32, 32))
     )
     hu, truth = ((values.astype(float) + 1) / 2 * (3071 + 1024) - 1024 for values in (made, np.asarray(b.image)))
     expected = np.abs(hu - truth)[np.asarray(b.body)].mean()

@@ -22,7 +22,7 @@ from medcyclegan.benchmark.plain import plain_twin
 from medcyclegan.benchmark.timing import device_name, interleaved
 from medcyclegan.config import Experiment, parse
 from medcyclegan.errors import InputError
-from medcyclegan.inference.planes import translate_volume
+from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.translator import Prediction
 from medcyclegan.networks.cpu import accelerate
 from medcyclegan.training.checkpoint import load_checkpoint
@@ -61,7 +61,7 @@ def benchmark_convert(
     bf16 = uses_bf16(experiment, where)
 
     def ours() -> np.ndarray:
-        return translate_volume(network, image, body, window=size, device=where, bf16=bf16)
+        return translate_volume(network, image, body, SlidingWindow(tuple(size), device=where, bf16=bf16))
 
     found = _against_slice_inferer(ours, plain, image, body, repeats, where, HU_PER_UNIT)
     return found | {"precision": "bf16" if bf16 else "float32", "weights": "untrained"}
@@ -82,7 +82,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     translator = factory.load_translator(run, device=device)
     experiment = parse(load_checkpoint(run)["experiment"], f"the config in {run}")
     _require_single_slices(experiment)
-    if translator.contrasts or translator.modality != "CT" or translator.plane != "axial":
+    if translator.contrasts or translator.modality != "CT" or translator.window.plane != "axial":
         raise InputError(
             f"benchmark convert measures axial models of one contrast that make CT, and {run} is none.",
             "Leave out --run.",
@@ -92,7 +92,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     filled = np.flatnonzero(source.case.body.any(axis=(0, 1)))
     image, body = source.case.image[..., filled], source.case.body[..., filled]
     source = replace(source, case=replace(source.case, image=image, body=body))
-    translator.window = image.shape[:2]
+    translator.window = replace(translator.window, roi_size=image.shape[:2])
 
     predictions: list[Prediction] = []
 
@@ -101,7 +101,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
         return predictions[0].values
 
     hu = (translator.scaler.high - translator.scaler.low) / 2
-    found = _against_slice_inferer(ours, plain, image, body, repeats, translator.device, hu)
+    found = _against_slice_inferer(ours, plain, image, body, repeats, translator.window.device, hu)
     return found | {"precision": predictions[0].precisions[0], "weights": str(run)}
 
 

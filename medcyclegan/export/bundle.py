@@ -61,7 +61,7 @@ def write_bundle(model: Model, folder: Path) -> str | None:
     program: Program | None = None
     without: str | None = None
     try:
-        program = export_program(model.generator, channels=model.channels, window=model.translator.window)
+        program = export_program(model.generator, channels=model.channels, window=model.translator.window.roi_size)
     except InputError as error:
         without = str(error)
     with atomic_folder(folder) as made:
@@ -120,11 +120,11 @@ def metadata(model: Model, program: Program | None) -> Config:
     """`configs/metadata.json`, with every key that the bundle specification calls mandatory."""
     translator = model.translator
     smallest = program.smallest if program is not None else 16
-    shape: list[int | str] = [f"{smallest}*{'np'[axis % 2]}" for axis in range(translator.spatial_dims)]
+    shape: list[int | str] = [f"{smallest}*{'np'[axis % 2]}" for axis in range(translator.window.spatial_dims)]
     rule = program.shape_rule() if program is not None else "any size of at least 16 voxels along every axis"
     if program is not None and program.size is not None:
         rule = f"any size; models/model.pt2 takes {rule}"
-    neighbors = translator.neighbors
+    neighbors = translator.window.neighbors
     slices = {str(n): f"slice {n - neighbors:+d}" if n != neighbors else "the slice" for n in range(model.channels)}
     unit = _unit(model)
     written = "[-1024, 3071] HU" if translator.modality == "CT" else "the typical units of the training volumes"
@@ -139,8 +139,8 @@ def metadata(model: Model, program: Program | None) -> Config:
         "optional_packages_version": {},
         "name": model.name,
         "task": f"Translation of {model.source} volumes to synthetic {model.target}",
-        "description": f"A generator ({model.architecture}, {translator.spatial_dims}D) trained by medcyclegan to "
-        f"translate {model.source} to {model.target} without paired data; {_training_words(model)}. The result lies "
+        "description": f"A generator ({model.architecture}, {translator.window.spatial_dims}D) trained by medcyclegan "
+        f"to translate {model.source} to {model.target} without paired data; {_training_words(model)}. The result lies "
         f"on the grid of its source, in {written}.",
         "authors": "Whoever trained the run; write your names here before you publish",
         "copyright": "See LICENSE",
@@ -188,8 +188,9 @@ def metadata(model: Model, program: Program | None) -> Config:
 def preparation(model: Model, rule: str) -> Config:
     """Everything that is needed to use the network alone, as plain data."""
     translator, prepared = model.translator, model.translator.preparation
-    axes = [name for number, name in enumerate("xyz") if number != ACROSS[translator.plane]]
-    window = list(translator.window)
+    window = translator.window
+    slicewise, n = window.spatial_dims == 2, window.neighbors
+    axes = [name for number, name in enumerate("xyz") if number != ACROSS[window.plane]]
     return {
         "direction": f"{model.source} to {model.target}",
         "axes": "volumes are arrays (X, Y, Z) whose indices rise towards right, anterior, superior (RAS)",
@@ -218,17 +219,17 @@ def preparation(model: Model, rule: str) -> Config:
             "outside_body": "low",
         },
         "network": {
-            "spatial_dims": translator.spatial_dims,
-            "plane": translator.plane if translator.spatial_dims == 2 else None,
-            "axes": "".join(axes) if translator.spatial_dims == 2 else "xyz",
+            "spatial_dims": window.spatial_dims,
+            "plane": window.plane if slicewise else None,
+            "axes": "".join(axes) if slicewise else "xyz",
             "channels": model.channels,
             "channels_are": "one image"
             if model.channels == 1
-            else f"neighboring slices {-translator.neighbors} to {translator.neighbors} along the plane's normal; "
-            "every slice is the mean of the predictions that show it",
+            else f"neighboring slices {-n} to {n} along the plane's normal; every slice is the mean of the predictions "
+            "that show it",
             "sizes": rule,
         },
-        "window": window,
+        "window": list(window.roi_size),
         "padding": "shorter axes are padded with -1 on both sides up to the window; of axes that are longer, the "
         "bounding box of the body with a margin of 4 voxels is shown (2D), or windows that overlap by half (3D)",
     }
@@ -397,13 +398,12 @@ def _preprocessing(model: Model) -> list[Config]:
 
 
 def _inferer(model: Model) -> Config:
-    translator = model.translator
+    window = model.translator.window
     return {
         "_target_": "medcyclegan.inference.inferer.TranslatorInferer",
-        "window": list(translator.window),
-        "spatial_dims": translator.spatial_dims,
-        "plane": translator.plane,
-        "neighbors": translator.neighbors,
+        "roi_size": list(window.roi_size),
+        "plane": window.plane,
+        "neighbors": window.neighbors,
     }
 
 

@@ -80,7 +80,7 @@ def _export(model: Model, folder: Path, file_format: str) -> dict[str, Any]:
     if file_format == "bundle":
         without = write_bundle(model, folder)
         return {"without_program": without} if without else {}
-    program = export_program(model.generator, channels=model.channels, window=model.translator.window)
+    program = export_program(model.generator, channels=model.channels, window=model.translator.window.roi_size)
     if file_format == "slicer":
         return write_slicer(model, program, folder)
     described: dict[str, Any] = {"takes": program.shape_rule()}

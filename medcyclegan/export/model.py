@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def channels(self) -> int:
-        return 2 * self.translator.neighbors + 1
+        return self.translator.window.depth
 
     @property
     def finished(self) -> bool:
@@ -77,7 +77,7 @@ class Model:
         given = {
             "in_channels": self.channels,
             "out_channels": self.channels,
-            "spatial_dims": self.translator.spatial_dims,
+            "spatial_dims": self.translator.window.spatial_dims,
         }
         arguments = {key: value for key, value in leaf.items() if key != "_target_"}
         part = GENERATORS.find(leaf["_target_"])
@@ -102,7 +102,7 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     """
     allow = tuple(allow)
     translator = load_translator(run, direction=direction, device="cpu", allow=allow)
-    translator.bf16 = False
+    translator.window = replace(translator.window, bf16=False)
     content = load_checkpoint(run, allow)
     # Plain, as other programs know its layers; the loaded one is made for this processor.
     plain = make_network(f"gen_{direction}", parse(content["experiment"], f"the config in {run}", allow))

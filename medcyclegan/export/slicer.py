@@ -21,7 +21,8 @@ from medcyclegan.export.card import LICENSE, write_card
 from medcyclegan.export.model import Model
 from medcyclegan.export.onnx import OPSET, save_onnx
 from medcyclegan.export.program import Program
-from medcyclegan.inference.planes import ACROSS, MARGIN
+from medcyclegan.inference.planes import ACROSS
+from medcyclegan.inference.sliding_window import MARGIN
 
 ROOT = Path("ModalityConverter")
 MODELS = ROOT / "Resources" / "Models"
@@ -35,8 +36,8 @@ def write_slicer(model: Model, program: Program, folder: Path) -> dict[str, Any]
         InputError: for 3D patches and for networks of one size, which the class does not tile, or without ONNX.
     """
     translator = model.translator
-    if translator.spatial_dims == 3 or program.size is not None:
-        what = "3D patches" if translator.spatial_dims == 3 else f"images of {program.shape_rule()}"
+    if translator.window.spatial_dims == 3 or program.size is not None:
+        what = "3D patches" if translator.window.spatial_dims == 3 else f"images of {program.shape_rule()}"
         raise InputError(
             f"{model.name} works on {what}, which the class for 3D Slicer does not cut volumes into.",
             "Export it as a bundle or as ONNX.",
@@ -51,9 +52,9 @@ def write_slicer(model: Model, program: Program, folder: Path) -> dict[str, Any]
         "percentiles": list(translator.preparation.mr_percentiles),
         "inverted": translator.preparation.mr_inverted,
         "floor": translator.preparation.mr_floor,
-        "across": ACROSS[translator.plane],
-        "neighbors": translator.neighbors,
-        "window": list(translator.window),
+        "across": ACROSS[translator.window.plane],
+        "neighbors": translator.window.neighbors,
+        "window": list(translator.window.roi_size),
         "margin": MARGIN,
         "smallest": program.smallest,
         "output": translator.scaler.to_dict(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from medcyclegan.errors import InputError
 from medcyclegan.factory.devices import choose_device
 from medcyclegan.factory.networks import make_network, make_networks
 from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.inference.sliding_window import SlidingWindow
 from medcyclegan.inference.statistics import Statistics
-from medcyclegan.inference.translator import Translator
+from medcyclegan.inference.translator import ImageDomain, Translator
 from medcyclegan.networks.cpu import accelerate
 from medcyclegan.survey.features import Features
 from medcyclegan.training.checkpoint import (
@@ -34,28 +34,25 @@ from medcyclegan.transforms.pipeline import Preparation
 
 
 def load_translator(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     direction: str = "ab",
     device: str = "auto",
     ensemble: Ensemble | None = None,
-    others: Sequence[str | Path] = (),
-    statistics: Statistics = "window",
+    norm_statistics: Statistics = "window",
     allow: Iterable[str] = (),
     checkpoint: str = "last",
 ) -> Translator:
     """Load a run or checkpoint as a function from volume to volume.
 
     Args:
-        path: the output folder of `medcyclegan train`, or a checkpoint file.
+        path: the output folder of `medcyclegan train`, or a checkpoint file; several are fused.
         direction: "ab" (source to target, MR to CT by default) or "ba".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         ensemble: planes and flips to fuse; default: one translation along the plane of the training.
-        others: further runs or checkpoints to fuse with.
-        statistics: of instance norms, see `inference.statistics`.
+        norm_statistics: of instance norms, see `inference.statistics`.
         allow: modules or packages of your own from which the checkpoint may name a network; importing runs their code.
-        checkpoint: of a run, "last" or "best", that of the best validation; of no meaning for a checkpoint file. It
-            holds for `others` too.
+        checkpoint: of a run, "last" or "best", that of the best validation; of no meaning for a checkpoint file.
 
     Raises:
         InputError: if the path holds no checkpoint of ours, or names a network from elsewhere.
@@ -66,9 +63,11 @@ def load_translator(
     """
     if direction not in ("ab", "ba"):
         raise InputError(f"direction is 'ab' or 'ba', got '{direction}'.")
-    where = choose_device(device)
-    path = choose_checkpoint(Path(path), checkpoint)
-    allow = tuple(allow)
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    if not paths:
+        raise InputError("there is no run or checkpoint to load.", "Give at least one.")
+    path, *others = (choose_checkpoint(Path(one), checkpoint) for one in paths)
+    where, allow = choose_device(device), tuple(allow)
     content = load_checkpoint(path, allow)
     require_fields(content, path, NEEDED_TO_TRANSLATE)
     experiment = _experiment(content, path, allow)
@@ -78,63 +77,54 @@ def load_translator(
             f"{path} holds no generator for the direction '{direction}'; it has {', '.join(content['ema'])}."
         )
     source, target = (_domain(content, path, domain) for domain in direction)
-    if len(target.names) > 1:
+    if len(target.contrasts) > 1:
         raise InputError(
-            f"in the direction '{direction}' {path} makes {len(target.names)} contrasts at once "
-            f"({', '.join(target.names)}), and a translation is one volume.",
+            f"in the direction '{direction}' {path} makes {len(target.contrasts)} contrasts at once "
+            f"({', '.join(target.contrasts)}), and a translation is one volume.",
             "Only the direction into a domain of one contrast is converted; train a model of one contrast for this.",
         )
-    if experiment.patches.size is None:
+    patches = experiment.patches
+    if patches.size is None:
         raise damaged(path, "experiment.patches.size", "is missing")
     generator = _generator(name, content, experiment, path, where)
     back = f"gen_{direction[::-1]}"
     backward = _generator(back, content, experiment, path, where) if back in content["ema"] else None
     return Translator(
         generator,
-        preparation=source.preparations[0],
-        contrasts=source.names,
-        further=source.preparations[1:],
-        scaler=target.scaler,
-        modality=target.preparations[0].modality,
-        window=experiment.patches.size,
-        device=where,
+        source,
+        target,
+        SlidingWindow(
+            patches.size,
+            patches.plane,
+            patches.neighbors,
+            norm_statistics,
+            ensemble or Ensemble(),
+            device=where,
+            bf16=bf16_is_safe(where),
+        ),
         description=_description(target.name, Path(path), content["step"]),
-        spatial_dims=experiment.patches.spatial_dims,
-        plane=experiment.patches.plane,
-        neighbors=experiment.patches.neighbors,
-        statistics=statistics,
-        bf16=bf16_is_safe(where),
-        ensemble=ensemble,
         backward=backward,
-        cohort=source.cohort,
         others=[
             load_translator(
-                other, direction=direction, device=device, statistics=statistics, allow=allow, checkpoint=checkpoint
+                other,
+                direction=direction,
+                device=device,
+                norm_statistics=norm_statistics,
+                allow=allow,
             )
             for other in others
         ],
     )
 
 
-@dataclass(frozen=True)
-class _Domain:
-    """What a checkpoint says of a domain; `names` are those of its contrasts, where it has several."""
-
-    name: str
-    names: list[str]
-    preparations: list[Preparation]
-    scaler: Scaler
-    cohort: list[Features] | None
-
-
-def _domain(content: dict[str, Any], path: Path, domain: str) -> _Domain:
+def _domain(content: dict[str, Any], path: Path, domain: str) -> ImageDomain:
     with reading(path, "domains"):
-        told = content["domains"][domain]
+        described = content["domains"][domain]
     place = f"domains.{domain}"
     with reading(path, f"{place}.contrasts"):
-        contrasts = [(str(c["name"]), c["preparation"]) for c in told.get("contrasts", ())]
+        contrasts = [(str(c["name"]), c["preparation"]) for c in described.get("contrasts", ())]
     with reading(path, place):
-        name, first, scaler = told["name"], told["preparation"], told["scaler"]
+        name, first, scaler = described["name"], described["preparation"], described["scaler"]
     with reading(path, f"{place}.preparation"):
         preparations = [Preparation(**values) for values in (first, *(values for _, values in contrasts[1:]))]
         for preparation in preparations:
@@ -143,8 +133,8 @@ def _domain(content: dict[str, Any], path: Path, domain: str) -> _Domain:
         _require_truth(inverted=scaler["inverted"])
         made = Scaler.from_dict(scaler)
     with reading(path, f"{place}.cohort"):
-        cohort = [Features.from_dict(case) for case in told.get("cohort") or ()]
-    return _Domain(name, [name for name, _ in contrasts], preparations, made, cohort or None)
+        cohort = [Features.from_dict(case) for case in described.get("cohort") or ()]
+    return ImageDomain(tuple(preparations), made, tuple(name for name, _ in contrasts), cohort or None, name)
 
 
 def _require_truth(**values: object) -> None:

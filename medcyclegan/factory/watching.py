@@ -21,7 +21,7 @@ from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_case import StoredCase
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.evaluation.metrics.mae import mae
-from medcyclegan.inference.planes import translate_volume
+from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.io.grid import on_one_grid
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
 from medcyclegan.training.guards import (
@@ -249,19 +249,12 @@ def _score_pairs(
     if not pairs:
         return None
     scalers = _scalers(target)
+    window = SlidingWindow(shape.size, shape.plane, shape.neighbors, device=trainer.state.device)
 
     def error(a: StoredCase, b: StoredCase) -> float:
-        device = trainer.state.device
+        generator = trainer.ema.averages["gen_ab"]
         values = translate_volume(
-            trainer.ema.averages["gen_ab"],
-            np.asarray(a.image),
-            np.asarray(a.body),
-            window=shape.size,
-            device=device,
-            spatial_dims=shape.spatial_dims,
-            plane=shape.plane,
-            neighbors=shape.neighbors,
-            out_contrasts=len(scalers),
+            generator, np.asarray(a.image), np.asarray(a.body), window, out_contrasts=len(scalers)
         )
         real, body = np.asarray(b.image), np.asarray(b.body)
         several = len(scalers) > 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medcyclegan.inference.ensemble import Ensemble, fused, members
-from medcyclegan.inference.planes import Plane, plane_window, translate_volume
+from medcyclegan.inference.ensemble import Ensemble, Fuse, fused, members
+from medcyclegan.inference.planes import Plane
+from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.statistics import Statistics
 from medcyclegan.inference.tiles import BACKGROUND
 
@@ -30,11 +32,10 @@ class TranslatorInferer(Inferer):
     """Runs a translating network over prepared volumes as `Translator` does.
 
     Args:
-        window: size of the windows in training: along the two axes of a slice in RAS order, or (X, Y, Z).
-        spatial_dims: 2 or 3, of the network.
+        roi_size: size of the windows in training: along the two axes of a slice in RAS order, or (X, Y, Z).
         plane: of the slices in training.
         neighbors: slices on either side that the network takes and gives as channels.
-        statistics: of instance norms, see `inference.statistics`.
+        norm_statistics: of instance norms, see `inference.statistics`.
         planes: along which the slices are taken; none: `plane`.
         flips: fuse with the mirrored volume.
         fuse: "mean" or "median".
@@ -42,23 +43,18 @@ class TranslatorInferer(Inferer):
 
     def __init__(
         self,
-        window: Sequence[int],
+        roi_size: Sequence[int],
         *,
-        spatial_dims: int = 2,
         plane: Plane = "axial",
         neighbors: int = 0,
-        statistics: Statistics = "window",
+        norm_statistics: Statistics = "window",
         planes: Sequence[Plane] = (),
         flips: bool = False,
-        fuse: Any = "mean",
+        fuse: Fuse = "mean",
     ) -> None:
         super().__init__()
-        self.window = tuple(window)
-        self.spatial_dims = spatial_dims
-        self.plane: Plane = plane
-        self.neighbors = neighbors
-        self.statistics: Statistics = statistics
-        self.ensemble = Ensemble(tuple(planes), flips, fuse)
+        ensemble = Ensemble(tuple(planes), flips, fuse)
+        self.window = SlidingWindow(tuple(roi_size), plane, neighbors, norm_statistics, ensemble)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Translate.
@@ -76,24 +72,14 @@ class TranslatorInferer(Inferer):
             raise TypeError("a translating network takes the volume only")
         module = network if isinstance(network, nn.Module) else _Function(network)
         device = next((p.device for p in module.parameters()), inputs.device)
+        window = replace(self.window, device=device)
 
         def translate(image: Any, body: Any, plane: Plane) -> Any:
-            window = self.window if self.spatial_dims == 3 else plane_window(self.window, self.plane, plane)
-            return translate_volume(
-                module,
-                image,
-                body,
-                window=window,
-                device=device,
-                spatial_dims=self.spatial_dims,
-                plane=plane,
-                neighbors=self.neighbors,
-                statistics=self.statistics,
-            )
+            return translate_volume(module, image, body, window.along(plane))
 
         results = []
         for volume in inputs:
             image = torch.as_tensor(volume)[0].detach().float().cpu().numpy()
-            parts = members([(translate, self.plane)], image, image > BACKGROUND, self.ensemble)
-            results.append(torch.from_numpy(fused([values for _, values in parts], self.ensemble.fuse))[None])
+            parts = members([(translate, window.plane)], image, image > BACKGROUND, window.ensemble)
+            results.append(torch.from_numpy(fused([values for _, values in parts], window.ensemble.fuse))[None])
         return torch.stack(results).to(inputs.device)

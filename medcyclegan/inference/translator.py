@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble, fused, members, mirrored
-from medcyclegan.inference.planes import ACROSS, Plane, plane_window, translate_volume
+from medcyclegan.inference.planes import ACROSS, Plane
 from medcyclegan.inference.quality import (
     SPREAD_THRESHOLD_HU,
     coverage_flags,
@@ -24,7 +24,7 @@ from medcyclegan.inference.quality import (
     jumping_slices,
     share_above,
 )
-from medcyclegan.inference.statistics import Statistics, check_statistics
+from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.uncertainty import combined, cycle_residual, spread, structure_disagreement
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.nifti import kept_fields
@@ -86,6 +86,29 @@ class Translation:
         write_volume(Path(path), self.trust[name], self.grid, description=description, nifti=self.nifti)
 
 
+@dataclass(frozen=True)
+class ImageDomain:
+    """What a checkpoint says of a domain.
+
+    Attributes:
+        preparations: how its volumes come onto the working grid, one of each contrast in the model's order.
+        scaler: what [-1, 1] means in it.
+        contrasts: their names, where it has several.
+        cohort: features of the training volumes; None where they are unknown.
+        name: for example "CT".
+    """
+
+    preparations: tuple[Preparation, ...]
+    scaler: Scaler
+    contrasts: tuple[str, ...] = ()
+    cohort: Sequence[Features] | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.preparations) != max(1, len(self.contrasts)):
+            raise ValueError(f"{len(self.contrasts)} contrasts need as many preparations, got {len(self.preparations)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """A volume made ready for the network: the first of the three stages of a translation."""
@@ -120,80 +143,61 @@ class Translator:
     network is busy.
 
     Args:
-        generator: the network, a plain `nn.Module` in evaluation mode on `device`.
-        preparation: how source volumes come onto the working grid.
-        scaler: what [-1, 1] means in the target domain.
-        modality: of the target domain.
-        window: size of the windows in training: along the two axes of a slice of `plane` in RAS order, or (X, Y, Z).
-        device: where `generator` is.
+        generator: the network, a plain `nn.Module` in evaluation mode on `window.device`.
+        source: the domain of the volumes that it takes.
+        target: the domain of what it makes; its first preparation says the modality.
+        window: how it is run over a volume. With `bf16`, a volume is computed in bfloat16 where that is measured to
+            change it by less than 2 HU.
         description: goes into the header of written files.
-        spatial_dims: 2 or 3, of the generator.
-        plane: of the slices in training; of no meaning in 3D.
-        neighbors: slices on either side that the generator takes and gives as channels; 0 in 3D.
-        statistics: of instance norms, see `inference.statistics`.
-        bf16: compute a volume in bfloat16 where that is measured to change it by less than 2 HU.
-        ensemble: planes and flips.
         backward: the generator of the other direction, for the cycle map.
-        cohort: features of the training volumes; None where they are unknown.
-        others: further checkpoints of the ensemble, in the same preparation and units.
-        contrasts: names of the contrasts that it takes, in order, where it takes several.
-        further: how each contrast after the first is prepared.
+        others: further checkpoints of the ensemble, of the same domains.
     """
 
     def __init__(
         self,
         generator: nn.Module,
+        source: ImageDomain,
+        target: ImageDomain,
+        window: SlidingWindow,
         *,
-        preparation: Preparation,
-        scaler: Scaler,
-        modality: str,
-        window: Sequence[int],
-        device: torch.device,
         description: str = "medcyclegan",
-        spatial_dims: int = 2,
-        plane: Plane = "axial",
-        neighbors: int = 0,
-        statistics: Statistics = "window",
-        bf16: bool = False,
-        ensemble: Ensemble | None = None,
         backward: nn.Module | None = None,
-        cohort: Sequence[Features] | None = None,
         others: Sequence[Translator] = (),
-        contrasts: Sequence[str] = (),
-        further: Sequence[Preparation] = (),
     ) -> None:
-        check_statistics(statistics)
-        if spatial_dims not in (2, 3) or plane not in ACROSS or len(window) != spatial_dims:
-            raise ValueError(f"a window {tuple(window)} does not fit {spatial_dims} dimensions of plane {plane!r}")
-        if len(further) != max(0, len(contrasts) - 1):
-            raise ValueError(f"{len(contrasts)} contrasts need {len(contrasts) - 1} further preparations")
         self.generator = generator
-        self.preparation = preparation
-        self.contrasts = tuple(contrasts)
-        self.further = tuple(further)
-        self.scaler = scaler
-        self.modality = modality
-        self.window = tuple(window)
-        self.device = device
+        self.source = source
+        self.target = target
+        self.window = window
         self.description = description
-        self.spatial_dims = spatial_dims
-        self.plane: Plane = plane
-        self.neighbors = neighbors
-        self.statistics: Statistics = statistics
-        self.bf16 = bf16
-        self.ensemble = ensemble or Ensemble()
         self.backward = backward
-        self.cohort = cohort
         self.others = tuple(others)
-        if spatial_dims == 3 and self.ensemble.planes:
-            raise InputError("this checkpoint works on 3D patches, which have no plane.", "Leave out --planes.")
+        own = (source.preparations, self.contrasts, self.scaler, self.modality)
         for number, other in enumerate(self.others, start=2):
-            own = (preparation, scaler, modality, self.contrasts, self.further)
-            if (other.preparation, other.scaler, other.modality, other.contrasts, other.further) != own:
+            if (other.source.preparations, other.contrasts, other.scaler, other.modality) != own:
                 raise InputError(
                     f"checkpoint {number} of the ensemble prepares its volumes in another way than the first.",
                     "Fuse checkpoints of trainings on the same prepared folder.",
                 )
+
+    @property
+    def preparation(self) -> Preparation:
+        """Of the (first) volume that it takes."""
+        return self.source.preparations[0]
+
+    @property
+    def contrasts(self) -> tuple[str, ...]:
+        """Names of the contrasts that it takes, in order, where it takes several."""
+        return self.source.contrasts
+
+    @property
+    def scaler(self) -> Scaler:
+        """What [-1, 1] means in the target domain."""
+        return self.target.scaler
+
+    @property
+    def modality(self) -> str:
+        """Of what it makes."""
+        return self.target.preparations[0].modality
 
     def __call__(
         self,
@@ -222,16 +226,16 @@ class Translator:
         """The first stage: read and prepare. Arguments and errors are those of a call."""
         volumes = [as_volume(part) for part in self._parts(image)]
         volume = volumes[0]
-        case = prepare_contrasts(volumes, [self.preparation, *self.further], body, names=self.contrasts)
-        planes = {self.plane, *self.ensemble.planes}
-        if "picture" in volume.meta and (self.spatial_dims == 3 or self.neighbors or planes != {"axial"}):
+        case = prepare_contrasts(volumes, self.source.preparations, body, names=self.contrasts)
+        window, planes = self.window, {self.window.plane, *self.window.ensemble.planes}
+        if "picture" in volume.meta and (window.spatial_dims == 3 or window.neighbors or planes != {"axial"}):
             name = volume.meta["filename_or_obj"]
             raise InputError(
                 f"{name}: a picture is one axial slice, and this model or ensemble takes more.",
                 "Give the volume that it was made of.",
             )
         features = None
-        if self.cohort:
+        if self.source.cohort:
             images = case.image if case.image.ndim == 4 else case.image[None]
             features = features_of(measure_volume(volume, body=body), images, case.body, case.grid)
         return Source(case, kept_fields(volume.meta), features)
@@ -258,11 +262,11 @@ class Translator:
         bf16 = [translator._is_small(change) for translator, change in zip(every, changes, strict=True)]
         functions = [_function(*each, watch) for each in zip(every, bf16, strict=True)]
         precisions = tuple("bf16" if taken else "float32" for taken in bf16)
-        if self.ensemble.fuse == "mean" and not trust:
-            values, count = _streamed_mean(functions, case, self.ensemble)
+        if self.window.ensemble.fuse == "mean" and not trust:
+            values, count = _streamed_mean(functions, case, self.window.ensemble)
             return Prediction(values, {}, count, precisions, changes)
-        parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
-        result, count = fused(parts, self.ensemble.fuse), len(parts)
+        parts = [values for _, values in members(functions, case.image, case.body, self.window.ensemble)]
+        result, count = fused(parts, self.window.ensemble.fuse), len(parts)
         maps = {}
         if trust:
             maps = self.trust_maps(case, result, self._opinions(parts, functions, case), watch, bf16=bf16[0])
@@ -276,7 +280,7 @@ class Translator:
             _function(translator, translator._is_small(translator._changed_by_bf16(case)), Silent())
             for translator in [self, *self.others]
         ]
-        parts = [values for _, values in members(functions, case.image, case.body, self.ensemble)]
+        parts = [values for _, values in members(functions, case.image, case.body, self.window.ensemble)]
         return self._opinions(parts, functions, case)
 
     def _opinions(
@@ -287,7 +291,7 @@ class Translator:
     ) -> list[npt.NDArray[np.float32]]:
         if len(parts) > 1:
             return parts
-        (plane,) = self.ensemble.planes or (self.plane,)
+        (plane,) = self.window.ensemble.planes or (self.window.plane,)
         return [*parts, mirrored(functions[0][0], case.image, case.body, plane)]
 
     def finish(self, source: Source, prediction: Prediction) -> Translation:
@@ -313,8 +317,8 @@ class Translator:
             hu = (self.scaler.high - self.scaler.low) / 2
             changes = [None if change is None else change * hu for change in prediction.bf16_changes]
             record["bf16_changes_hu"] = [round(c, 3) if c is not None and np.isfinite(c) else None for c in changes]
-        if self.cohort and source.features is not None:
-            unlike = flags(source.features, self.cohort, self.preparation.modality, self.contrasts)
+        if self.source.cohort and source.features is not None:
+            unlike = flags(source.features, self.source.cohort, self.preparation.modality, self.contrasts)
             record |= {"cohort": "known", "flags": unlike}
         else:
             record |= {"cohort": "unknown: the checkpoint does not describe its training volumes", "flags": []}
@@ -342,21 +346,8 @@ class Translator:
         out_contrasts: int = 1,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float32]:
-        window = self.window if self.spatial_dims == 3 else plane_window(self.window, self.plane, plane)
-        return translate_volume(
-            generator,
-            image,
-            body,
-            window=window,
-            device=self.device,
-            spatial_dims=self.spatial_dims,
-            plane=plane,
-            neighbors=self.neighbors,
-            statistics=self.statistics,
-            bf16=bf16,
-            out_contrasts=out_contrasts,
-            progress=progress,
-        )
+        window = replace(self.window.along(plane), bf16=bf16)
+        return translate_volume(generator, image, body, window, out_contrasts=out_contrasts, progress=progress)
 
     def _changed_by_bf16(self, case: PreparedCase) -> float | None:
         """By how much bfloat16 changes a few windows of this volume, mean over their body, in [-1, 1] units.
@@ -364,12 +355,14 @@ class Translator:
         Measured for every volume and not once for the network: what a volume becomes must not hang on which ones came
         before it, or on which of several processes it went to. None where bfloat16 may not be taken.
         """
-        if not self.bf16:
+        if not self.window.bf16:
             return None
         if not case.body.any():
             return float("nan")
         image, body = self._sample(case)
-        fast, exact = (self._translate(self.generator, image, body, self.plane, bf16=bf16) for bf16 in (True, False))
+        fast, exact = (
+            self._translate(self.generator, image, body, self.window.plane, bf16=bf16) for bf16 in (True, False)
+        )
         return float(np.abs(fast - exact)[body].mean(dtype=np.float64))
 
     def _is_small(self, bf16_change: float | None) -> bool:
@@ -383,23 +376,25 @@ class Translator:
     def _sample(self, case: PreparedCase) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Image and body of slices evenly through the body, each between its neighbors; in 3D of a window in it."""
         shape = case.body.shape
-        if self.spatial_dims == 3:
+        if self.window.spatial_dims == 3:
             region: list[Any] = []
             part = case.body
-            for n, length in zip(shape, self.window, strict=True):
+            for n, length in zip(shape, self.window.roi_size, strict=True):
                 filled = np.flatnonzero(part.any(axis=tuple(range(1, part.ndim))))
                 middle = int(filled[len(filled) // 2])
                 part = part[middle]  # so that the place found in the end lies within the body
                 start = max(0, min(middle - length // 2, n - length))
                 region.append(slice(start, start + length))
             return case.image[(..., *region)], case.body[tuple(region)]
-        across = ACROSS[self.plane]
+        across = ACROSS[self.window.plane]
         filled = np.flatnonzero(case.body.any(axis=tuple(axis for axis in range(3) if axis != across)))
         steps = ((np.arange(BF16_SLICES) + 0.5) / BF16_SLICES * len(filled)).astype(int)
         chosen = filled[np.unique(steps)]
         # Where the neighbors of one meet those of the next, stacks are of two places, which rounding does not mind.
         around = [
-            n for m in chosen for n in range(max(0, m - self.neighbors), min(shape[across], m + self.neighbors + 1))
+            n
+            for m in chosen
+            for n in range(max(0, m - self.window.neighbors), min(shape[across], m + self.window.neighbors + 1))
         ]
         return case.image.take(around, across - 3), case.body.take(around, across - 3)
 
@@ -434,7 +429,7 @@ class Translator:
                 self.backward,
                 inside,
                 case.body,
-                self.plane,
+                self.window.plane,
                 bf16=bf16,
                 out_contrasts=max(1, len(self.contrasts)),
                 progress=progress,
@@ -450,7 +445,7 @@ def _function(translator: Translator, bf16: bool, watch: Progress) -> tuple[Any,
     def function(image: npt.NDArray[np.float32], body: npt.NDArray[np.bool_], plane: Plane) -> Any:
         return translator._translate(translator.generator, image, body, plane, bf16=bf16, progress=watch)
 
-    return function, translator.plane
+    return function, translator.window.plane
 
 
 def _streamed_mean(
