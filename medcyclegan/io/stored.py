@@ -13,9 +13,8 @@ import bz2
 import math
 import re
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,14 +28,10 @@ ANOTHER_COPY = "Take another copy of it, or export it again."
 GZIP_MAGIC = b"\x1f\x8b"
 # zlib's window argument: 31 takes gzip, 47 gzip and zlib.
 _WINDOWS = {"gzip": 31, "zlib": 47}
-# What stands for a number in files of text; NaN and infinity are for voxels only.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 # What may follow the last voxel.
 _PADDING = b"\0 \r\n\t"
 _TAIL = 1 << 24  # bytes of it that are looked at
-# A slice each, and far more than a volume has: a header can name any number.
-_MOST_FILES = 100_000
+# What no number of a file of text holds.
 _NO_NUMBER = re.compile(rb"[^0-9+\-.eEnNaAiIfF\s]")
 
 
@@ -160,66 +155,6 @@ def scaled(values: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDAr
         for k in range(values.shape[-1]):
             result[..., k] = values[..., k].astype(np.float64) * slope + intercept
     return result
-
-
-def beside(header: Path, named: str) -> Path:
-    """The data file that a header names, in the header's folder or below it.
-
-    Raises:
-        InputError: the name leads out of the folder, or back to the header.
-    """
-    steps = PureWindowsPath(named)  # knows the separators and roots of every system
-    if not named or "\0" in named or steps.anchor or ".." in steps.parts:
-        raise InputError(
-            f"{header}: its header looks for the data in {named!r}; only files beside the header are read.",
-            "Put the data beside the header and name them without a folder.",
-        )
-    path = header.parent / named
-    if path == header:
-        raise InputError(f"{header}: its header names itself as the file of its data.")
-    return path
-
-
-def numbers(text: str, count: int | None, path: Path, what: str) -> list[float]:
-    """Exactly `count` finite numbers (None: any), separated by spaces.
-
-    Raises:
-        InputError: there are others, or something else; `what` names the field.
-    """
-    words = text.split()
-    values = [float(word) if _NUMBER.fullmatch(word) else math.nan for word in words]
-    if (count is not None and len(values) != count) or not all(map(math.isfinite, values)):
-        wanted = f"{count} numbers" if count is not None else "numbers"
-        raise InputError(f"{path}: its header gives {what} as {_short(text)}; {wanted} are needed.")
-    return values
-
-
-def integers(text: str, count: int | None, path: Path, what: str) -> list[int]:
-    """Like `numbers`, for whole numbers."""
-    words = text.split()
-    if not all(map(_INTEGER.fullmatch, words)) or (count is not None and len(words) != count):
-        wanted = f"{count} whole number{'s' * (count != 1)}" if count is not None else "whole numbers"
-        raise InputError(f"{path}: its header gives {what} as {_short(text)}; {wanted} needed.")
-    return [int(word) for word in words]
-
-
-def numbered_files(header: Path, pattern: str, chosen: Sequence[int]) -> list[Path]:
-    """The files of a pattern such as `slice_%03d.raw`, as C's printf writes it for whole numbers.
-
-    Raises:
-        InputError: the pattern has no such place or several, or leads out of the folder.
-    """
-    found = re.fullmatch(r"([^%]*)%(0?)(\d{0,2})[di]([^%]*)", pattern)
-    if not found:
-        raise InputError(f"{header}: its header names its data files by {pattern!r}; one %d or %03d is needed.")
-    if len(chosen) > _MOST_FILES:
-        raise InputError(f"{header}: its header names {len(chosen)} data files; up to {_MOST_FILES} are read.")
-    before, zero, width, after = found.groups()
-    return [beside(header, f"{before}{number:{zero}{width}d}{after}") for number in chosen]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def _needed(stored: Stored) -> int:
