@@ -190,52 +190,50 @@ def _fitting(stored: Stored, part: Part, found: int, tail: bytes | bytearray) ->
 
 def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.NDArray[Any]:
     """`count` values of one part."""
-    name = stored.path
-    needed = _needed(stored)
-    most = stored.skip + 2 * needed
+    needed = stored.skip + _needed(stored)
     size = part.path.stat().st_size
     with part.path.open("rb") as stream:
-        start = part.start if part.start >= 0 else max(0, size - needed)
-        stream.seek(start)
+        stream.seek(part.start if part.start >= 0 else max(0, size - needed))
         for _ in range(part.lines):
             if not stream.readline(1 << 20).endswith(b"\n"):
-                raise InputError(f"{name}: {part.path.name} has fewer lines than its header leaves out.")
+                raise InputError(f"{stored.path}: {part.path.name} has fewer lines than its header leaves out.")
         # Never more than there is: Python sets aside what is asked for.
-        data = stream.read(min(size, stored.skip + needed) if stored.encoding == "raw" else size)
+        data = stream.read(min(size, needed) if stored.encoding == "raw" else size)
         beyond, tail = size - stream.tell(), stream.read(_TAIL)
     rest = b""
     if part.length is not None:
         if part.length > len(data):
             raise InputError(
-                f"{name}: it is cut short: {len(data)} of {part.length} compressed bytes are there.", ANOTHER_COPY
+                f"{stored.path}: it is cut short: {len(data)} of {part.length} compressed bytes are there.",
+                ANOTHER_COPY,
             )
         data, rest = data[: part.length], data[part.length :]
     if stored.encoding == "text":
         return _from_text(data, count, stored)
     values: bytes | bytearray = data
-    try:
-        if stored.encoding in _WINDOWS:
-            values, more = _inflated(data, _WINDOWS[stored.encoding], most)
-            rest = more + rest
-        elif stored.encoding == "bzip2":
-            values, rest = _unzipped(data, most)
-        elif stored.encoding == "hex":
-            values = bytes.fromhex(data.decode("ascii"))
-    except EOFError:
-        raise InputError(f"{name}: its compressed data end too early.", ANOTHER_COPY) from None
-    except (zlib.error, OSError, ValueError) as error:
-        checksum = "their checksum (CRC-32 or Adler-32) does not match" if "data check" in str(error) else error
-        raise InputError(f"{name}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
+    if stored.encoding != "raw":
+        values, more = _decoded(data, stored, stored.skip + 2 * _needed(stored))
+        rest, beyond, tail = more + rest, 0, bytes(values[needed:])
     if rest.strip(_PADDING):
         remarks.append(f"{len(rest)} bytes after the end of the compressed data are left out")
-    found = len(values) - stored.skip
-    if stored.encoding == "raw":
-        told = _fitting(stored, part, found + beyond, tail)
-    else:
-        told = _fitting(stored, part, found, values[stored.skip + needed :])
-    if told:
-        remarks.append(told)
+    if padding := _fitting(stored, part, len(values) - stored.skip + beyond, tail):
+        remarks.append(padding)
     return np.frombuffer(values, dtype=stored.dtype, count=count, offset=stored.skip)
+
+
+def _decoded(data: bytes, stored: Stored, most: int) -> tuple[bytes | bytearray, bytes]:
+    """What compressed or hexadecimal data hold, up to one byte more than `most`; and the bytes behind them."""
+    try:
+        if stored.encoding == "hex":
+            return bytes.fromhex(data.decode("ascii")), b""
+        if stored.encoding == "bzip2":
+            return _unzipped(data, most)
+        return _inflated(data, _WINDOWS[stored.encoding], most)
+    except EOFError:
+        raise InputError(f"{stored.path}: its compressed data end too early.", ANOTHER_COPY) from None
+    except (zlib.error, OSError, ValueError) as error:
+        checksum = "their checksum (CRC-32 or Adler-32) does not match" if "data check" in str(error) else error
+        raise InputError(f"{stored.path}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
 
 
 def _inflated(data: bytes, window: int, most: int) -> tuple[bytearray, bytes]:
