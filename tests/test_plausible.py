@@ -15,7 +15,7 @@ from medcyclegan.evaluation.case import read_hu
 from medcyclegan.io.headers import read_header
 from medcyclegan.io.plausible import refuse_impossible_geometry
 from medcyclegan.io.reader import as_volume, read_values, read_volume
-from medcyclegan.qc.rules import Member
+from medcyclegan.qc.rules import Volume
 from medcyclegan.qc.survey import measure
 from medcyclegan.qc.volume_rules import of_volume
 from medcyclegan.transforms.pipeline import Preparation, prepare
@@ -85,9 +85,9 @@ class TestHounsfield:
             prepare(volume, Preparation(modality="CT", spacing=(1, 1, 1)))
         with pytest.raises(InputError, match=words):
             read_hu(file)
-        told = of_volume(Member("b", "v", "CT", measure(file)))
+        told = of_volume(Volume("b", "v", "CT", measure(file)))
         assert [s.code for s in told if s.code in ("impossible_hu", "modality")] == ["impossible_hu"]
-        assert "impossible_hu" not in [s.code for s in of_volume(Member("a", "v", "MR", measure(file)))]
+        assert "impossible_hu" not in [s.code for s in of_volume(Volume("a", "v", "MR", measure(file)))]
 
     def test_a_dicom_ct_says_it_by_itself(self, tmp_path: Path) -> None:
         def change(ds: object, k: int) -> None:

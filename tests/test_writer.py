@@ -62,6 +62,7 @@ class TestIdentity:
         header.set_data_dtype(np.dtype(np.int16).newbyteorder(byte_order))
         nib.save(image_class(hounsfield(), affine_of(ORDERS[7], 5.0), header), tmp_path / "source.nii")
         source = read_volume(tmp_path / "source.nii")
+        assert grid_of(source).matches(Grid(SHAPE, affine_of(ORDERS[7], 5.0)), 1e-4)
         write_volume(tmp_path / f"copy{suffix}", to_int16(source.numpy()[0]), grid_of(source))
         copy = read_volume(tmp_path / f"copy{suffix}")
         np.testing.assert_array_equal(copy.numpy()[0], hounsfield())
