@@ -12,7 +12,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,17 +54,11 @@ def parse_json(text: str, what: str) -> Any:
     def constant(name: str) -> NoReturn:
         raise _Refused(f"{name} is no JSON")
 
-    try:
+    with _refusals(what, "JSON"):
         content = json.loads(
             text, object_pairs_hook=objects, parse_int=_whole, parse_float=_finite, parse_constant=constant
         )
         _require_plain(content)
-    except json.JSONDecodeError as error:
-        raise InputError(f"the {what} cannot be read, it is not JSON: {error}.") from None
-    except _Refused as error:
-        raise InputError(f"the {what} cannot be used: {error}.") from None
-    except RecursionError:
-        raise InputError(f"the {what} cannot be used: {_TOO_DEEP}.") from None
     return content
 
 
@@ -85,9 +80,9 @@ def read_yaml(path: Path, what: str) -> Any:
 
 def parse_yaml(text: str, what: str) -> Any:
     """The content of a YAML text; as `read_yaml`."""
-    if len(text) > LARGEST_YAML:
-        raise InputError(f"the {what} cannot be used: it has {len(text)} characters, at most {LARGEST_YAML} are read.")
-    try:
+    with _refusals(what, "YAML"):
+        if len(text) > LARGEST_YAML:
+            raise _Refused(f"it has {len(text)} characters, at most {LARGEST_YAML} are read")
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
@@ -95,14 +90,6 @@ def parse_yaml(text: str, what: str) -> Any:
         _require_bounded(node)
         content = loader.construct_document(node)
         _require_plain(content)
-    except yaml.YAMLError as error:
-        raise InputError(f"the {what} cannot be read, it is not YAML: {_one_line(error)}.") from None
-    except _Refused as error:
-        raise InputError(f"the {what} cannot be used: {error}.") from None
-    except RecursionError:
-        raise InputError(f"the {what} cannot be used: {_TOO_DEEP}.") from None
-    except (ValueError, KeyError) as error:  # of an explicit tag, such as !!int x
-        raise InputError(f"the {what} cannot be read, it is not YAML: {_one_line(error)}.") from None
     return content
 
 
@@ -165,14 +152,25 @@ def require_plain(content: Any, what: str) -> None:
     Raises:
         InputError: saying why.
     """
-    try:
+    with _refusals(what, "plain data"):
         _require_plain(content, MOST_VALUES)
-    except _Refused as error:
-        raise InputError(f"the {what} cannot be used: {error}.") from None
 
 
 class _Refused(ValueError):
     """What is no plain data; the message says why."""
+
+
+@contextmanager
+def _refusals(what: str, kind: str) -> Iterator[None]:
+    """Name the file in what a parser raises."""
+    try:
+        yield
+    except _Refused as error:
+        raise InputError(f"the {what} cannot be used: {error}.") from None
+    except RecursionError:
+        raise InputError(f"the {what} cannot be used: {_TOO_DEEP}.") from None
+    except (ValueError, KeyError, yaml.YAMLError) as error:  # the first two of an explicit YAML tag, such as !!int x
+        raise InputError(f"the {what} cannot be read, it is not {kind}: {_one_line(error)}.") from None
 
 
 _TOO_LARGE = "is a whole number beyond 64 bits"

@@ -83,9 +83,9 @@ def _together(alike: list[str]) -> str:
         more = f"; and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
         return "; ".join([alike[0], *(warning.partition(": ")[2] for warning in alike[1:NAMED])]) + more
     texts = {warning.partition(": ")[2] for warning in alike}
-    told = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    first = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
     same = "" if len(texts) == 1 else f"; the numbers are those of {names[0]}"
-    return f"{alike[0].partition(': ')[2]} ({len(names)} like this: {told}{same})"
+    return f"{alike[0].partition(': ')[2]} ({len(names)} like this: {first}{same})"
 
 
 class Notices:

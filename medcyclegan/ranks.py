@@ -129,7 +129,7 @@ def is_loss(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or any(text in str(error) for text in texts)
 
 
-def told_by_first(value: T) -> T:
+def from_first(value: T) -> T:
     """The first process's `value`, plain data, in every process."""
     if rank_and_world()[1] == 1:
         return value
@@ -148,15 +148,15 @@ def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
     if rank_and_world()[1] == 1:
         return first()
     if not is_first():
-        if told_by_first(None) is not None:
+        if from_first(None) is not None:
             raise LostProcess("the first process could not begin; its message says why.")
         return others()
     try:
         result = first()
     except BaseException as error:
-        told_by_first(type(error).__name__)
+        from_first(type(error).__name__)
         raise
-    told_by_first(None)
+    from_first(None)
     return result
 
 

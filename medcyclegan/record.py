@@ -209,8 +209,8 @@ def _problem(content: Any) -> str:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return f"is no record of a conversion: it does not have format '{FORMAT}'"
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
-        told = f"{content.get('version')!r}"
-        return f"is a record of version {told:.20}, and this program knows {VERSION}"
+        found = f"{content.get('version')!r}"
+        return f"is a record of version {found:.20}, and this program knows {VERSION}"
     earlier = content.get("earlier", [])
     if not isinstance(earlier, list):
         return "is damaged: earlier is no list"
@@ -241,12 +241,11 @@ def _wrong(known: dict[str, Any]) -> str:
     for case, reason in known.get("failed", {}).items():
         if not isinstance(reason, str):
             return f"failed.{case} is no text"
-    for case, entry in known.get("unfinished", {}).items():
-        if not isinstance(entry, dict) or not _is_path(entry.get("output")):
-            return f"unfinished.{case}.output is missing or no text"
+    for name in ("unfinished", "cases"):
+        for case, entry in known.get(name, {}).items():
+            if not isinstance(entry, dict) or not _is_path(entry.get("output")):
+                return f"{name}.{case}.output is missing or no text"
     for case, entry in known["cases"].items():
-        if not isinstance(entry, dict) or not _is_path(entry.get("output")):
-            return f"cases.{case}.output is missing or no text"
         trust, hashes = entry.get("trust"), entry.get("voxels_sha256")
         if not isinstance(trust, dict) or not all(map(_is_path, trust.values())):
             return f"cases.{case}.trust is no object of paths"

@@ -20,6 +20,42 @@ OBLIQUE[:3, 3] = [-12.5, -40.25, 101.0]
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
+Change = Callable[[Dataset, int], None]  # of the dataset of slice k
+
+
+def put(**values: object) -> Change:
+    """Give elements other values; a function is called with the number of the slice."""
+
+    def change(ds: Dataset, k: int) -> None:
+        for keyword, value in values.items():
+            setattr(ds, keyword, value(k) if callable(value) else value)
+
+    return change
+
+
+def lack(*keywords: str) -> Change:
+    return lambda ds, k: [delattr(ds, keyword) for keyword in keywords] and None
+
+
+def raw(keyword: str, value: bytes) -> Change:
+    """A value that pydicom would not write."""
+
+    def change(ds: Dataset, k: int) -> None:
+        tag = pydicom.tag.Tag(keyword)
+        kind = pydicom.datadict.dictionary_VR(tag)
+        ds[tag] = pydicom.dataelem.RawDataElement(tag, kind, len(value), value, 0, False, True)
+
+    return change
+
+
+def edit(folder: Path, change: Change, names: str = "*.dcm") -> None:
+    """Change files that are written."""
+    for k, file in enumerate(sorted(folder.glob(names))):
+        ds = pydicom.dcmread(file)
+        change(ds, k)
+        ds.save_as(file)
+
+
 def stored(shape: tuple[int, int, int] = (6, 5, 4), seed: int = 0) -> np.ndarray:
     """(columns, rows, slices)."""
     return np.random.default_rng(seed).integers(0, 3000, shape).astype(np.int16)
@@ -31,7 +67,7 @@ def write_series(
     lps: np.ndarray = OBLIQUE,
     *,
     modality: str = "MR",
-    change: Callable[[Dataset, int], None] | None = None,
+    change: Change | None = None,
     uid: str | None = None,
     prefix: str = "im",
     positions: np.ndarray | None = None,

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import OBLIQUE, RAS, stored, write_enhanced, write_series
+from dicom_files import OBLIQUE, RAS, edit, item, put, stored, write_enhanced, write_series
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -34,6 +34,14 @@ def hounsfield(shape: tuple[int, ...]) -> np.ndarray:
     values = np.random.default_rng(7).integers(-1024, 3072, shape).astype(np.int16)
     values.flat[:2] = -1024, 3071
     return values
+
+
+def from_source(folder: Path, source: Path, description: str = "") -> tuple[np.ndarray, Grid]:
+    """Write a CT series made from an MR series; its values and grid."""
+    grid = grid_of(read_volume(source))
+    array = hounsfield(grid.shape)
+    write_ct_series(folder, array, grid, source=source, description=description)
+    return array, grid
 
 
 def written(folder: Path) -> list[Dataset]:
@@ -88,9 +96,7 @@ class TestFromDicom:
         return write_series(tmp_path / "mr", stored())
 
     def test_one_instance_per_source_slice(self, source: Path, tmp_path: Path) -> None:
-        grid = grid_of(read_volume(source))
-        array = hounsfield(grid.shape)
-        write_ct_series(tmp_path / "ct", array, grid, source=source)
+        array, grid = from_source(tmp_path / "ct", source)
         check_places(tmp_path / "ct", array, grid)
         check_itk(tmp_path / "ct", array, grid)
         by_uid = {ds.SOPInstanceUID: ds for ds in map(pydicom.dcmread, source.iterdir())}
@@ -107,11 +113,8 @@ class TestFromDicom:
         assert grid_of(again).matches(grid, 1e-3)
 
     def test_identity_is_the_sources_and_series_is_new(self, source: Path, tmp_path: Path) -> None:
-        grid = grid_of(read_volume(source))
         for name in ("one", "two"):
-            write_ct_series(
-                tmp_path / name, hounsfield(grid.shape), grid, source=source, description="medcyclegan 9.9, model x"
-            )
+            from_source(tmp_path / name, source, "medcyclegan 9.9, model x")
         mr, one, two = (written(folder) for folder in (source, tmp_path / "one", tmp_path / "two"))
         same = (
             "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID "
@@ -133,19 +136,13 @@ class TestFromDicom:
         assert [ds.InstanceNumber for ds in one] == [1, 2, 3, 4]
 
     def test_the_series_number_and_the_history_follow_the_sources(self, tmp_path: Path) -> None:
-        code = Dataset()
-        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
-
-        def change(ds: Dataset, k: int) -> None:
-            ds.SeriesNumber, ds.PatientIdentityRemoved = 7, "YES"
-            ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", "8"
-            if k < 4 and by_code:
-                ds.DeidentificationMethodCodeSequence = [code]
-
+        code = item(CodeValue="113100", CodingSchemeDesignator="DCM", CodeMeaning="Basic Profile")
+        history = put(PatientIdentityRemoved="YES", LossyImageCompression="01", LossyImageCompressionRatio="8")
         for by_code in (True, False):
-            source = write_series(tmp_path / f"mr{by_code}", stored(), change=change)
-            grid = grid_of(read_volume(source))
-            write_ct_series(tmp_path / f"ct{by_code}", hounsfield(grid.shape), grid, source=source)
+            source = write_series(tmp_path / f"mr{by_code}", stored(), change=history)
+            if by_code:
+                edit(source, put(DeidentificationMethodCodeSequence=[code]))
+            from_source(tmp_path / f"ct{by_code}", source)
             for ds in written(tmp_path / f"ct{by_code}"):
                 assert (ds.SeriesNumber, ds.PatientIdentityRemoved) == (9007, "YES")
                 assert (ds.LossyImageCompression, ds.LossyImageCompressionRatio) == ("01", 8)
@@ -173,12 +170,8 @@ class TestFromDicom:
     def test_names_in_other_alphabets_stay_as_they_are(
         self, charset: str | list[str], patient: str, tmp_path: Path
     ) -> None:
-        def change(ds: Dataset, k: int) -> None:
-            ds.SpecificCharacterSet, ds.PatientName = charset, patient
-
-        source = write_series(tmp_path / "mr", stored(), change=change)
-        grid = grid_of(read_volume(source))
-        write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
+        change = put(SpecificCharacterSet=charset, PatientName=patient)
+        from_source(tmp_path / "ct", write_series(tmp_path / "mr", stored(), change=change))
         assert str(written(tmp_path / "ct")[0].PatientName) == patient
 
     def test_what_is_wrong_or_lacking_in_the_source_stops_nothing(self, tmp_path: Path) -> None:
@@ -192,10 +185,9 @@ class TestFromDicom:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             source = write_series(tmp_path / "mr", stored(), change=change)
-        grid = grid_of(read_volume(source))
-        with pytest.warns(UserWarning, match="no FrameOfReferenceUID") as told:
-            write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
-        assert len(told) == 1
+        with pytest.warns(UserWarning, match="no FrameOfReferenceUID") as caught:
+            from_source(tmp_path / "ct", source)
+        assert len(caught) == 1
         made = written(tmp_path / "ct")
         assert len({ds.FrameOfReferenceUID for ds in made}) == 1
         assert made[0].PatientPosition == ""
@@ -205,9 +197,8 @@ class TestFromDicom:
         for file in source.iterdir():
             content = file.read_bytes()
             file.write_bytes(content.replace(b"\x08\x00\x50\x00SH\x04\x00acc1", b"\x08\x00\x50\x00FD\x04\x00acc1"))
-        grid = grid_of(read_volume(source))
         with pytest.warns(UserWarning, match="AccessionNumber of the source cannot be read; they are empty or new"):
-            write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
+            from_source(tmp_path / "ct", source)
         assert written(tmp_path / "ct")[0].AccessionNumber == ""
 
     def test_images_without_uids_are_not_referred_to(self, tmp_path: Path) -> None:
@@ -218,16 +209,13 @@ class TestFromDicom:
             del ds.SOPInstanceUID
 
         source = write_series(tmp_path / "mr", stored(), change=change)
-        grid = grid_of(read_volume(source))
         with pytest.warns(UserWarning, match="no SOPInstanceUID"):
-            write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
+            from_source(tmp_path / "ct", source)
         made = written(tmp_path / "ct")
-        assert len(made) == grid.shape[2] and not any("SourceImageSequence" in ds for ds in made)
+        assert len(made) == 4 and not any("SourceImageSequence" in ds for ds in made)
 
     def test_frames_of_a_multiframe_are_referred_to(self, tmp_path: Path) -> None:
-        source = write_enhanced(tmp_path / "mr.dcm", stored())
-        grid = grid_of(read_volume(source))
-        write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source)
+        from_source(tmp_path / "ct", write_enhanced(tmp_path / "mr.dcm", stored()))
         # The file has its frames from the last slice to the first.
         assert [ds.SourceImageSequence[0].ReferencedFrameNumber for ds in written(tmp_path / "ct")] == [4, 3, 2, 1]
 
@@ -236,9 +224,8 @@ class TestFromDicom:
             for file in source.iterdir():
                 archive.write(file, file.name)
         uid = source_series(source).header.SeriesInstanceUID
-        grid = grid_of(read_volume(source))
         for path in (tmp_path / "mr.zip", Path(f"{source}#{uid[-4:]}")):
-            write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=path)
+            from_source(tmp_path / "ct", path)
             assert written(tmp_path / "ct")[0].PatientID == "id-4711"
 
 
@@ -320,12 +307,12 @@ class TestRefusals:
 
 
 def complaints(folder: Path) -> list[str]:
-    """Every error that the standard's checker has about every instance."""
+    """Every error that the standard's checker has about the first instances."""
     lines = []
-    for file in sorted(folder.iterdir()):
-        told = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True, text=True, check=False)
-        assert "CTImage" in told.stderr, told.stderr
-        lines += [line for line in told.stderr.splitlines() if line.startswith("Error")]
+    for file in sorted(folder.iterdir())[:5]:  # of 240 thin planes a few
+        done = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True, text=True, check=False)
+        assert "CTImage" in done.stderr, done.stderr
+        lines += [line for line in done.stderr.splitlines() if line.startswith("Error")]
     return lines
 
 
@@ -340,46 +327,32 @@ class TestStandard:
 
     @pytest.mark.parametrize("lps", [OBLIQUE, SAGITTAL], ids=["axial", "sagittal"])
     def test_series_from_dicom(self, lps: np.ndarray, tmp_path: Path) -> None:
-        source = write_series(tmp_path / "mr", stored(), lps)
-        grid = grid_of(read_volume(source))
-        write_ct_series(tmp_path / "ct", hounsfield(grid.shape), grid, source=source, description="medcyclegan 9.9")
+        from_source(tmp_path / "ct", write_series(tmp_path / "mr", stored(), lps), "medcyclegan 9.9")
         assert complaints(tmp_path / "ct") == []
 
     def test_series_from_a_multiframe_and_from_no_dicom(self, tmp_path: Path) -> None:
-        source = write_enhanced(tmp_path / "mr.dcm", stored())
-        grid = grid_of(read_volume(source))
-        write_ct_series(tmp_path / "one", hounsfield(grid.shape), grid, source=source)
-        write_ct_series(tmp_path / "two", hounsfield(grid.shape), grid)
+        array, grid = from_source(tmp_path / "one", write_enhanced(tmp_path / "mr.dcm", stored()))
+        write_ct_series(tmp_path / "two", array, grid)
         assert complaints(tmp_path / "one") == complaints(tmp_path / "two") == []
 
     @needs_data
     @pytest.mark.parametrize(
-        ("name", "folder", "files"),
+        ("folder", "files"),
         [
-            ("philips", "mr_philips_noise", "IM-*.dcm"),
-            ("tilted", "ct_gantry_tilt", "0[789].dcm"),
-            ("one of two orientations", "mr_two_orientations", "IM-0001-000?-0001.dcm"),
+            ("mr_philips_noise", "IM-*.dcm"),
+            ("ct_gantry_tilt", "0[789].dcm"),
+            ("mr_two_orientations", "IM-0001-000?-0001.dcm"),  # one of them
         ],
     )
-    def test_series_from_scanners(self, name: str, folder: str, files: str, tmp_path: Path) -> None:
+    def test_series_from_scanners(self, folder: str, files: str, tmp_path: Path) -> None:
         source = tmp_path / "source"
         source.mkdir()
         for file in (DATA / "dicom" / folder).glob(files):
             shutil.copy(file, source)
-        if name == "tilted":
-            with pytest.warns(UserWarning, match="tilted"):
-                grid = grid_of(read_volume(source))
-        else:
-            grid = grid_of(read_volume(source))
-        array = hounsfield(grid.shape)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            write_ct_series(tmp_path / "ct", array, grid, source=source, description="medcyclegan 9.9")
+            warnings.simplefilter("ignore")  # one has a tilted gantry
+            array, grid = from_source(tmp_path / "ct", source, "medcyclegan 9.9")
         check_places(tmp_path / "ct", array, grid)
-        if name == "philips":
-            # 240 thin planes of 4 columns: look at a few.
-            for file in sorted((tmp_path / "ct").iterdir())[5:]:
-                file.unlink()
         assert complaints(tmp_path / "ct") == []
 
     @needs_data
@@ -390,6 +363,4 @@ class TestStandard:
         write_ct_series(tmp_path / "ct", array, grid)
         check_places(tmp_path / "ct", array, grid)
         check_itk(tmp_path / "ct", array, grid)
-        for file in sorted((tmp_path / "ct").iterdir())[5:]:
-            file.unlink()
         assert complaints(tmp_path / "ct") == []

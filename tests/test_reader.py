@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import re
 import warnings
@@ -61,12 +60,12 @@ def itk(array: np.ndarray, affine: np.ndarray = AFFINE) -> sitk.Image:
     return image
 
 
-def store(folder: Path, suffix: str, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+def store(folder: Path, suffix: str, array: np.ndarray, affine: np.ndarray = AFFINE, compress: bool = False) -> Path:
     path = folder / f"scan{suffix}"
     if suffix.startswith(".nii"):
         nib.save(nifti(array, affine), path)
     else:
-        sitk.WriteImage(itk(array, affine), str(path))
+        sitk.WriteImage(itk(array, affine), str(path), useCompression=compress)
     return path
 
 
@@ -198,28 +197,6 @@ class TestSameScan:
         ras = read_volume(path).affine.numpy() @ np.array([*index, 1.0])
         np.testing.assert_allclose(ras[:3], lps * [-1, -1, 1], atol=1e-4)
 
-    @pytest.mark.parametrize("byte_order", ["<", ">"])
-    @pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
-    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    def test_versions_and_byte_orders(self, image_class: type, byte_order: str, suffix: str, tmp_path: Path) -> None:
-        header = image_class.header_class(endianness=byte_order)
-        header.set_data_dtype(np.dtype(np.int16).newbyteorder(byte_order))
-        image = image_class(scan(), AFFINE, header)
-        path = tmp_path / f"scan{suffix}"
-        nib.save(image, path)
-        volume = read_volume(path)
-        np.testing.assert_array_equal(volume.numpy()[0], scan())
-        np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-5)
-
-    def test_slope_and_intercept(self, tmp_path: Path) -> None:
-        image = nifti(scan())
-        path = tmp_path / "scan.nii"
-        nib.save(image, path)
-        content = bytearray(path.read_bytes())
-        content[112:120] = np.array([2.0, -1024.0], dtype="<f4").tobytes()
-        path.write_bytes(content)
-        np.testing.assert_array_equal(read_volume(path).numpy()[0], scan() * 2.0 - 1024)
-
     def test_a_trailing_axis_of_one_frame(self, tmp_path: Path) -> None:
         nib.save(nifti(scan()[..., None]), tmp_path / "scan.nii")
         np.testing.assert_array_equal(read_volume(tmp_path / "scan.nii").numpy()[0], scan())
@@ -228,21 +205,6 @@ class TestSameScan:
         volume = read_volume(tmp_path / "scan.mha")
         np.testing.assert_array_equal(volume.numpy()[0], scan())
         np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-5)
-
-    def test_the_sform_counts_even_where_pixdim_contradicts_it(self, tmp_path: Path) -> None:
-        image = nifti(scan())
-        image.header["pixdim"][1:4] = (5, 5, 5)
-        path = tmp_path / "scan.nii"
-        nib.save(image, path)
-        with pytest.warns(UserWarning, match=r"scan\.nii: the voxel size in the header differs"):
-            volume = read_volume(path)
-        np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-5)
-
-    def test_the_qform_counts_where_only_it_is_coded(self, tmp_path: Path) -> None:
-        nib.save(nifti(scan(), sform=0, qform=1), tmp_path / "scan.nii")
-        volume = read_volume(tmp_path / "scan.nii")
-        np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
-        assert (volume.meta["sform_code"], volume.meta["qform_code"]) == (0, 1)
 
 
 class TestRefusals:
@@ -262,17 +224,6 @@ class TestRefusals:
         message = str(caught.value)
         assert str(path) in message and "\n" not in message and len(message) < 300 + len(str(path))
 
-    def test_a_flipped_bit_in_a_compressed_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "scan.nii.gz"
-        image = nifti(scan())
-        # Stored, not deflated, so that a changed byte is a changed voxel that only the checksum can tell.
-        path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=0))
-        content = bytearray(path.read_bytes())
-        content[-40] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"(?i)crc"):
-            read_volume(path)
-
     def test_missing_file_folder_and_foreign_suffix(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"none\.nii does not exist"):
             read_volume(tmp_path / "none.nii")
@@ -281,12 +232,6 @@ class TestRefusals:
         (tmp_path / "a.txt").touch()
         with pytest.raises(InputError, match=r"a\.txt: not a volume format.*\.nii\.gz"):
             read_volume(tmp_path / "a.txt")
-
-    def test_mhd_without_its_data(self, tmp_path: Path) -> None:
-        path = store(tmp_path, ".mhd", scan())
-        path.with_suffix(".raw").unlink()
-        with pytest.raises(InputError, match=r"its data are missing: there is no file \S+scan\.raw"):
-            read_volume(path)
 
     @pytest.mark.parametrize(
         ("array", "reason"),
@@ -312,18 +257,11 @@ class TestRefusals:
         with pytest.raises(InputError, match="complex"):
             as_volume(sitk.Image([4, 4, 4], sitk.sitkComplexFloat32))
 
-    def test_values_that_are_not_finite_are_counted(self, tmp_path: Path) -> None:
-        array = scan().astype(np.float32)
-        array[0, 0, :3] = np.nan
-        array[1, 0, 0] = np.inf
-        nib.save(nifti(array), tmp_path / "scan.nii")
-        with pytest.raises(InputError, match=r"4 of 120 voxels are not finite"):
-            read_volume(tmp_path / "scan.nii")
-
-    def test_values_beyond_float32_are_not_finite(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("bad", "count"), [([np.nan, np.nan, np.nan, np.inf], 4), ([1e300], 1)])
+    def test_values_that_are_not_finite_in_float32_are_counted(self, bad: list[float], count: int) -> None:
         array = scan().astype(np.float64)
-        array[0, 0, 0] = 1e300
-        with pytest.raises(InputError, match=r"1 of 120 voxels"):
+        array.flat[: len(bad)] = bad
+        with pytest.raises(InputError, match=rf"{count} of 120 voxels are not finite"):
             as_volume(nifti(array))
 
     @pytest.mark.parametrize("column", [np.zeros(3), AFFINE[:3, 1]])
@@ -332,34 +270,6 @@ class TestRefusals:
         affine[:3, 0] = column
         with pytest.raises(InputError, match="cannot be inverted"):
             as_volume(MetaTensor(torch.from_numpy(scan()), affine=torch.from_numpy(affine)))
-
-
-class TestWarnings:
-    def test_unknown_orientation(self, tmp_path: Path) -> None:
-        nib.save(nifti(scan(), sform=0, qform=0), tmp_path / "scan.nii")
-        with pytest.warns(UserWarning, match=r"scan\.nii: the orientation is unknown.*left and right"):
-            read_volume(tmp_path / "scan.nii")
-
-    def test_unknown_orientation_of_an_nrrd(self, tmp_path: Path) -> None:
-        header = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 6 5 4\nspacings: 1 2 3\nendian: little\nencoding: raw\n\n"
-        (tmp_path / "scan.nrrd").write_bytes(header.encode() + scan().tobytes(order="F"))
-        with pytest.warns(UserWarning, match="names no anatomical space"):
-            volume = read_volume(tmp_path / "scan.nrrd")
-        np.testing.assert_array_equal(volume.numpy()[0], scan())
-
-    def test_two_geometries(self, tmp_path: Path) -> None:
-        image = nifti(scan())
-        moved = AFFINE.copy()
-        moved[0, 3] += 5
-        image.set_qform(moved, 1)
-        nib.save(image, tmp_path / "scan.nii")
-        with pytest.warns(UserWarning, match=r"sform and qform disagree by up to 5\.0 mm"):
-            volume = read_volume(tmp_path / "scan.nii")
-        np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-5)
-
-    def test_two_geometries_that_agree_are_silent(self, tmp_path: Path) -> None:
-        nib.save(nifti(scan(), sform=2, qform=1), tmp_path / "scan.nii")
-        read_volume(tmp_path / "scan.nii")
 
     def test_shear(self, tmp_path: Path) -> None:
         affine = np.diag([1.0, 1.0, 3.0, 1.0])
@@ -491,6 +401,26 @@ class TestMonaiReader:
         sitk.WriteImage(image, str(tmp_path / "v.mha"))
         loaded = LoadImaged("image", reader=SimpleITKReader(), ensure_channel_first=True)({"image": tmp_path / "v.mha"})
         np.testing.assert_array_equal(loaded["image"].numpy(), array)
+
+    def test_slices(self, tmp_path: Path) -> None:
+        image = sitk.GetImageFromArray(scan()[:, :, 0].T)
+        image.SetSpacing((1.5, 2.5))
+        image.SetOrigin((3, 4))
+        image.SetDirection((0, 1, -1, 0))
+        warnings.filterwarnings("ignore", message=".*names no anatomical space")
+        for name in ("slice.nrrd", "slice.mha"):
+            sitk.WriteImage(image, str(tmp_path / name))
+            array, meta = SimpleITKReader().get_data(SimpleITKReader().read(tmp_path / name))
+            np.testing.assert_array_equal(array, scan()[:, :, 0])
+            np.testing.assert_allclose(meta["affine"][:2, [0, 1, 3]], [[0, -2.5, -3], [1.5, 0, -4]])
+
+    def test_damage_is_refused(self, tmp_path: Path) -> None:
+        path = store(tmp_path, ".mha", scan(), compress=True)
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="checksum"):
+            SimpleITKReader().read(path)
 
     def test_it_reads_its_formats_only(self) -> None:
         reader = SimpleITKReader()

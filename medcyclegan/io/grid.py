@@ -14,11 +14,21 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-# Cosine between two axes up to which they count as orthogonal, for readers and writers alike: 0.06 degrees, far above
-# the rounding of a header, in float32 or in three decimals.
+# DICOM and ITK have LPS: the first two world axes point the other way. The matrix is its own inverse.
+LPS_FROM_RAS = RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# Tolerances of all readers and writers.
+# Cosine between two axes up to which they count as orthogonal: 0.06 degrees, far above the rounding of a header, in
+# float32 or in three decimals.
 SHEAR_COSINE = 1e-3
-# Up to this distance two statements are about the same voxel: float32 headers and three decimals are that coarse.
+# Distance up to which two statements are about the same voxel: float32 headers and three decimals are that coarse.
 SAME_MM = 1e-2
+# Distance up to which two grids are one: the default of `Grid.matches`.
+IDENTICAL_MM = 1e-3
+# Distance between two statements about the same voxel from which on they contradict each other.
+DISAGREEMENT_MM = 1.0
+# A unit vector or quaternion of a header may be longer by this, by rounding.
+UNIT_LENGTH = 1e-3
 # Voxels of the same index in both volumes of a pair lie at most this far apart: mm, and share of the smallest spacing.
 SAME_GRID_MM = 0.1
 SAME_GRID_VOXELS = 0.1
@@ -70,7 +80,7 @@ class Grid:
         unit = self.affine[:3, :3] / self.spacing
         return float(np.abs(unit.T @ unit - np.eye(3)).max())
 
-    def matches(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+    def matches(self, other: Grid, tolerance_mm: float = IDENTICAL_MM) -> bool:
         """True if the shapes are equal and no voxel lies more than `tolerance_mm` from its counterpart.
 
         The eight corners are compared, since the difference of two affine maps is largest at a corner.

@@ -1,7 +1,4 @@
-"""Images of SimpleITK: from files for MONAI, their geometry, and the reasons that ITK gives.
-
-ITK's world is LPS: its first two axes point the other way.
-"""
+"""SimpleITK and MONAI at the border: the geometry and errors of ITK images, and a reader for MONAI's transforms."""
 
 from __future__ import annotations
 
@@ -19,15 +16,14 @@ from monai.data import ImageReader
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.formats import describe, suffix_of
-from medcyclegan.io.stored import read_voxels, scaled
+from medcyclegan.io.grid import RAS_FROM_LPS
+from medcyclegan.io.stored import Stored, read_voxels
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-
-def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> npt.NDArray[np.float64]:
+def itk_affine(image: sitk.Image) -> npt.NDArray[np.float64]:
     """The 4 x 4 affine, voxel index to RAS+ mm, of an ITK image of two or more dimensions.
 
-    ITK: x_LPS = origin + direction @ diag(spacing) @ index; RAS+ has the first two world axes reversed.
+    ITK: x_LPS = origin + direction @ diag(spacing) @ index.
     """
     count = image.GetDimension()
     direction = np.array(image.GetDirection(), dtype=np.float64).reshape(count, count)
@@ -35,7 +31,7 @@ def itk_affine(image: sitk.Image | sitk.ImageFileReader) -> npt.NDArray[np.float
     affine = np.eye(4)
     affine[:used, :used] = (direction * np.array(image.GetSpacing()))[:used, :used]
     affine[:used, 3] = np.array(image.GetOrigin())[:used]
-    return np.asarray(_LPS_TO_RAS @ affine)
+    return np.asarray(RAS_FROM_LPS @ affine)
 
 
 def itk_reason(error: BaseException) -> str:
@@ -51,10 +47,11 @@ def itk_reason(error: BaseException) -> str:
 
 
 class SimpleITKReader(ImageReader):
-    """Reads .mha, .mhd and .nrrd for `monai.transforms.LoadImage` and `LoadImaged`, with a RAS+ affine.
+    """Reads .mha, .mhd and .nrrd, SimpleITK's formats, for MONAI's `LoadImage` and `LoadImaged`, with a RAS+ affine.
 
     Arrays come as (X, Y, Z), or (X, Y, Z, C) for pixels of several components. Several files of one grid are stacked
-    along a new first axis, as MONAI's readers do.
+    along a new first axis, as MONAI's readers do. SimpleITK's own readers take damaged data without an error; the
+    files are read by `io.metaimage` and `io.nrrd`.
     """
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
@@ -62,58 +59,39 @@ class SimpleITKReader(ImageReader):
 
     def read(
         self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any
-    ) -> sitk.Image | list[sitk.Image]:
+    ) -> list[tuple[Stored, npt.NDArray[Any]]]:
+        """Header and values, (X, Y, ...) or (components, X, Y, ...), of each file."""
         if kwargs:
             raise TypeError(f"no options are taken, got {', '.join(kwargs)}")
-        images = [_itk_image(Path(name)) for name in _listed(data)]
-        return images if len(images) > 1 else images[0]
+        return [_read(Path(name)) for name in _listed(data)]
 
-    def get_data(self, img: sitk.Image | Sequence[sitk.Image]) -> tuple[np.ndarray, dict[str, Any]]:
-        images = [img] if isinstance(img, sitk.Image) else list(img)
-        affine = itk_affine(images[0])
-        arrays = [sitk.GetArrayFromImage(image) for image in images]
-        for image, array in zip(images, arrays, strict=True):
-            if array.shape != arrays[0].shape or not np.allclose(itk_affine(image), affine):
+    def get_data(self, img: list[tuple[Stored, npt.NDArray[Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
+        first = img[0][0]
+        for stored, array in img:
+            if array.shape != img[0][1].shape or not np.allclose(stored.affine, first.affine):
                 raise ValueError("only images of one grid can be stacked as channels")
-        # ITK's arrays run (z, y, x) with the components last.
-        components = images[0].GetNumberOfComponentsPerPixel()
-        spatial = images[0].GetDimension()
-        arrays = [array.transpose([*range(spatial)[::-1], *range(spatial, array.ndim)]) for array in arrays]
-        channel: float = float("nan") if components == 1 else -1
-        if len(arrays) > 1:
-            channel = 0
+        arrays = [np.moveaxis(array, 0, -1) if stored.components > 1 else array for stored, array in img]
+        channel: float = 0 if len(arrays) > 1 else -1 if first.components > 1 else float("nan")
         meta = {
-            "affine": affine,
-            "original_affine": affine.copy(),
-            "spatial_shape": np.array(arrays[0].shape[: min(spatial, 3)]),
+            "affine": first.affine,
+            "original_affine": first.affine.copy(),
+            "spatial_shape": np.array(first.shape[:3]),
             "space": "RAS",
             "original_channel_dim": channel,
         }
         return (np.stack(arrays) if len(arrays) > 1 else arrays[0]), meta
 
 
-def _itk_image(path: Path) -> sitk.Image:
-    """The image in a file, read by this package: SimpleITK's own readers take damaged data without an error."""
+def _read(path: Path) -> tuple[Stored, npt.NDArray[Any]]:
     stored = describe(path)
+    with np.errstate(over="ignore"):
+        flat = np.linalg.det(stored.affine) == 0
+    if flat:
+        raise InputError(f"{path}: the affine cannot be inverted, so that the voxels have no place in space.")
     values, remarks = read_voxels(stored)
     for remark in (*stored.remarks, *remarks):
-        warnings.warn(f"{path}: {remark}.", stacklevel=4)
-    if (stored.slope, stored.intercept) != (1.0, 0.0):
-        values = scaled(values, stored.slope, stored.intercept)
-    count, used = len(stored.shape), min(len(stored.shape), 3)
-    lps = (_LPS_TO_RAS @ stored.affine)[[*range(used), 3]][:, [*range(used), 3]]
-    spacing = np.linalg.norm(lps[:-1, :-1], axis=0)
-    direction = np.eye(count)
-    direction[:used, :used] = lps[:-1, :-1] / np.where(spacing > 0, spacing, 1)
-    try:
-        native = np.ascontiguousarray(values.T, dtype=values.dtype.newbyteorder("="))
-        image = sitk.GetImageFromArray(native, isVector=stored.components > 1)
-        image.SetSpacing([*spacing.tolist(), *[1.0] * (count - used)])
-        image.SetDirection(direction.ravel().tolist())
-        image.SetOrigin([*lps[:-1, -1].tolist(), *[0.0] * (count - used)])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no image that SimpleITK can hold: {itk_reason(error)}.") from error
-    return image
+        warnings.warn(f"{path}: {remark}.", stacklevel=3)
+    return stored, np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
 
 
 def _listed(names: Any) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import DISAGREEMENT_MM, UNIT_LENGTH, Grid
 from medcyclegan.io.stored import ANOTHER_COPY, GZIP_MAGIC, Part, Stored, checked
 
 # What places the voxels. `pixdim` begins with qfac and three voxel sizes; three bits of `xyzt_units` are the unit.
@@ -28,8 +28,6 @@ GEOMETRY = (
     *("sform_code", "qform_code", "xyzt_units", "pixdim", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-# Two statements about the same voxel that differ by more than this are two different statements (mm).
-DISAGREEMENT_MM = 1.0
 
 _VERSIONS = {
     348: (nib.nifti1.header_dtype, b"n+1\0", 352),
@@ -55,8 +53,6 @@ _LENGTHS_MM, _BODY_MM = (1.0, 1e4), (10.0, 2000.0)
 # Codes from "unknown" to "other template".
 _CODES = range(6)
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
-# A rotation's quaternion has length 1; a rounded one may be longer by this.
-_QUATERNION = 1e-3
 
 
 def read_header(path: Path) -> Stored:
@@ -110,7 +106,7 @@ def _header(path: Path, packed: bool) -> Stored:
         )
     kept = {key: _plain(fields[key]) for key in GEOMETRY}
     # Of other shapes nothing more is asked: they are refused for what they are.
-    affine, told = geometry(kept, shape, str(path)) if len(shape) >= 3 else (np.eye(4), [])
+    affine, doubts = geometry(kept, shape, str(path)) if len(shape) >= 3 else (np.eye(4), [])
     return checked(
         Stored(
             path=path,
@@ -122,7 +118,7 @@ def _header(path: Path, packed: bool) -> Stored:
             skip=int(offset) if packed else 0,
             slope=slope,
             intercept=intercept,
-            remarks=(*remarks, *told),
+            remarks=(*remarks, *doubts),
             meta=kept,
         )
     )
@@ -155,8 +151,8 @@ def geometry(fields: Mapping[str, Any], shape: tuple[int, ...], name: str) -> tu
     remarks = []
     if codes["sform_code"]:
         affine = sform
-        if told := _contradiction(fields, sform, shape, name):
-            remarks.append(f"{told}; the sform is used")
+        if contradiction := _contradiction(fields, sform, shape, name):
+            remarks.append(f"{contradiction}; the sform is used")
     else:
         if not (np.isfinite(size).all() and (size != 0).all()):
             raise InputError(f"{name}: its header gives a voxel size of {' x '.join(f'{s:g}' for s in size)} (pixdim).")
@@ -257,7 +253,7 @@ def _qform(fields: Mapping[str, Any], name: str) -> npt.NDArray[np.float64]:
     imaginary = np.array([float(fields[f"quatern_{axis}"]) for axis in "bcd"])
     shift = [float(fields[f"qoffset_{axis}"]) for axis in "xyz"]
     length = float(np.linalg.norm(imaginary))
-    if not np.isfinite([length, *shift]).all() or length > 1 + _QUATERNION:
+    if not np.isfinite([length, *shift]).all() or length > 1 + UNIT_LENGTH:
         raise InputError(f"{name}: its qform is no rotation (quatern_b, c, d of length {length:g}).")
     real = np.sqrt(max(0.0, 1 - length**2))
     w, x, y, z = np.array([real, *imaginary]) / np.hypot(real, length)

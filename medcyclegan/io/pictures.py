@@ -20,11 +20,10 @@ import SimpleITK as sitk
 from PIL import Image, TiffImagePlugin
 
 from medcyclegan.errors import InputError
+from medcyclegan.io.grid import RAS_FROM_LPS
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 
-# Columns to the left and rows to the back are ITK's first two axes; RAS+ has them reversed.
-AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 # ITU-R BT.601: what a gray picture of a color one is, as Pillow and ITK make it.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -78,7 +77,7 @@ def load_picture(
         low, high = levels.window
         values = (low + values * ((high - low) / np.iinfo(pixel).max)).astype(np.float32)
         unit = "HU"
-    return values.T[:, :, None], AFFINE.copy(), {"picture": str(pixel), "unit": unit}
+    return values.T[:, :, None], RAS_FROM_LPS.copy(), {"picture": str(pixel), "unit": unit}
 
 
 # TIFF 6.0: tag -> its values that are read as they are stored, the default first, and what it is called.

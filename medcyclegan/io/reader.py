@@ -1,9 +1,7 @@
 """Volumes from files: NIfTI, MetaImage, NRRD, DICOM in, one kind of MetaTensor out, or one sentence that says why not.
 
 Words used here. *Volume*: a MetaTensor of shape (1, X, Y, Z), float32, whose affine takes a voxel index to RAS+
-millimetres (float64).
-
-ITK's world is LPS: its first two axes point the other way. The conversion lives in this folder and nowhere else.
+millimeters (float64).
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import holds_dicom, split_choice
 from medcyclegan.io.dicom.series import load_series
 from medcyclegan.io.formats import describe, suffix_of
-from medcyclegan.io.grid import SHEAR_COSINE, Grid, reordered
+from medcyclegan.io.grid import RAS_FROM_LPS, SHEAR_COSINE, Grid, reordered
 from medcyclegan.io.itk import SimpleITKReader, itk_affine, itk_reason
 from medcyclegan.io.listing import list_volumes, volume_files
 from medcyclegan.io.nifti import GEOMETRY, geometry
@@ -50,7 +48,8 @@ __all__ = [
     "volume_files",
 ]
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+_ONE_VALUE, _MAGNITUDE = "Give a volume with one value per voxel.", "Give the magnitude image."
 
 
 def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) -> MetaTensor:
@@ -155,14 +154,17 @@ def as_volume(image: str | os.PathLike[str] | MetaTensor | SpatialImage | sitk.I
         return _from_metatensor(image)
     if isinstance(image, SpatialImage):
         name = image.get_filename() or "the given nibabel image"
-        _check_nifti_kind(image, name)
+        dtype = np.dtype(image.get_data_dtype())
+        if dtype.fields is not None:
+            raise InputError(f"{name}: color pixels ({dtype}).", _ONE_VALUE)
+        _check_kind(image.shape, name, imaginary=np.issubdtype(dtype, np.complexfloating))
         affine, meta = _of_nibabel(image, name)
         return _checked_volume(_float32(np.asanyarray(image.dataobj)), affine, meta, name)
     if isinstance(image, sitk.Image):
         name = "the given SimpleITK image"
-        _check_itk_kind(image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel(), image.GetSize(), name)
-        array = sitk.GetArrayFromImage(image).T
-        return _checked_volume(_float32(array), itk_affine(image), {}, name)
+        imaginary = "complex" in image.GetPixelIDTypeAsString().lower()
+        _check_kind(image.GetSize(), name, image.GetNumberOfComponentsPerPixel(), imaginary)
+        return _checked_volume(_float32(sitk.GetArrayFromImage(image).T), itk_affine(image), {}, name)
     raise TypeError(
         "a volume is a path, a MetaTensor, a nibabel image or a SimpleITK image, "
         f"got {type(image).__module__}.{type(image).__name__}"
@@ -217,9 +219,7 @@ def described_volume(path: Path) -> Stored:
         UserWarning: what is doubtful about the header.
     """
     stored = describe(path)
-    if stored.components != 1:
-        raise InputError(f"{path}: {stored.components} values per voxel.", "Give a volume with one value per voxel.")
-    _check_shape(stored.shape, str(path))
+    _check_kind(stored.shape, str(path), stored.components)
     _remark(path, stored.remarks)
     return stored
 
@@ -229,20 +229,12 @@ def _remark(path: str | Path, remarks: Sequence[str]) -> None:
         warnings.warn(f"{path}: {remark}.", stacklevel=4)
 
 
-def _check_nifti_kind(image: SpatialImage, name: str) -> None:
-    dtype = np.dtype(image.get_data_dtype())
-    if dtype.fields is not None:
-        raise InputError(f"{name}: color pixels ({dtype}).", "Give a volume with one value per voxel.")
-    if np.issubdtype(dtype, np.complexfloating):
-        raise InputError(f"{name}: complex values.", "Give the magnitude image.")
-    _check_shape(image.shape, name)
-
-
-def _check_itk_kind(pixel: str, components: int, shape: Sequence[int], name: str) -> None:
-    if "complex" in pixel.lower():
-        raise InputError(f"{name}: complex values.", "Give the magnitude image.")
+def _check_kind(shape: Sequence[int], name: str, components: int = 1, imaginary: bool = False) -> None:
+    """Real numbers, one per voxel, in one 3D volume."""
+    if imaginary:
+        raise InputError(f"{name}: complex values.", _MAGNITUDE)
     if components != 1:
-        raise InputError(f"{name}: {components} values per voxel.", "Give a volume with one value per voxel.")
+        raise InputError(f"{name}: {components} values per voxel.", _ONE_VALUE)
     _check_shape(shape, name)
 
 
@@ -276,19 +268,18 @@ def _from_metatensor(image: MetaTensor) -> MetaTensor:
     name = str(image.meta.get("filename_or_obj") or "the given MetaTensor")
     if image.pending_operations:
         raise InputError(f"{name}: it has lazy operations that are not applied.", "Apply them before giving it.")
-    if torch.is_complex(image):
-        raise InputError(f"{name}: complex values.", "Give the magnitude image.")
     shape = tuple(int(n) for n in image.shape)
-    if len(shape) == 4 and shape[0] != 1:
-        raise InputError(f"{name}: {shape[0]} channels.", "Give a volume of shape (1, X, Y, Z) or (X, Y, Z).")
-    if len(shape) not in (3, 4):
-        raise InputError(f"{name}: shape {shape}.", "Give a volume of shape (1, X, Y, Z) or (X, Y, Z).")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1):
+        found = f"{shape[0]} channels" if len(shape) == 4 else f"shape {shape}"
+        raise InputError(f"{name}: {found}.", "Give a volume of shape (1, X, Y, Z) or (X, Y, Z).")
+    if torch.is_complex(image):
+        raise InputError(f"{name}: complex values.", _MAGNITUDE)
     tensor = image.as_tensor().detach().cpu()
     # NumPy does not know bfloat16.
     array = _float32((tensor.float() if tensor.is_floating_point() else tensor).reshape(shape[-3:]).numpy())
     affine = image.affine.detach().cpu().numpy().astype(np.float64)
     if str(image.meta.get("space", "RAS")) == "LPS":
-        affine = _LPS_TO_RAS @ affine
+        affine = RAS_FROM_LPS @ affine
     kept = {"filename_or_obj", *GEOMETRY, "modality", "picture", "unit"}
     codes = [int(image.meta.get(key, 1)) for key in ("sform_code", "qform_code")]
     if max(codes) <= 0 and not np.allclose(affine, np.asarray(image.meta.get("original_affine", affine)), atol=1e-3):

@@ -13,9 +13,8 @@ import bz2
 import math
 import re
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,14 +28,10 @@ ANOTHER_COPY = "Take another copy of it, or export it again."
 GZIP_MAGIC = b"\x1f\x8b"
 # zlib's window argument: 31 takes gzip, 47 gzip and zlib.
 _WINDOWS = {"gzip": 31, "zlib": 47}
-# What stands for a number in files of text; NaN and infinity are for voxels only.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_INTEGER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 # What may follow the last voxel.
 _PADDING = b"\0 \r\n\t"
 _TAIL = 1 << 24  # bytes of it that are looked at
-# A slice each, and far more than a volume has: a header can name any number.
-_MOST_FILES = 100_000
+# What no number of a file of text holds.
 _NO_NUMBER = re.compile(rb"[^0-9+\-.eEnNaAiIfF\s]")
 
 
@@ -162,66 +157,6 @@ def scaled(values: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDAr
     return result
 
 
-def beside(header: Path, named: str) -> Path:
-    """The data file that a header names, in the header's folder or below it.
-
-    Raises:
-        InputError: the name leads out of the folder, or back to the header.
-    """
-    steps = PureWindowsPath(named)  # knows the separators and roots of every system
-    if not named or "\0" in named or steps.anchor or ".." in steps.parts:
-        raise InputError(
-            f"{header}: its header looks for the data in {named!r}; only files beside the header are read.",
-            "Put the data beside the header and name them without a folder.",
-        )
-    path = header.parent / named
-    if path == header:
-        raise InputError(f"{header}: its header names itself as the file of its data.")
-    return path
-
-
-def numbers(text: str, count: int | None, path: Path, what: str) -> list[float]:
-    """Exactly `count` finite numbers (None: any), separated by spaces.
-
-    Raises:
-        InputError: there are others, or something else; `what` names the field.
-    """
-    words = text.split()
-    values = [float(word) if _NUMBER.fullmatch(word) else math.nan for word in words]
-    if (count is not None and len(values) != count) or not all(map(math.isfinite, values)):
-        wanted = f"{count} numbers" if count is not None else "numbers"
-        raise InputError(f"{path}: its header gives {what} as {_short(text)}; {wanted} are needed.")
-    return values
-
-
-def integers(text: str, count: int | None, path: Path, what: str) -> list[int]:
-    """Like `numbers`, for whole numbers."""
-    words = text.split()
-    if not all(map(_INTEGER.fullmatch, words)) or (count is not None and len(words) != count):
-        wanted = f"{count} whole number{'s' * (count != 1)}" if count is not None else "whole numbers"
-        raise InputError(f"{path}: its header gives {what} as {_short(text)}; {wanted} needed.")
-    return [int(word) for word in words]
-
-
-def numbered_files(header: Path, pattern: str, chosen: Sequence[int]) -> list[Path]:
-    """The files of a pattern such as `slice_%03d.raw`, as C's printf writes it for whole numbers.
-
-    Raises:
-        InputError: the pattern has no such place or several, or leads out of the folder.
-    """
-    found = re.fullmatch(r"([^%]*)%(0?)(\d{0,2})[di]([^%]*)", pattern)
-    if not found:
-        raise InputError(f"{header}: its header names its data files by {pattern!r}; one %d or %03d is needed.")
-    if len(chosen) > _MOST_FILES:
-        raise InputError(f"{header}: its header names {len(chosen)} data files; up to {_MOST_FILES} are read.")
-    before, zero, width, after = found.groups()
-    return [beside(header, f"{before}{number:{zero}{width}d}{after}") for number in chosen]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
-
-
 def _needed(stored: Stored) -> int:
     """Bytes of the values of one part."""
     return math.prod(stored.shape) * stored.components // len(stored.parts) * stored.dtype.itemsize
@@ -255,52 +190,50 @@ def _fitting(stored: Stored, part: Part, found: int, tail: bytes | bytearray) ->
 
 def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.NDArray[Any]:
     """`count` values of one part."""
-    name = stored.path
-    needed = _needed(stored)
-    most = stored.skip + 2 * needed
+    needed = stored.skip + _needed(stored)
     size = part.path.stat().st_size
     with part.path.open("rb") as stream:
-        start = part.start if part.start >= 0 else max(0, size - needed)
-        stream.seek(start)
+        stream.seek(part.start if part.start >= 0 else max(0, size - needed))
         for _ in range(part.lines):
             if not stream.readline(1 << 20).endswith(b"\n"):
-                raise InputError(f"{name}: {part.path.name} has fewer lines than its header leaves out.")
+                raise InputError(f"{stored.path}: {part.path.name} has fewer lines than its header leaves out.")
         # Never more than there is: Python sets aside what is asked for.
-        data = stream.read(min(size, stored.skip + needed) if stored.encoding == "raw" else size)
+        data = stream.read(min(size, needed) if stored.encoding == "raw" else size)
         beyond, tail = size - stream.tell(), stream.read(_TAIL)
     rest = b""
     if part.length is not None:
         if part.length > len(data):
             raise InputError(
-                f"{name}: it is cut short: {len(data)} of {part.length} compressed bytes are there.", ANOTHER_COPY
+                f"{stored.path}: it is cut short: {len(data)} of {part.length} compressed bytes are there.",
+                ANOTHER_COPY,
             )
         data, rest = data[: part.length], data[part.length :]
     if stored.encoding == "text":
         return _from_text(data, count, stored)
     values: bytes | bytearray = data
-    try:
-        if stored.encoding in _WINDOWS:
-            values, more = _inflated(data, _WINDOWS[stored.encoding], most)
-            rest = more + rest
-        elif stored.encoding == "bzip2":
-            values, rest = _unzipped(data, most)
-        elif stored.encoding == "hex":
-            values = bytes.fromhex(data.decode("ascii"))
-    except EOFError:
-        raise InputError(f"{name}: its compressed data end too early.", ANOTHER_COPY) from None
-    except (zlib.error, OSError, ValueError) as error:
-        checksum = "their checksum (CRC-32 or Adler-32) does not match" if "data check" in str(error) else error
-        raise InputError(f"{name}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
+    if stored.encoding != "raw":
+        values, more = _decoded(data, stored, stored.skip + 2 * _needed(stored))
+        rest, beyond, tail = more + rest, 0, bytes(values[needed:])
     if rest.strip(_PADDING):
         remarks.append(f"{len(rest)} bytes after the end of the compressed data are left out")
-    found = len(values) - stored.skip
-    if stored.encoding == "raw":
-        told = _fitting(stored, part, found + beyond, tail)
-    else:
-        told = _fitting(stored, part, found, values[stored.skip + needed :])
-    if told:
-        remarks.append(told)
+    if padding := _fitting(stored, part, len(values) - stored.skip + beyond, tail):
+        remarks.append(padding)
     return np.frombuffer(values, dtype=stored.dtype, count=count, offset=stored.skip)
+
+
+def _decoded(data: bytes, stored: Stored, most: int) -> tuple[bytes | bytearray, bytes]:
+    """What compressed or hexadecimal data hold, up to one byte more than `most`; and the bytes behind them."""
+    try:
+        if stored.encoding == "hex":
+            return bytes.fromhex(data.decode("ascii")), b""
+        if stored.encoding == "bzip2":
+            return _unzipped(data, most)
+        return _inflated(data, _WINDOWS[stored.encoding], most)
+    except EOFError:
+        raise InputError(f"{stored.path}: its compressed data end too early.", ANOTHER_COPY) from None
+    except (zlib.error, OSError, ValueError) as error:
+        checksum = "their checksum (CRC-32 or Adler-32) does not match" if "data check" in str(error) else error
+        raise InputError(f"{stored.path}: its data are damaged: {checksum}.", ANOTHER_COPY) from None
 
 
 def _inflated(data: bytes, window: int, most: int) -> tuple[bytearray, bytes]:

@@ -34,55 +34,21 @@ from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import LIBRARY_ERRORS, holds_dicom, quiet_headers
 from medcyclegan.io.dicom.series import SourceSeries, source_series
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import LPS_FROM_RAS, SHEAR_COSINE, Grid
 
 SERIES_DESCRIPTION = "synthetic CT, not for clinical use"
 
-_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_SHEAR_COSINE = 1e-3
-_SAME_GRID_MM = 1e-3
 # Identity and study, as the source has them; those that an image must have are left empty where it has not.
-_PATIENT_AND_STUDY = (
-    "SpecificCharacterSet",
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "StudyDescription",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
-    "PatientPosition",
-    "BodyPartExamined",
-    "Laterality",
-)
-_HISTORY = (
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-)
 _MAY_NOT_LACK = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "PositionReferenceIndicator",
-    "PatientPosition",
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "PatientPosition"),
 )
+_PATIENT_AND_STUDY = (
+    *("SpecificCharacterSet", "IssuerOfPatientID", "StudyInstanceUID", "StudyDescription", "FrameOfReferenceUID"),
+    *("BodyPartExamined", "Laterality", *_MAY_NOT_LACK),
+)
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+_ANONYMOUS = ("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence")
 
 
 def write_ct_series(
@@ -117,8 +83,7 @@ def write_ct_series(
         raise TypeError(f"a CT series is written as int16, got {array.dtype}")
     if array.shape != grid.shape:
         raise ValueError(f"array of shape {array.shape} does not fit the grid of shape {grid.shape}")
-    unit = grid.affine[:3, :3] / grid.spacing
-    if np.abs(unit.T @ unit - np.eye(3)).max() > _SHEAR_COSINE:
+    if grid.shear > SHEAR_COSINE:
         raise InputError(
             f"{folder}: the axes of the volume are sheared, and a CT series needs right angles.",
             "Resample the source onto a grid with right angles first.",
@@ -166,7 +131,7 @@ def _axial(
 ) -> tuple[npt.NDArray[np.int16], Grid, bool]:
     """The volume with axial planes as its last axis, and whether these are the source's slices, one to one."""
     turned = nib.orientations.io_orientation(grid.affine)
-    same = origin is not None and grid.matches(origin.grid, _SAME_GRID_MM)
+    same = origin is not None and grid.matches(origin.grid)
     if same and turned[2, 0] == 2:
         return array, grid, True
     turn = nib.orientations.ornt_transform(turned, nib.orientations.axcodes2ornt("LPS"))
@@ -189,7 +154,7 @@ def _template(origin: SourceSeries | None, description: str, step: float) -> Dat
         new.PatientID = f"SCT-{generate_uid(prefix=None)[-12:]}"
         new.StudyDate, new.StudyTime, new.StudyID = date, time, "1"
     else:
-        known, unreadable = _readable(origin.header, (*_PATIENT_AND_STUDY, *_HISTORY))
+        known, unreadable = _readable(origin.header, (*_PATIENT_AND_STUDY, *_ANONYMOUS, *_LOSSY))
         if unreadable:
             warnings.warn(
                 f"{', '.join(unreadable)} of the source cannot be read; they are empty or new in the CT series.",
@@ -261,14 +226,14 @@ def _copy_history(header: Dataset, new: Dataset) -> None:
             new["DeidentificationMethodCodeSequence"] = header["DeidentificationMethodCodeSequence"]
     new.LossyImageCompression = "00"
     if str(header.get("LossyImageCompression", "")) == "01":
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        for keyword in _LOSSY:
             if header.get(keyword):
                 new[keyword] = header[keyword]
 
 
 def _instance(template: Dataset, plane: npt.NDArray[np.int16], grid: Grid, k: int) -> Dataset:
     """One slice; `plane` is (columns, rows)."""
-    lps = _RAS_TO_LPS @ grid.affine
+    lps = LPS_FROM_RAS @ grid.affine
     directions = lps[:3, :3] / grid.spacing
     row = directions[:, 0]
     # Directions have to be orthogonal to the last digit, which an affine of 32-bit numbers is not.
@@ -278,9 +243,9 @@ def _instance(template: Dataset, plane: npt.NDArray[np.int16], grid: Grid, k: in
     new.update(template)
     new.SOPInstanceUID = _new_uid()
     new.InstanceNumber = k + 1
-    new.ImagePositionPatient = _decimals(lps[:3, 3] + k * lps[:3, 2])
-    new.ImageOrientationPatient = _decimals([*row, *column])
-    new.PixelSpacing = _decimals([grid.spacing[1], grid.spacing[0]])
+    new.ImagePositionPatient = [_decimal(value) for value in lps[:3, 3] + k * lps[:3, 2]]
+    new.ImageOrientationPatient = [_decimal(value) for value in (*row, *column)]
+    new.PixelSpacing = [_decimal(value) for value in grid.spacing[1::-1]]
     new.Columns, new.Rows = plane.shape
     new.PixelData = np.ascontiguousarray(plane.T, dtype="<i2").tobytes()
     new["PixelData"].VR = "OW"
@@ -320,10 +285,6 @@ def _new_uid() -> str:
 def _decimal(value: float) -> str:
     """A decimal string of at most 16 characters (PS3.5 6.2)."""
     return format_number_as_ds(float(value) + 0.0)
-
-
-def _decimals(values: Sequence[float] | npt.NDArray[np.float64]) -> list[str]:
-    return [_decimal(value) for value in values]
 
 
 def _ascii(text: str, length: int) -> str:

@@ -19,15 +19,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 _SECONDARY_CAPTURE = {False: "1.2.840.10008.5.1.4.1.1.7", True: "1.2.840.10008.5.1.4.1.1.7.3"}  # one or many frames
 _PIXEL_DESCRIPTION = (
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
+    *("SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
 )
 _PROGRAM = """
 import sys, numpy, SimpleITK

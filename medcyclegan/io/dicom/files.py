@@ -31,20 +31,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 # What pydicom and zipfile raise for files that they cannot make sense of.
 LIBRARY_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
+    *(InvalidDicomError, BytesLengthException, zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError),
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
 )
 
 _lock = threading.Lock()
@@ -56,18 +44,8 @@ _LONGEST = 64  # characters of a description (VR LO)
 _SERIES_UID = 0x0020000E
 # What tells series and images apart: a file in which one of them cannot be read is refused.
 _READ_FIRST = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "PatientID",
-    "IssuerOfPatientID",
-    "Modality",
-    "ImageType",
-    "PhotometricInterpretation",
-    "Rows",
-    "Columns",
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID"),
+    *("IssuerOfPatientID", "Modality", "ImageType", "PhotometricInterpretation", "Rows", "Columns"),
 )
 
 

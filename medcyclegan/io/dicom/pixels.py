@@ -26,6 +26,7 @@ from medcyclegan.io.dicom.stack import Slice, Stack
 
 _SMALLEST_SLOPE = 1e-12  # maps of diffusion in m2/s need 1e-9
 _PIXEL_DATA = 0x7FE00010
+_LAYOUT = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _BEHIND_THE_PIXELS = (0xFFFAFFFA, 0xFFFCFFFC)
 
 
@@ -237,23 +238,22 @@ def stored_bits(cells: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
 
 def layout_problem(content: Dataset) -> str:
     """Why the pixels cannot be told from the header (PS3.3 C.7.6.3), or an empty string."""
-    found = {}
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
-        found[keyword] = content.get(keyword)
-        if not isinstance(found[keyword], int):
-            return f"{keyword} is {'missing' if found[keyword] is None else 'no number'}"
-    allocated, bits, high = found["BitsAllocated"], found["BitsStored"], found["HighBit"]
-    if min(found["Rows"], found["Columns"]) < 1:
-        return "Rows or Columns is not above 0"
-    if allocated not in (8, 16, 32):
-        return f"BitsAllocated is {allocated}; 8, 16 or 32 can be read"
-    if not 1 <= bits <= allocated:
-        return f"BitsStored is {bits} and BitsAllocated {allocated}: no value fits"
-    if high != bits - 1:
-        return f"the values are stored in bits {high - bits + 1} to {high}, which is not read; they must begin at bit 0"
-    if found["PixelRepresentation"] not in (0, 1):
-        return f"PixelRepresentation is {found['PixelRepresentation']}; 0 (unsigned) and 1 (signed) can be"
-    return ""
+    found = {keyword: content.get(keyword) for keyword in _LAYOUT}
+    for keyword, value in found.items():
+        if not isinstance(value, int):
+            return f"{keyword} is {'missing' if value is None else 'no number'}"
+    rows, columns, allocated, bits, high, sign = found.values()
+    checks = (
+        (min(rows, columns) >= 1, "Rows or Columns is not above 0"),
+        (allocated in (8, 16, 32), f"BitsAllocated is {allocated}; 8, 16 or 32 can be read"),
+        (1 <= bits <= allocated, f"BitsStored is {bits} and BitsAllocated {allocated}: no value fits"),
+        (
+            high == bits - 1,
+            f"the values are stored in bits {high - bits + 1} to {high}, which is not read; they must begin at bit 0",
+        ),
+        (sign in (0, 1), f"PixelRepresentation is {sign}; 0 (unsigned) and 1 (signed) can be"),
+    )
+    return next((problem for sound, problem in checks if not sound), "")
 
 
 def _syntax(content: Dataset) -> pydicom.uid.UID:

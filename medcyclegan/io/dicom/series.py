@@ -123,12 +123,12 @@ def load_series(
     with quiet_headers():
         name, slices, notes = _chosen(path)
         stack = stacked(slices, name)
-        array, told = values_of(stack.slices, name)
+        array, remarks = values_of(stack.slices, name)
     affine = stack.grid.affine
     if stack.shift is not None:
         fill = AIR_HU if stack.slices[0].modality == "CT" else float(array.min())
         array = unsheared(array, stack, fill)
-    for note in (*notes, *stack.notes, *told):
+    for note in (*notes, *stack.notes, *remarks):
         warnings.warn(f"{name}: {note}", stacklevel=2)
     return array, affine, {"modality": stack.slices[0].modality}
 

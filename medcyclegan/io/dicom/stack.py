@@ -2,7 +2,7 @@
 
 Words used here. *Slice*: one image; an enhanced multi-frame object holds many. *Normal*: the direction across the
 slices, row direction x column direction. *Step*: distance between neighboring slices along the normal. Places are LPS
-millimetres (PS3.3 C.7.6.2), the grid is RAS+.
+mm (PS3.3 C.7.6.2), the grid is RAS+.
 """
 
 from __future__ import annotations
@@ -18,25 +18,17 @@ from pydicom.dataset import Dataset
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import Object, Place, count, few, shown
 from medcyclegan.io.dicom.numbers import numbers_or_none, rescale_value
-from medcyclegan.io.grid import Grid
+from medcyclegan.io.grid import RAS_FROM_LPS, SAME_MM, SHEAR_COSINE, UNIT_LENGTH, Grid
 from medcyclegan.io.plausible import refuse_impossible_geometry
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A slice may lie this far from where even steps put it: positions rounded to one decimal are off by 0.05 mm.
 _OFF_MM = 0.1
 _OFF_STEPS = 0.1
-_SAME_PLACE_MM = 0.01
 _SAME_DIRECTION = 2e-4  # 0.05 mm at 250 mm
-_SHEAR_COSINE = 1e-3  # as for the other formats: below it the axes count as orthogonal
 # What tells apart images of the same place: echoes, time points, diffusion weightings, Dixon images.
 _REPETITIONS = (
-    "EchoTime",
-    "ImageType",
-    "TemporalPositionIdentifier",
-    "DiffusionBValue",
-    "TriggerTime",
-    "AcquisitionNumber",
-    "AcquisitionTime",
+    *("EchoTime", "ImageType", "TemporalPositionIdentifier", "DiffusionBValue", "TriggerTime"),
+    *("AcquisitionNumber", "AcquisitionTime"),
 )
 
 
@@ -147,7 +139,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
     assert first.orientation is not None and first.spacing is not None
     row, column = first.orientation[:3], first.orientation[3:]
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column), 1 + abs(row @ column)])
-    if np.abs(lengths - 1).max() > 1e-3 or first.spacing.min() <= 0:
+    if np.abs(lengths - 1).max() > UNIT_LENGTH or first.spacing.min() <= 0:
         raise InputError(
             f"{name}: rows and columns have directions or distances that cannot be (ImageOrientationPatient, "
             "PixelSpacing).",
@@ -167,7 +159,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
     step = float(across[-1] / (len(slices) - 1))
     sideways = (places - places[0]) @ np.stack([row, column], axis=1)
     angle = float(np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), across[-1])))
-    sheared = np.sin(np.radians(angle)) > _SHEAR_COSINE
+    sheared = np.sin(np.radians(angle)) > SHEAR_COSINE
     what = "the gantry was tilted" if first.modality == "CT" else "the stack of slices is sheared"
     tilt = f"{what} by {angle:.1f} degrees" if sheared else ""
     _refuse_uneven(slices, across, name, tilt)
@@ -203,7 +195,7 @@ def stacked(slices: list[Slice], name: str) -> Stack:
     lps[:3, :3] = np.stack([row * first.spacing[1], column * first.spacing[0], axis], axis=1)
     lps[:3, 3] = origin
     refuse_impossible_geometry((columns, rows, len(slices)), lps, name)
-    return Stack(slices, Grid((columns, rows, len(slices)), _LPS_TO_RAS @ lps), shift, notes)
+    return Stack(slices, Grid((columns, rows, len(slices)), RAS_FROM_LPS @ lps), shift, notes)
 
 
 def _functional_group(header: Dataset, frame: int, sequence: str) -> Dataset:
@@ -220,21 +212,15 @@ def _functional_group(header: Dataset, frame: int, sequence: str) -> Dataset:
 
 def _unplaced(slices: Sequence[Slice]) -> Iterator[str]:
     """Headers without what a place in space needs."""
-    for attribute, tag in (
-        ("position", "ImagePositionPatient"),
-        ("orientation", "ImageOrientationPatient"),
-        ("spacing", "PixelSpacing"),
+    sizes = [[s.header.get(keyword) for keyword in ("Rows", "Columns")] for s in slices]
+    for what, usable in (
+        ("a usable ImagePositionPatient", [s.position is not None for s in slices]),
+        ("a usable ImageOrientationPatient", [s.orientation is not None for s in slices]),
+        ("a usable PixelSpacing", [s.spacing is not None for s in slices]),
+        ("usable Rows and Columns", [all(isinstance(n, int) and n > 0 for n in size) for size in sizes]),
     ):
-        without = [s.label for s in slices if getattr(s, attribute) is None]
-        if without:
-            yield f"{count(len(without), 'image')} without a usable {tag} ({few(without)}; cut short?)"
-    without = [s.label for s in slices if not all(_is_size(s.header.get(keyword)) for keyword in ("Rows", "Columns"))]
-    if without:
-        yield f"{count(len(without), 'image')} without usable Rows and Columns ({few(without)}; cut short?)"
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+        if without := [s.label for s, there in zip(slices, usable, strict=True) if not there]:
+            yield f"{count(len(without), 'image')} without {what} ({few(without)}; cut short?)"
 
 
 def _unlike(slices: Sequence[Slice]) -> Iterator[str]:
@@ -273,7 +259,7 @@ def _unlike(slices: Sequence[Slice]) -> Iterator[str]:
 
 
 def _refuse_repeated(slices: Sequence[Slice], steps: npt.NDArray[np.float64], name: str) -> None:
-    repeated = np.flatnonzero(steps < _SAME_PLACE_MM)
+    repeated = np.flatnonzero(steps < SAME_MM)
     if not len(repeated):
         return
     here, there = slices[repeated[0]], slices[repeated[0] + 1]
