@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +30,19 @@ def pieces(mask: np.ndarray) -> int:
     return int(ndimage.label(mask)[1])
 
 
-def millimeters(spacing: tuple[float, float, float]) -> list[np.ndarray]:
+def millimeters(spacing: tuple[float, float, float], *, sparse: bool = False) -> list[np.ndarray]:
     """World coordinates of the voxel centers; the middle of the volume is 0."""
     shape = np.round(EXTENT / spacing).astype(int)
-    return list(
-        np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
-    )
+    along = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
+    return list(np.meshgrid(*along, indexing="ij", sparse=sparse))
 
 
+@cache
 def ellipsoid(
-    spacing: tuple[float, float, float], radii: tuple[float, float, float], center=(0.0, 0.0, 0.0)
+    spacing: tuple[float, float, float], radii: tuple[float, float, float], center: tuple[float, ...] = (0.0, 0.0, 0.0)
 ) -> np.ndarray:
-    return np.asarray(sum(((x - c) / r) ** 2 for x, c, r in zip(millimeters(spacing), center, radii, strict=True)) <= 1)
+    xyz = millimeters(spacing, sparse=True)
+    return np.asarray(sum(((x - c) / r) ** 2 for x, c, r in zip(xyz, center, radii, strict=True)) <= 1)
 
 
 def head(spacing: tuple[float, float, float]) -> np.ndarray:
@@ -51,6 +53,7 @@ def skull(spacing: tuple[float, float, float]) -> np.ndarray:
     return ellipsoid(spacing, (66, 86, 114)) & ~ellipsoid(spacing, (60, 80, 108))
 
 
+@cache
 def ct(spacing: tuple[float, float, float]) -> np.ndarray:
     """A head with a skull, an airway that opens to the front, a table of two thin plates, noise.
 
@@ -109,7 +112,7 @@ class TestCt:
 
     def test_metal_does_not_matter(self) -> None:
         spacing = SPACINGS[0]
-        volume = ct(spacing)
+        volume = ct(spacing).copy()
         clean = body_mask(volume, spacing, "CT")
         volume[ellipsoid(spacing, (4, 4, 4), (20, 20, 0))] = 30000
         np.testing.assert_array_equal(body_mask(volume, spacing, "CT"), clean)
@@ -142,18 +145,13 @@ class TestMr:
         volume = np.where(brain, 70 + 10 * np.sin(millimeters(spacing)[0] / 5), 0)
         assert dice(body_mask(volume, spacing, "MR"), brain) > 0.97
 
-    def test_units_do_not_matter(self) -> None:
+    def test_neither_units_nor_one_hot_voxel_matter(self) -> None:
         spacing = SPACINGS[0]
         volume = mr(spacing, 0.03)
         mask = body_mask(volume, spacing, "MR")
         np.testing.assert_array_equal(body_mask(volume * 1e-4, spacing, "MR"), mask)
         zero_mean = (volume - volume.mean()) / volume.std()
         assert dice(body_mask(zero_mean, spacing, "MR"), mask) > 0.999
-
-    def test_one_hot_voxel_does_not_matter(self) -> None:
-        spacing = SPACINGS[0]
-        volume = mr(spacing, 0.03)
-        mask = body_mask(volume, spacing, "MR")
         volume[50, 60, 40] = 1e6
         assert dice(body_mask(volume, spacing, "MR"), mask) > 0.999
 
@@ -180,12 +178,6 @@ class TestLaws:
         assert fine.dtype == np.bool_
         assert dice(fine, coarse.repeat(2, 0).repeat(2, 1)) > 0.995
 
-    def test_the_input_is_left_alone(self) -> None:
-        volume = ct(SPACINGS[0]).astype(np.float32)
-        before = volume.copy()
-        body_mask(volume, SPACINGS[0], "CT")
-        np.testing.assert_array_equal(volume, before)
-
     def test_arguments_are_checked(self) -> None:
         with pytest.raises(ValueError, match="'MR' or 'CT'"):
             body_mask(np.zeros((4, 4, 4)), (1, 1, 1), "PET")
@@ -202,6 +194,7 @@ class TestDictionaryTransforms:
             {"image": MetaTensor(torch.from_numpy(volume)[None], affine=affine)}
         )
         mask = body_mask(volume, spacing, "CT")
+        np.testing.assert_array_equal(volume, ct(spacing).astype(np.float32), "the input is left alone")
         np.testing.assert_array_equal(data["body"][0].numpy() > 0, mask)
         assert grid_of(data["body"]).matches(grid_of(data["image"]))
         outside = OutsideBodyd("image", "body", -1024.0)(data)["image"][0].numpy()
@@ -210,7 +203,9 @@ class TestDictionaryTransforms:
 
 @needs_data
 class TestRealHeads:
-    def mask(self, name: str) -> np.ndarray:
+    @staticmethod
+    @cache
+    def mask(name: str) -> np.ndarray:
         volume = read_volume(DATA / name)
         mask = body_mask(volume[0].numpy(), grid_of(volume).spacing.tolist(), "CT" if "/ct_" in name else "MR")
         assert pieces(mask) == 1

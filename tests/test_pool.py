@@ -109,15 +109,6 @@ def test_an_image_that_is_not_finite_is_not_kept() -> None:
     assert all(bool(torch.isfinite(image).all()) for image in pool.images)
 
 
-def test_state_continues_the_same_sequence() -> None:
-    pool, other = ImagePool(size=4, seed=2), ImagePool(size=4, seed=9)
-    for i in range(10):
-        pool.query(numbered(i))
-    other.load_state_dict(pool.state_dict(), torch.device("cpu"))
-    for i in range(10, 40):
-        assert torch.equal(pool.query(numbered(i)), other.query(numbered(i)))
-
-
 def test_size_zero_is_no_pool_and_negative_is_refused() -> None:
     assert torch.equal(ImagePool(size=0).query(numbered(7)), numbered(7))
     with pytest.raises(ValueError, match="at least 0"):

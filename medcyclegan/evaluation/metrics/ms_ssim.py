@@ -33,19 +33,8 @@ def ms_ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Lim
     S = max(0, (vxy + C3) / (sx sy + C3)). Volumes are edge-padded to at least 97 voxels per axis; a level leaves out
     its outer 3 voxels; its mean is clipped to [0, 1].
 
-    Args:
-        reference: (X, Y, Z), HU.
-        synthetic: (X, Y, Z), HU.
-        mask: (X, Y, Z), voxels above 0 count. None has no value, since the protocol defines none.
-        limits: low and high HU of the protocol.
-        device: as for `ssim`.
-
-    Returns:
-        In [0, 1], 1 is best; nan with the reason without a mask, for an empty mask, for one that leaves no voxel at
-        some level, or for values that are not finite.
-
-    Raises:
-        ValueError: the shapes differ or are not three-dimensional.
+    In [0, 1], 1 is best; nan with the reason without a mask, for which the protocol has no definition, and for a mask
+    that leaves no voxel at some level. `device` is as for `ssim`.
     """
     inside = inside_of(mask, reference.shape)
     reason = why_undefined(reference, synthetic, inside)

@@ -1,15 +1,19 @@
 """The result of one metric on one case, and the voxels that a metric looks at.
 
-A metric is a function of (reference, synthetic, mask, limits): the reference and the synthetic CT as (X, Y, Z) arrays
+A *metric* is a function of (reference, synthetic, mask, limits): the reference and the synthetic CT as (X, Y, Z) arrays
 in HU, a mask of the same shape (voxels above 0 count; None means all voxels) and the (low, high) HU limits of the
-protocol. Everything is computed in float64.
+protocol. It is nan with the reason for an empty mask or values in it that are not finite, and raises ValueError where
+the shapes differ or are not three-dimensional. `metric` and `voxelwise` see to that; what they decorate is the formula
+alone. Everything is computed in float64.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +22,9 @@ Volume = npt.NDArray[np.floating] | npt.NDArray[np.integer]
 Mask = npt.NDArray[Any]
 Inside = npt.NDArray[np.bool_]
 Limits = tuple[float, float]
+Values = npt.NDArray[np.float64]
+More = ParamSpec("More")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -81,3 +88,37 @@ def within(volume: Volume, inside: Inside, limits: Limits) -> npt.NDArray[np.flo
     shifted = np.zeros(volume.shape, dtype=np.float64)
     shifted[inside] = np.clip(volume[inside].astype(np.float64), low, high) - low
     return shifted
+
+
+def metric(
+    formula: Callable[Concatenate[Volume, Volume, Inside, Limits, More], Score],
+) -> Callable[Concatenate[Volume, Volume, Mask | None, Limits, More], Score]:
+    """The metric of a formula that takes the voxels that count as (X, Y, Z) bool."""
+
+    def measured(
+        reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *args: More.args, **more: More.kwargs
+    ) -> Score:
+        inside = inside_of(mask, reference.shape)
+        reason = why_undefined(reference, synthetic, inside)
+        return undefined(reason) if reason else formula(reference, synthetic, inside, limits, *args, **more)
+
+    return _named_as(formula, measured)
+
+
+def voxelwise(
+    formula: Callable[[Values, Values, Limits], Score | float],
+) -> Callable[[Volume, Volume, Mask | None, Limits], Score]:
+    """The metric of a formula that takes reference and synthetic CT as (N,) float64 HU: the N voxels that count."""
+
+    def measured(reference: Volume, synthetic: Volume, inside: Inside, limits: Limits) -> Score:
+        found = formula(reference[inside].astype(np.float64), synthetic[inside].astype(np.float64), limits)
+        return found if isinstance(found, Score) else Score(found)
+
+    return metric(_named_as(formula, measured))
+
+
+def _named_as(formula: Callable[..., Any], measured: Function) -> Function:
+    """Name and docstring of the formula; the signature stays that of the metric."""
+    functools.update_wrapper(measured, formula, ("__module__", "__name__", "__qualname__", "__doc__"), ())
+    del measured.__wrapped__  # type: ignore[attr-defined]
+    return measured

@@ -7,43 +7,22 @@ import math
 from torch import Tensor
 
 from medcyclegan.evaluation.metrics.moments import K1, K2, RIM, WINDOW, Moments, mean_over, on_device
-from medcyclegan.evaluation.metrics.score import (
-    Limits,
-    Mask,
-    Score,
-    Volume,
-    inside_of,
-    undefined,
-    why_undefined,
-    within,
-)
+from medcyclegan.evaluation.metrics.score import Inside, Limits, Score, Volume, metric, undefined, within
 
 
-def ssim(reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *, device: str = "cpu") -> Score:
+@metric
+def ssim(reference: Volume, synthetic: Volume, inside: Inside, limits: Limits, *, device: str = "cpu") -> Score:
     """Mean over the mask of the local similarity, after clipping and setting everything outside the mask to `low`.
 
     S = (2 ux uy + C1)(2 vxy + C2) / ((ux^2 + uy^2 + C1)(vx + vy + C2)) with C1 = (0.01 R)^2, C2 = (0.03 R)^2 and
     R = high - low (Wang et al. 2004, IEEE TIP 13(4), eq. 13), in a uniform 7 x 7 x 7 window. The 3 voxels next to every
     face of the volume are left out.
 
-    Args:
-        reference: (X, Y, Z), HU.
-        synthetic: (X, Y, Z), HU.
-        mask: (X, Y, Z), voxels above 0 count; None for all.
-        limits: low and high HU of the protocol.
-        device: where it is computed: "cpu", "cuda", "cuda:1", ...; float64 everywhere, so "mps" cannot.
+    Computed on `device`: "cpu", "cuda", "cuda:1", ...; float64 everywhere, so "mps" cannot.
 
-    Returns:
-        At most 1, which is best; nan with the reason for an axis shorter than 7 voxels, a mask that is empty or lies
-        wholly in the 3-voxel rim, or values that are not finite.
-
-    Raises:
-        ValueError: the shapes differ or are not three-dimensional.
+    At most 1, which is best; nan with the reason for an axis shorter than 7 voxels, or a mask that lies wholly in the
+    3-voxel rim.
     """
-    inside = inside_of(mask, reference.shape)
-    reason = why_undefined(reference, synthetic, inside)
-    if reason:
-        return undefined(reason)
     if min(reference.shape) < WINDOW:
         return undefined(f"an axis of {min(reference.shape)} voxels is shorter than the window of {WINDOW}")
     span = limits[1] - limits[0]
