@@ -276,7 +276,7 @@ def prepare(
             }
         )
     else:
-        sizes = " x ".join(f"{s:g}" for s in prepared.preparations["a"].spacing)
+        sizes = " x ".join(f"{s:g}" for s in prepared.spacing)
         pairs_done = f", {counts['pairs_a']} validation pairs" if counts["pairs_a"] else ""
         _say(f"{output}: {counts['a']} volumes of a, {counts['b']} of b{pairs_done}, spacing {sizes} mm")
         if left_out:

@@ -151,8 +151,8 @@ def convert(
         norm_statistics=statistics,
         allow=allow,
     )
-    contrasts = translator.contrasts
-    expected = translator.preparation.modality
+    contrasts = translator.channels if len(translator.channels) > 1 else ()
+    expected = translator.source.preparations[0].modality
     files = find_inputs(inputs, masks, contrasts=contrasts, modality=expected, domain=direction[0])
     targets = _targets(files, output, file_format, translator.modality)
     _refuse_own_inputs(files, targets)
@@ -319,21 +319,21 @@ def _read(given: CaseInput, translator: Translator, done: tuple[str | list[str],
     volumes = [read_volume(file) for file in files]
     body = None if given.mask is None else read_mask(given.mask, grid_of(volumes[0]))
     digests = [_digest(volume) for volume in volumes]
-    told: str | list[str] = digests if translator.contrasts else digests[0]
+    told: str | list[str] = digests if len(files) > 1 else digests[0]
     mask = None if body is None else hashlib.sha256(np.packbits(body).data).hexdigest()
     if (told, mask) == done:
         return _Read(None, told, mask)
     looks = [looks_like_hu(volume.numpy()[0]) for volume in volumes]
-    if translator.contrasts:
+    if len(files) > 1:
         wrong_files = [str(file) for file, hu in zip(files, looks, strict=True) if hu]
         if wrong_files:
             raise InputError(
                 f"{', '.join(wrong_files)}: the values look like a CT in Hounsfield units, and the model takes MR: "
-                f"{', '.join(translator.contrasts)}."
+                f"{', '.join(translator.channels)}."
             )
         return _Read(translator.read(volumes, body), told, mask)
     (hu,) = looks
-    expected = translator.preparation.modality
+    expected = translator.source.preparations[0].modality
     wrong = None
     if hu and expected == "MR":
         wrong = "the values look like a CT in Hounsfield units, and the model takes MR"
@@ -438,7 +438,7 @@ class _Finish:
             )
         mask = {} if self.given.mask is None else {"mask": str(self.given.mask), "mask_sha256": self.read.mask}
         return {
-            "input": [str(file) for file in files] if self.translator.contrasts else str(files[0]),
+            "input": [str(file) for file in files] if len(files) > 1 else str(files[0]),
             "voxels_sha256": self.read.digest,
             **mask,
             "output": str(self.target),

@@ -106,7 +106,8 @@ def import_weights(
     for name, modality in sides.items():
         preparation = Preparation(modality=modality, spacing=spacing, **intensities)
         scaler = Scaler(*preparation.ct_window) if modality == "CT" else Scaler(*GREY_VALUES, inverted=mr_inverted)
-        domains[name] = {"name": modality, "preparation": asdict(preparation), "scaler": scaler.to_dict()}
+        channel = {"preparation": asdict(preparation), "scaler": scaler.to_dict()}
+        domains[name] = {"name": modality, "channels": [channel]}
     save_checkpoint(
         {
             "program": {"medcyclegan": __version__, "torch": str(torch.__version__)},

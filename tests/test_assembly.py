@@ -308,7 +308,7 @@ def test_unicode_and_spaces_go_through_the_datalist(tmp_path: Path) -> None:
     file = tmp_path / "lïst ø.json"
     make(tmp_path / "my dätä").write(file)
     cohort = from_json(file)
-    assert cohort.a[0].image.is_file() and cohort.b[0].id == "Åsa ct"
+    assert cohort.a[0].images[0].is_file() and cohort.b[0].id == "Åsa ct"
 
 
 def test_the_verb_writes_warns_and_fails(root: Path, tmp_path: Path) -> None:

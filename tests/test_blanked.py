@@ -59,7 +59,7 @@ def test_the_body_and_the_record_follow(exclude: bool) -> None:
     given = MetaTensor(
         torch.from_numpy(volume.astype(np.float32))[None], affine=torch.diag(torch.tensor([*SPACING, 1]))
     )
-    case = prepare(given, Preparation("MR", SPACING, mr_exclude_blanked=exclude), body)
+    case = prepare([given], [Preparation("MR", SPACING, mr_exclude_blanked=exclude)], body)
     face = np.zeros(SHAPE, bool)
     face[FACE] = True
     milliliters = face.sum() * 0.15

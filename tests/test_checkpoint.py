@@ -15,7 +15,7 @@ import torch
 from medcyclegan import factory
 from medcyclegan.errors import InputError
 from medcyclegan.training import checkpoint
-from medcyclegan.training.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from medcyclegan.training.checkpoint import FORMAT, VERSION, load_checkpoint, save_checkpoint
 from medcyclegan.training.recorder import _drop_rows_after
 
 
@@ -23,8 +23,9 @@ def test_describes_itself(run: Path) -> None:
     content = load_checkpoint(run)
     assert content["format"] == FORMAT
     assert content["experiment"]["model"]["generator"]["filters"] == 4
-    assert content["domains"]["b"]["preparation"]["modality"] == "CT"
-    assert content["domains"]["b"]["scaler"] == {"low": -1024.0, "high": 3071.0, "inverted": False, "floor": -1.0}
+    (channel,) = content["domains"]["b"]["channels"]
+    assert channel["preparation"]["modality"] == channel["preparation"]["name"] == "CT"
+    assert channel["scaler"] == {"low": -1024.0, "high": 3071.0, "inverted": False, "floor": -1.0}
     assert content["program"]["torch"]
     assert set(content["networks"]) == {"gen_ab", "gen_ba", "disc_a", "disc_b"}
 
@@ -48,7 +49,7 @@ def make(kind: str, folder: Path, run: Path) -> Path:
     elif kind == "tensor":
         torch.save(torch.zeros(3), file)
     elif kind == "code":
-        torch.save({"format": FORMAT, "version": 1, "x": Trap()}, file)
+        torch.save({"format": FORMAT, "version": VERSION, "x": Trap()}, file)
     return file
 
 
@@ -66,13 +67,17 @@ def test_another_file_of_a_run_is_not_called_damaged(run: Path) -> None:
         load_checkpoint(run / "config.yaml")
 
 
-def test_missing_and_newer(tmp_path: Path) -> None:
+def test_missing_newer_and_older(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run or checkpoint"):
         load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds no checkpoint\.pt"):
         load_checkpoint(tmp_path)
     torch.save({"format": FORMAT, "version": 99}, tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match="newer medcyclegan"):
+        load_checkpoint(tmp_path)
+    old = {"format": FORMAT, "version": VERSION - 1, "program": {"medcyclegan": "0.1.0"}}
+    torch.save(old, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=rf"written by medcyclegan 0\.1\.0 .*reads format {VERSION}.*train again"):
         load_checkpoint(tmp_path)
 
 
@@ -97,11 +102,11 @@ def wrong(content: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
     *parents, last = field.split(".")
     place = changed
     for part in parents:
-        place = place[part]
+        place = place[int(part) if isinstance(place, list) else part]
     if value is ...:
         del place[last]
     else:
-        place[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
     return changed
 
 
@@ -116,8 +121,14 @@ def whole(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((field, ...) for field in ("experiment", "domains", "step", "ema", "domains.a", "domains.b.scaler")),
-        *((field, "wild") for field in ("experiment", "domains", "step", "ema", "ema.gen_ab", "domains.b.preparation")),
+        *(
+            (field, ...)
+            for field in ("experiment", "domains", "step", "ema", "domains.a", "domains.b.channels.0.scaler")
+        ),
+        *((field, "wild") for field in ("experiment", "domains", "step", "ema", "ema.gen_ab", "domains.b.channels")),
+        ("domains.b.channels.0", "wild"),
+        ("domains.b.channels.0.preparation", "wild"),
+        ("domains.b.channels", []),
         ("version", None),
         ("version", "1"),
         ("version", NAN),
@@ -126,22 +137,22 @@ def whole(run: Path) -> dict[str, Any]:
         ("best", {"step": 1}),
         ("domains.a.name", 3),
         ("domains.a.cohort", [{"spacing_mm": "?"}]),
-        ("domains.a.preparation.spacing", (1.0, NAN, 1.0)),
-        ("domains.a.preparation.spacing", (1.0, 1.0)),
-        ("domains.a.preparation.modality", "PET"),
-        ("domains.a.preparation.more", 1),
-        ("domains.a.preparation.mr_inverted", "no"),
-        ("domains.a.preparation.mr_percentiles", (99.5, 0.5)),
-        ("domains.b.preparation.ct_window", (-1024.0, NAN)),
-        ("domains.b.scaler.inverted", "false"),
-        ("domains.b.scaler.high", -5000.0),
+        ("domains.a.channels.0.preparation.spacing", (1.0, NAN, 1.0)),
+        ("domains.a.channels.0.preparation.spacing", (1.0, 1.0)),
+        ("domains.a.channels.0.preparation.modality", "PET"),
+        ("domains.a.channels.0.preparation.more", 1),
+        ("domains.a.channels.0.preparation.mr_inverted", "no"),
+        ("domains.a.channels.0.preparation.mr_percentiles", (99.5, 0.5)),
+        ("domains.b.channels.0.preparation.ct_window", (-1024.0, NAN)),
+        ("domains.b.channels.0.scaler.inverted", "false"),
+        ("domains.b.channels.0.scaler.high", -5000.0),
     ],
 )
 def test_a_field_that_is_not_what_it_should_be_is_named(
     field: str, value: Any, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.save(wrong(whole, field, value), tmp_path / "checkpoint.pt")
-    section = r"\.".join(field.split(".")[:3]) if value is not ... else field.split(".")[0]
+    section = r"\.".join(field.split(".")[:5]) if value is not ... else field.split(".")[0]
     with pytest.raises(InputError, match=rf"(?s){tmp_path}/checkpoint\.pt is damaged: {section}"):
         factory.load_translator(tmp_path, device="cpu")
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,21 +15,22 @@ import torch
 from dicom_files import write_series
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.transforms import LoadImaged
+from prepared_cohorts import prepare as prepare_cases
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.datalist import Case, Cohort, from_json
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.patches import PatchSpec, UnpairedPatches, stack_of_slices
-from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
+from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
-from medcyclegan.transforms.contrasts import apart_mm, covered, landmark_shares_of, prepare_contrasts
 from medcyclegan.transforms.geometry import resample
-from medcyclegan.transforms.pipeline import Preparation, prepare
+from medcyclegan.transforms.overlay import apart_mm, covered
+from medcyclegan.transforms.pipeline import Preparation, landmark_shares, prepare
 
 MODALITIES = {"a": "MR", "b": "CT"}
 
@@ -105,7 +107,7 @@ def test_folders_tables_and_dicom_are_joined_by_patient(tmp_path: Path) -> None:
         tmp_path / "dicom" / "P2", array, modality="CT", change=lambda ds, _: setattr(ds, "PatientID", "other")
     )
     (case,) = make(tmp_path / "dicom").cohort().a
-    assert len(case.images) == 2 and case.image != case.further[0]
+    assert len(set(case.images)) == 2
     assert all(image.name.startswith("P1#") for image in case.images)
 
 
@@ -159,7 +161,7 @@ def test_a_written_datalist_reads_back_and_monai_stacks_it(tmp_path: Path) -> No
     assert pair["a"] == [f"t1/{pair['case']}.nii", f"t2/{pair['case']}.nii"] and isinstance(pair["b"], str)
     again = from_json(file)
     assert [case.images for case in again.a] == [case.images for case in found.cohort().a]
-    assert again.contrasts == {"a": ("t1", "t2")} and again.pairs[0].further_a == found.cohort().pairs[0].further_a
+    assert again.contrasts == {"a": ("t1", "t2")} and again.pairs[0].a == found.cohort().pairs[0].a
     (first, *_) = load_decathlon_datalist(str(file), is_segmentation=False, data_list_key="a")
     loaded = LoadImaged("image", image_only=True)({"image": first["image"]})["image"]
     wanted = [nib.load(tmp_path / "data" / kind / "p0.nii").get_fdata() for kind in ("t1", "t2")]
@@ -266,17 +268,21 @@ def test_every_contrast_lies_where_its_header_says(second: Grid) -> None:
     x, y, z = world(first)
     u, v, w = world(second)
     one, two = 500 + 3 * x - y + 2 * z, 1000 + 5 * u + 2 * v - 3 * w
-    case = prepare_contrasts([as_volume(one, first), as_volume(two, second)], [PLAIN, PLAIN], ball(first))
-    assert case.image.shape == (2, *case.body.shape) and len(case.further) == 1
-    alone = prepare(as_volume(one, first), PLAIN, ball(first))
-    np.testing.assert_array_equal(case.image[0], alone.image)
+    case = prepare([as_volume(one, first), as_volume(two, second)], [PLAIN, PLAIN], ball(first))
+    assert case.image.shape == (2, *case.body.shape) and len(case.channels) == 2
+    alone = prepare([as_volume(one, first)], [PLAIN], ball(first))
+    np.testing.assert_array_equal(case.image[:1], alone.image)
     np.testing.assert_array_equal(case.body, alone.body)
-    assert case.scaler == alone.scaler and case.grid.matches(alone.grid, 1e-9) and case.source_grid.matches(first, 1e-9)
+    assert (
+        case.channels[:1] == alone.channels
+        and case.grid.matches(alone.grid, 1e-9)
+        and case.source_grid.matches(first, 1e-9)
+    )
     inner = np.linalg.norm(world(case.grid), axis=0) < 20
     x, y, z = world(case.grid)
-    wanted = case.further[0].scaler.apply((1000 + 5 * x + 2 * y - 3 * z).astype(np.float32))
+    wanted = case.channels[1].scaler.apply((1000 + 5 * x + 2 * y - 3 * z).astype(np.float32))
     np.testing.assert_allclose(case.image[1][inner], wanted[inner], atol=2e-3)
-    assert (case.image[:, ~case.body] == -1).all() and case.further[0].covered == 1.0
+    assert (case.image[:, ~case.body] == -1).all() and case.channels[1].covered == 1.0
 
 
 def test_contrasts_have_scalers_of_their_own_fitted_in_one_body() -> None:
@@ -285,21 +291,12 @@ def test_contrasts_have_scalers_of_their_own_fitted_in_one_body() -> None:
     values = np.random.default_rng(0).uniform(0, 100, grid.shape)
     other = np.random.default_rng(1).uniform(3000, 9000, grid.shape)
     preparation = dataclasses.replace(PLAIN, mr_percentiles=(10.0, 90.0), mr_inverted=True, mr_floor=-0.5)
-    case = prepare_contrasts([as_volume(values, grid), as_volume(other, grid)], [preparation] * 2, body)
-    for number, volume, scaler in ((0, values, case.scaler), (1, other, case.further[0].scaler)):
+    case = prepare([as_volume(values, grid), as_volume(other, grid)], [preparation] * 2, body)
+    for number, (volume, scaler) in enumerate(zip((values, other), (c.scaler for c in case.channels), strict=True)):
         low, high = np.percentile(volume[body], (10, 90))
         assert (scaler.low, scaler.high) == pytest.approx((low, high), rel=1e-5)
         assert scaler.inverted and scaler.floor == -0.5
         np.testing.assert_allclose(case.image[number][body], scaler.apply(volume[body].astype(np.float32)), atol=1e-6)
-
-
-def test_single_contrasts_are_prepared_as_ever() -> None:
-    grid = SECOND["other axes"]
-    values = np.random.default_rng(0).uniform(0, 100, grid.shape)
-    one = prepare_contrasts([as_volume(values, grid)], [PLAIN], ball(grid))
-    other = prepare(as_volume(values, grid), PLAIN, ball(grid))
-    assert one.further == () and one.image.shape == other.image.shape
-    np.testing.assert_array_equal(one.image, other.image)
 
 
 def test_a_contrast_that_misses_a_tenth_of_the_body_is_refused_with_numbers() -> None:
@@ -315,17 +312,16 @@ def test_a_contrast_that_misses_a_tenth_of_the_body_is_refused_with_numbers() ->
     part, there = cut(5)
     share = covered(body, grid, there)
     assert share == body[:, :, 5:].sum() / body.sum() and 0.9 < share < 1
-    case = prepare_contrasts([as_volume(values, grid), as_volume(part, there)], [PLAIN] * 2, body)
-    assert case.further[0].covered == share
+    case = prepare([as_volume(values, grid), as_volume(part, there)], [PLAIN] * 2, body)
+    assert case.channels[1].covered == share
     assert (case.image[1][:, :, :5] == -1).all() and case.body[:, :, :5].any()
     part, there = cut(9)
     share = covered(body, grid, there)
     with pytest.raises(InputError) as caught:
-        prepare_contrasts(
+        prepare(
             [as_volume(values, grid, "t1.nii"), as_volume(part, there, "t2.nii")],
-            [PLAIN] * 2,
+            [dataclasses.replace(PLAIN, name=name) for name in ("T1w", "T2w")],
             body,
-            names=("T1w", "T2w"),
         )
     assert f"t2.nii (T2w) covers {100 * share:.1f} % of the body in t1.nii (T1w); at least 90 % are needed" in str(
         caught.value
@@ -359,8 +355,8 @@ def test_what_was_blanked_in_any_contrast_is_no_body(cohort: phantom.Cohort) -> 
     low = np.broadcast_to(np.arange(grid.shape[2]) < 20, grid.shape)
     defaced[front & low] = 0.0
     preparation = Preparation("MR", (4.0, 4.0, 4.0))
-    plain = prepare_contrasts([as_volume(scan.mr_t1, grid), as_volume(scan.mr_t2, grid)], [preparation] * 2)
-    case = prepare_contrasts([as_volume(scan.mr_t1, grid), as_volume(defaced, grid)], [preparation] * 2)
+    plain = prepare([as_volume(scan.mr_t1, grid), as_volume(scan.mr_t2, grid)], [preparation] * 2)
+    case = prepare([as_volume(scan.mr_t1, grid), as_volume(defaced, grid)], [preparation] * 2)
     lost = plain.body & ~case.body
     assert plain.blanked_ml == 0 and case.blanked_ml > 10
     assert lost.any() and (front & low)[lost].all() and (case.image[:, lost] == -1).all()
@@ -371,7 +367,7 @@ def test_landmarks_are_those_of_each_contrast() -> None:
     other = SECOND["oblique"]
     one = np.random.default_rng(0).uniform(0, 1, grid.shape)
     two = np.random.default_rng(1).uniform(0, 1, other.shape) ** 3
-    shares = landmark_shares_of([as_volume(one, grid), as_volume(two, other)], [PLAIN, PLAIN], ball(grid))
+    shares = landmark_shares([as_volume(one, grid), as_volume(two, other)], [PLAIN, PLAIN], ball(grid))
     np.testing.assert_allclose(shares[0], np.linspace(0.1, 0.9, 9), atol=0.02)
     np.testing.assert_allclose(shares[1], np.linspace(0.1, 0.9, 9) ** 3, atol=0.03)
 
@@ -407,20 +403,18 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared_from(file: Path, output: Path, **settings: object) -> PreparedCohort:
-    return prepare_cohort(from_json(file), output, modalities=MODALITIES, **settings)  # type: ignore[arg-type]
+def prepared_from(file: Path, output: Path, **settings: Any) -> PreparedCohort:
+    return prepare_cases(from_json(file), output, **settings)
 
 
 def test_the_cache_holds_all_contrasts_memory_mapped(heads: Path, tmp_path: Path) -> None:
     found = prepared_from(heads / "list.json", tmp_path / "prepared")
-    assert found.failed == {} and found.contrasts == {"a": ("T1w", "T2w")} and len(found.further["a"]) == 1
+    assert found.failed == {} and found.channels("a") == ("T1w", "T2w") and found.channels("b") == ("CT",)
     case = found.cases["a"][0]
-    preparation = found.preparations["a"]
-    wanted = prepare_contrasts(
-        [read_volume(heads / kind / "p0.nii") for kind in ("t1", "t2")], list(found.of_contrasts("a"))
-    )
+    wanted = prepare([read_volume(heads / kind / "p0.nii") for kind in ("t1", "t2")], found.preparations["a"])
     np.testing.assert_allclose(np.asarray(case.image), wanted.image, atol=0.5 / 32767 + 1e-7)
-    assert case.scalers == (wanted.scaler, wanted.further[0].scaler) and preparation.mr_landmarks == ()
+    assert [channel.scaler for channel in case.channels] == [channel.scaler for channel in wanted.channels]
+    assert [channel.preparation for channel in case.channels] == list(found.preparations["a"])
     stored = np.load(case.folder / "image.npy", mmap_mode="r")
     assert stored.dtype == np.int16 and isinstance(stored, np.memmap)
     # A slice with all its contrasts is one piece of the file.
@@ -430,7 +424,7 @@ def test_the_cache_holds_all_contrasts_memory_mapped(heads: Path, tmp_path: Path
     content = json.loads((case.folder / "case.json").read_text())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("image.npy")}
     again = prepared_from(heads / "list.json", tmp_path / "prepared")
-    assert again.fingerprint() == found.fingerprint() and content["further"][0]["covered"] > 0.9
+    assert again.fingerprint() == found.fingerprint() and content["channels"][1]["covered"] > 0.9
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("image.npy")} == before
 
 
@@ -444,16 +438,7 @@ def test_an_exchanged_order_is_another_cohort(heads: Path, tmp_path: Path) -> No
     turned.write_text(json.dumps(content))
     first = prepared_from(heads / "list.json", tmp_path / "prepared").fingerprint()
     again = prepared_from(turned, tmp_path / "prepared", spacing=(6.0, 6.0, 8.0))
-    assert again.fingerprint() != first and again.contrasts == {"a": ("T2w", "T1w")}
-
-
-def test_single_contrasts_leave_no_trace_of_several(prepared: PreparedCohort) -> None:
-    content = json.loads((prepared.folder / "prepared.json").read_text())
-    assert not {"contrasts", "further"} & set(content)
-    case = json.loads((prepared.cases["a"][0].folder / "case.json").read_text())
-    assert "further" not in case and set(case["key"]) == {"version", "content", "preparation"}
-    assert set(case["key"]["content"]) == {"image", "body"}
-    assert open_prepared(prepared.folder).contrasts == {}
+    assert again.fingerprint() != first and again.channels("a") == ("T2w", "T1w")
 
 
 def test_a_ct_among_the_contrasts_is_refused(heads: Path, tmp_path: Path) -> None:
@@ -465,19 +450,19 @@ def test_a_ct_among_the_contrasts_is_refused(heads: Path, tmp_path: Path) -> Non
     found = prepared_from(file, tmp_path / "prepared")
     assert list(found.failed) == ["a/p1"] and len(found.cases["a"]) == 1
     assert "q2.nii: a contrast is MR, and these values look like a CT in Hounsfield units" in found.failed["a/p1"]
-    cohort = Cohort(tuple(Case(f"x{i}", heads / "t1" / "p0.nii") for i in range(1)), from_json(file).a[:1])
-    with pytest.raises(InputError, match=r"domain b is CT and has 2 contrasts \(contrast 1, contrast 2\)"):
-        prepare_cohort(cohort, tmp_path / "other", modalities=MODALITIES)
+    cohort = Cohort(tuple(Case(f"x{i}", (heads / "t1" / "p0.nii",)) for i in range(1)), from_json(file).a[:1])
+    with pytest.raises(InputError, match=r"domain b is CT and has 2 contrasts \(x, y\)"):
+        prepare_cases(cohort, tmp_path / "other", channels={"b": ("x", "y")})
 
 
 def test_nyul_landmarks_differ_between_contrasts(heads: Path, tmp_path: Path) -> None:
     found = prepared_from(heads / "list.json", tmp_path / "prepared", mr_standardization="nyul")
-    first, second = (p.mr_landmarks for p in found.of_contrasts("a"))
+    first, second = (p.mr_landmarks for p in found.preparations["a"])
     assert len(first) == len(second) == 9 and np.abs(np.subtract(first, second)).max() > 0.05
-    assert [len(s.landmarks) for s in found.cases["a"][0].scalers] == [9, 9]
+    assert [len(channel.scaler.landmarks) for channel in found.cases["a"][0].channels] == [9, 9]
     assert found.typical_scaler("a", 1).high != found.typical_scaler("a").high
     again = prepared_from(heads / "list.json", tmp_path / "prepared", mr_standardization="nyul")
-    assert again.of_contrasts("a") == found.of_contrasts("a")
+    assert again.preparations == found.preparations
 
 
 # --- patches -----------------------------------------------------------------------------------------------------
@@ -513,8 +498,8 @@ def test_channels_are_all_slices_of_the_first_contrast_and_then_of_the_second(pl
     step = (0.02, 0.01, 0.011)[axis]
     torch.testing.assert_close(item["a"][:, 1] + step, item["a"][:, 2], atol=1e-4, rtol=0)
     stack = stack_of_slices(np.asarray(case.image), axis, 5, 1)
-    np.testing.assert_array_equal(stack[:3], stack_of_slices(np.asarray(case.image)[0], axis, 5, 1))
-    np.testing.assert_array_equal(stack[3:], stack_of_slices(np.asarray(case.image)[1], axis, 5, 1))
+    np.testing.assert_array_equal(stack[:3], stack_of_slices(np.asarray(case.image)[:1], axis, 5, 1))
+    np.testing.assert_array_equal(stack[3:], stack_of_slices(np.asarray(case.image)[1:], axis, 5, 1))
     image, body = probe_patches([case], shape)
     assert image.shape == body.shape and image.shape[1] == 6
 

@@ -27,7 +27,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.evaluation.metrics.mae import mae
 from medcyclegan.export.formats import export_run
 from medcyclegan.inference.ensemble import Ensemble
-from medcyclegan.inference.quality import features, flags
+from medcyclegan.inference.quality import flags
 from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.transform import TranslateImage, TranslateImaged
 from medcyclegan.inference.translator import ImageDomain, Translator
@@ -42,10 +42,11 @@ from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.guards import TranslationGuards, bodies_for, silent, spread_ratio
 from medcyclegan.training.recorder import make_panel
 from medcyclegan.training.validation import structure_disagreement as edges_apart
-from medcyclegan.transforms.contrasts import prepare_contrasts
 from medcyclegan.transforms.geometry import resample
+from medcyclegan.transforms.pipeline import prepare
 
 CPU = torch.device("cpu")
+TWO = [dataclasses.replace(PLAIN, name=name) for name in ("T1w", "T2w")]
 TINY: dict[str, Any] = {
     "model": {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}},
     "objective": {"pool_size": 2},
@@ -74,8 +75,8 @@ def picking(
     depth = 2 * neighbors + 1
     return Translator(
         Pick(number * depth, depth),
-        ImageDomain((PLAIN, PLAIN), scaler, ("T1w", "T2w")),
-        ImageDomain((PLAIN,), scaler),
+        ImageDomain(tuple(TWO), (scaler, scaler)),
+        ImageDomain((PLAIN,), (scaler,)),
         SlidingWindow((32, 32, 32)[:dims], neighbors=neighbors, ensemble=ensemble or Ensemble()),
     )
 
@@ -90,7 +91,7 @@ def test_the_chosen_contrast_comes_back_on_the_first_ones_grid(grid: Grid, ways:
     one, two = 500 + 3 * x - y + 2 * z, 1000 + 5 * u + 2 * v - 3 * w
     volumes = [as_volume(one, grid), as_volume(two, other)]
     body = ball(grid)
-    case = prepare_contrasts(volumes, [PLAIN, PLAIN], body)
+    case = prepare(volumes, TWO, body)
     settings: dict[str, dict[str, Any]] = {
         "slices": {},
         "stacks": {"neighbors": 1},
@@ -99,7 +100,7 @@ def test_the_chosen_contrast_comes_back_on_the_first_ones_grid(grid: Grid, ways:
     }
     inner = np.linalg.norm(world(grid), axis=0) < 20
     wanted = {0: one, 1: 1000 + 5 * x + 2 * y - 3 * z}
-    for number, scaler in ((0, case.scaler), (1, case.further[0].scaler)):
+    for number, scaler in enumerate(channel.scaler for channel in case.channels):
         result = picking(number, scaler, **settings[ways])(volumes, body=body)
         assert result.grid.matches(grid, 1e-9) and result.array.shape == grid.shape
         width = scaler.high - scaler.low
@@ -114,8 +115,8 @@ def test_on_one_grid_both_contrasts_come_back_exactly(name: str) -> None:
     values = [random.uniform(0, 100, grid.shape).astype(np.float32), random.uniform(500, 900, grid.shape)]
     volumes = [as_volume(v, grid) for v in values]
     body = ball(grid)
-    case = prepare_contrasts(volumes, [PLAIN, PLAIN], body)
-    for number, scaler in ((0, case.scaler), (1, case.further[0].scaler)):
+    case = prepare(volumes, TWO, body)
+    for number, scaler in enumerate(channel.scaler for channel in case.channels):
         result = picking(number, scaler)(volumes, body=body)
         np.testing.assert_allclose(result.array[body], values[number][body], rtol=2e-6, atol=1e-4)
         one = MetaTensor(
@@ -127,12 +128,12 @@ def test_on_one_grid_both_contrasts_come_back_exactly(name: str) -> None:
 def test_a_wrong_number_of_contrasts_is_refused_with_their_order() -> None:
     grid = SECOND["the same grid"]
     volume = as_volume(np.random.default_rng(0).uniform(0, 9, grid.shape), grid)
-    case = prepare_contrasts([volume, volume], [PLAIN, PLAIN], ball(grid))
-    translator = picking(0, case.scaler)
+    case = prepare([volume, volume], TWO, ball(grid))
+    translator = picking(0, case.channels[0].scaler)
     for given in (volume, [volume], [volume] * 3):
         with pytest.raises(InputError, match=r"given, and the model takes 2 contrasts, T1w, T2w. Give all of them"):
             translator(given)
-    domain = ImageDomain((PLAIN,), case.scaler)
+    domain = ImageDomain((PLAIN,), (case.channels[0].scaler,))
     single = Translator(nn.Identity(), domain, domain, SlidingWindow((32, 32)))
     with pytest.raises(InputError, match="2 volumes given, and the model takes one volume"):
         single([volume, volume])
@@ -351,7 +352,7 @@ def test_four_steps_equal_two_and_resume_and_two(two: PreparedCohort, tmp_path: 
     assert a["step"] == b["step"] == 4
     for name, state in a["networks"].items():
         assert all(torch.equal(value, b["networks"][name][key]) for key, value in state.items()), name
-    assert a["domains"] == b["domains"] and len(a["domains"]["a"]["contrasts"]) == 2
+    assert a["domains"] == b["domains"] and len(a["domains"]["a"]["channels"]) == 2
 
 
 def test_validation_scores_the_pair(model: Path, two: PreparedCohort) -> None:
@@ -363,18 +364,20 @@ def test_validation_scores_the_pair(model: Path, two: PreparedCohort) -> None:
     values = translate_volume(translator.generator, np.asarray(a.image), np.asarray(a.body), window)
     scaler = translator.scaler
     limits = (scaler.low, scaler.high)
-    error = mae(b.scaler.undo(np.asarray(b.image)), scaler.undo(values), np.asarray(b.body), limits).value
+    error = mae(
+        b.channels[0].scaler.undo(np.asarray(b.image)[0]), scaler.undo(values), np.asarray(b.body), limits
+    ).value
     assert float(last["mae"]) == pytest.approx(error, rel=1e-4)
 
 
 def test_a_checkpoint_describes_every_contrast(model: Path, two: PreparedCohort) -> None:
     told = load_checkpoint(model)["domains"]["a"]
-    assert [contrast["name"] for contrast in told["contrasts"]] == ["T1w", "T2w"]
-    assert [contrast["scaler"] for contrast in told["contrasts"]] == [
+    assert [channel["preparation"]["name"] for channel in told["channels"]] == ["T1w", "T2w"]
+    assert [channel["scaler"] for channel in told["channels"]] == [
         two.typical_scaler("a", number).to_dict() for number in (0, 1)
     ]
-    assert all(len(case["further"]) == 1 for case in told["cohort"])
-    assert "contrasts" not in load_checkpoint(model)["domains"]["b"]
+    assert all(len(case["histograms"]) == 2 for case in told["cohort"])
+    assert len(load_checkpoint(model)["domains"]["b"]["channels"]) == 1
 
 
 # --- conversion --------------------------------------------------------------------------------------------------
@@ -463,23 +466,12 @@ def test_exchanged_contrasts_are_flagged(model: Path, folder: Path, tmp_path: Pa
 
 
 def test_every_training_head_is_told_right_from_exchanged(two: PreparedCohort) -> None:
-    known = [features(case) for case in two.cases["a"]]
-    for number, case in enumerate(two.cases["a"]):
+    known = [case.features for case in two.cases["a"]]
+    for number, found in enumerate(known):
         others = known[:number] + known[number + 1 :]
-        image = np.asarray(case.image)
-
-        @dataclasses.dataclass
-        class Turned:
-            image: np.ndarray
-            body: np.ndarray
-            grid: Grid
-            source_grid: Grid
-            scaler: Any
-
-        turned = Turned(image[::-1], np.asarray(case.body), case.grid, case.source_grid, case.scaler)
-        names = ("T1w", "T2w")
-        assert not any("exchanged" in flag for flag in flags(features(case), others, "MR", names))
-        assert any("exchanged" in flag for flag in flags(features(turned), others, "MR", names))
+        turned = dataclasses.replace(found, histograms=found.histograms[::-1])
+        assert not any("exchanged" in flag for flag in flags(found, others, "MR", two.channels("a")))
+        assert any("exchanged" in flag for flag in flags(turned, others, "MR", two.channels("a")))
 
 
 def test_a_patient_who_moved_and_a_contrast_that_misses_part_are_flagged(model: Path, folder: Path) -> None:

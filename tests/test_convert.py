@@ -238,7 +238,7 @@ def test_a_ct_given_as_mr_is_flagged(run: Path, cohort: phantom.Cohort, tmp_path
 
 def test_checkpoints_of_other_preparations_are_not_fused(run: Path, tmp_path: Path) -> None:
     content = torch.load(run / "checkpoint.pt", weights_only=True)
-    content["domains"]["a"]["preparation"]["spacing"] = (1.0, 1.0, 1.0)
+    content["domains"]["a"]["channels"][0]["preparation"]["spacing"] = (1.0, 1.0, 1.0)
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match="checkpoint 2"):
         load_translator([run, tmp_path / "other.pt"], device="cpu")

@@ -24,8 +24,8 @@ def folder(tmp_path: Path) -> Path:
 def test_folders_of_mixed_formats_and_masks_by_id(folder: Path) -> None:
     cohort = from_folders(folder / "mr", folder / "ct", masks_a=folder / "masks")
     assert cohort.a == (
-        Case("p1", folder / "mr/p1.nii.gz", folder / "masks/p1.nii.gz"),
-        Case("p2", folder / "mr/p2.mha", folder / "masks/p2.nii.gz"),
+        Case("p1", (folder / "mr/p1.nii.gz",), folder / "masks/p1.nii.gz"),
+        Case("p2", (folder / "mr/p2.mha",), folder / "masks/p2.nii.gz"),
     )
     assert [case.id for case in cohort.b] == ["x", "y"]
 
@@ -45,7 +45,7 @@ def test_same_folder_twice(folder: Path) -> None:
 def test_pairs_csv(folder: Path) -> None:
     (folder / "pairs.csv").write_text("case,a,b,mask\nv1,v/a.nii,v/b.nii,\n")
     cohort = from_folders(folder / "mr", folder / "ct", pairs=folder / "pairs.csv")
-    assert cohort.pairs == (Pair("v1", folder / "v/a.nii", folder / "v/b.nii", None),)
+    assert cohort.pairs == (Pair("v1", (folder / "v/a.nii",), (folder / "v/b.nii",)),)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_tables_of_pairs_are_read_strictly(folder: Path, text: str | bytes, mess
 def test_tables_as_spreadsheets_write_them(folder: Path) -> None:
     (folder / "pairs.csv").write_bytes(b'\xef\xbb\xbfcase,a,b,\r\n"v1",v/a.nii,v/b.nii,\r\n,,,\r\n\r\n')
     cohort = from_folders(folder / "mr", folder / "ct", pairs=folder / "pairs.csv")
-    assert cohort.pairs == (Pair("v1", folder / "v/a.nii", folder / "v/b.nii", None),)
+    assert cohort.pairs == (Pair("v1", (folder / "v/a.nii",), (folder / "v/b.nii",)),)
 
 
 def one(entry: str, **lists: str) -> str:
@@ -169,7 +169,7 @@ def test_datalist_is_what_monai_reads(folder: Path) -> None:
     assert [case.id for case in cohort.a] == ["p1", "two"]
     assert cohort.a[0].body == folder / "masks/p1.nii.gz"
     listed = load_decathlon_datalist(str(file), data_list_key="a")
-    assert [Path(item["image"]) for item in listed] == [case.image for case in cohort.a]
+    assert [Path(item["image"]) for item in listed] == [case.images[0] for case in cohort.a]
 
 
 @pytest.mark.parametrize(

@@ -146,15 +146,15 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
     prediction = translator.predict(source)
     k = int(source.case.body.sum(axis=(0, 1)).argmax())
 
-    low, high = source.case.scaler.low, source.case.scaler.high
+    low, high = source.case.channels[0].scaler.low, source.case.channels[0].scaler.high
     assert told["input"]["scaling"]["percentiles_inside_body"] == [0.5, 99.5]
     unit = -(2 * (np.linspace(low, high, 5) - low) / (high - low) - 1)
     floor = told["input"]["scaling"]["floor"]
     assert told["input"]["scaling"]["inverted"] is True
-    expected = source.case.scaler.apply(np.linspace(low, high, 5))
+    expected = source.case.channels[0].scaler.apply(np.linspace(low, high, 5))
     np.testing.assert_allclose((unit + 1) * (1 - floor) / 2 + floor, expected, atol=1e-6)
 
-    image, window = source.case.image[:, :, k], told["window"]
+    image, window = source.case.image[0, :, :, k], told["window"]
     cut = []
     for axis, wanted in enumerate(window):
         occupied = np.flatnonzero(source.case.body.any(axis=(1 - axis, 2)))
@@ -172,7 +172,7 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
     output = told["output"]
     hu = output["low"] + (inner + 1) / 2 * (output["high"] - output["low"])
     np.testing.assert_allclose(hu, Scaler(-1024, 3071).undo(inner), atol=0.01)
-    assert told["spacing_mm"] == list(translator.preparation.spacing)
+    assert told["spacing_mm"] == list(translator.source.preparations[0].spacing)
 
 
 def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ class Scan:
         x, y = np.arange(-110, 111, 8.0) + center[0], np.arange(-135, 136, 8.0) + center[1]
         points = np.stack(np.meshgrid(x, y, levels, indexing="ij")).reshape(3, -1)
         self.body = (subject.tissue_at(points) > 0).reshape(len(x), len(y), len(levels))
-        self.image = self.body.astype(np.float32)
+        self.image = self.body.astype(np.float32)[None]
         self.id = str(seed)
         self.areas = self.body.sum(axis=(0, 1)) * 64.0
         along = np.stack(

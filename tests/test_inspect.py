@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import PATIENT, stored, write_series
+from prepared_cohorts import prepare
 from scipy import ndimage
 from typer.testing import CliRunner
 
@@ -471,19 +472,17 @@ def test_prepare_warns_of_the_same_and_remembers_it(
 ) -> None:
     from medcyclegan.cohort.datalist import Case, Cohort
     from medcyclegan.data import examination
-    from medcyclegan.data.prepared import prepare_cohort
 
     image = nib.load(cohort.train_ct[0])
     values = np.asarray(image.dataobj).astype(np.int16)
     values[tuple(n // 2 for n in values.shape)] = 3071
     milliliters = abs(np.linalg.det(image.affine[:3, :3])) / 1000  # of one voxel
     metal = nifti(tmp_path / "metal.nii.gz", values, image.affine)
-    used = Cohort((Case("mr", cohort.train_mr[0]),), (Case("metal", metal), Case("ct", cohort.train_ct[1])))
-    modalities = {"a": "MR", "b": "CT"}
-    first = prepare_cohort(used, tmp_path / "prepared", modalities=modalities, spacing=(6, 6, 8)).warnings
+    used = Cohort((Case("mr", (cohort.train_mr[0],)),), (Case("metal", (metal,)), Case("ct", (cohort.train_ct[1],))))
+    first = prepare(used, tmp_path / "prepared", spacing=(6, 6, 8)).warnings
     # The second time nothing is measured, whatever the settings.
     monkeypatch.setattr(examination, "measure_volume", None)
-    second = prepare_cohort(used, tmp_path / "prepared", modalities=modalities, spacing=(8, 8, 8)).warnings
+    second = prepare(used, tmp_path / "prepared", spacing=(8, 8, 8)).warnings
     assert (
         first == second
         and len(first) == 1

@@ -20,7 +20,7 @@ from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
 def domain(modality):
-    return ImageDomain((Preparation(modality, (1.0, 1.0, 1.0)),), Scaler(-1024, 3071))
+    return ImageDomain((Preparation(modality, (1.0, 1.0, 1.0)),), (Scaler(-1024, 3071),))
 
 x, y, z = np.ogrid[-1:1:256j, -1:1:256j, -1:1:180j]
 # A thin slab of body: the memory is that of 256 x 256 x 180, the time that of a few slices.
@@ -59,7 +59,7 @@ from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
 def domain(modality):
-    return ImageDomain((Preparation(modality, (1.0, 1.0, 1.0)),), Scaler(-1024, 3071))
+    return ImageDomain((Preparation(modality, (1.0, 1.0, 1.0)),), (Scaler(-1024, 3071),))
 
 path, out = sys.argv[1:]
 x, y, z = np.ogrid[-1:1:512j, -1:1:512j, -1:1:600j]

@@ -41,7 +41,7 @@ class Volume:
     @property
     def image(self) -> np.ndarray:
         values = np.broadcast_to(np.linspace(-0.9, 0.9, self.shape[2], dtype=np.float32), self.shape)
-        return np.where(self.body, values, np.float32(-1))
+        return np.where(self.body, values, np.float32(-1))[None]
 
 
 def slices(**settings: object) -> UnpairedPatches:
@@ -104,7 +104,7 @@ def test_slices_without_enough_body_or_contrast_are_left_out() -> None:
     class Flat(Volume):
         @property
         def image(self) -> np.ndarray:
-            return np.full(self.shape, -1, np.float32)
+            return np.full((1, *self.shape), -1, np.float32)
 
     with pytest.raises(InputError, match="case flat has no slice"):
         eligible_slices(Flat("flat"), 0.05)
@@ -123,9 +123,9 @@ def test_flip_mirrors_left_and_right_only() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (12, 15), (16, 20), (20, 24), (40, 30), (16, 40)])
 def test_cropping_stays_on_the_body_and_padding_keeps_it_whole(size: tuple[int, int]) -> None:
     volume, random = Volume("v"), np.random.default_rng(0)
-    image, body = volume.image[:, :, 4], volume.body[:, :, 4]
+    image, body = volume.image[..., 4], volume.body[None, :, :, 4]
     for _ in range(30):
-        patch = crop_or_pad(image[None], body[None], size, random)[0]
+        patch = crop_or_pad(image, body, size, random)[0]
         assert patch.shape == size
         inside = int((patch > -1).sum())
         assert inside == min(size[0], 12) * min(size[1], 15)
@@ -145,7 +145,7 @@ class Ramp:
 
     @property
     def image(self) -> np.ndarray:
-        return (np.tensordot(self.coefficients, np.indices(self.shape), axes=1) - 0.9).astype(np.float32)
+        return (np.tensordot(self.coefficients, np.indices(self.shape), axes=1) - 0.9).astype(np.float32)[None]
 
 
 def patches(shape: PatchSpec, **settings: object) -> UnpairedPatches:
@@ -173,7 +173,7 @@ def test_slices_of_every_plane_with_neighbors(plane: str, across: float, along: 
 
 
 def test_stacks_repeat_the_last_slice_beyond_the_volume() -> None:
-    volume = np.arange(5)[None, None, :] * np.ones((2, 3, 1))
+    volume = np.arange(5) * np.ones((1, 2, 3, 1))
     assert [stack_of_slices(volume, 2, 0, 2)[i, 0, 0] for i in range(5)] == [0, 0, 0, 1, 2]
     assert [stack_of_slices(volume, 2, 4, 1)[i, 0, 0] for i in range(3)] == [3, 4, 4]
 
@@ -210,7 +210,7 @@ class Cone(Volume):
     def image(self) -> np.ndarray:
         values = np.linspace(-0.5, 0.9, self.shape[2], dtype=np.float32) * np.ones(self.shape, np.float32)
         values[20:] += 0.08
-        return np.where(self.body, values, np.float32(-1))
+        return np.where(self.body, values, np.float32(-1))[None]
 
 
 def test_vertex_matching_pairs_equal_cross_sections_whatever_the_coverage() -> None:
@@ -252,7 +252,7 @@ class Part:
     def __init__(self, name: str, first: int, last: int) -> None:
         whole = Cone(name, 2, 30, 4)
         self.id = name
-        self.body, self.image = whole.body[:, :, first:last], whole.image[:, :, first:last]
+        self.body, self.image = whole.body[:, :, first:last], whole.image[..., first:last]
 
 
 def test_profile_matching_pairs_equal_cross_sections_of_cut_scans_and_leaves_the_rest_out() -> None:
@@ -406,7 +406,7 @@ class Half:
     @property
     def image(self) -> np.ndarray:
         values = np.tensordot((0.02, 0.001, 0.015), np.indices(self.shape), axes=1) - 0.7 + self.brightness
-        return np.where(self.body, values, -1).astype(np.float32)
+        return np.where(self.body, values, -1).astype(np.float32)[None]
 
 
 def halves(**of_b: object) -> tuple[Half, Half]:
@@ -443,7 +443,7 @@ def test_a_pair_is_cut_mirrored_and_blanked_alike_whatever_its_masks(shape: Patc
         mirrored.add(bool(rises[0] < 0))
         places.add(float(item["a"][inside].min()))
         # Only what is in both bodies is shown, and all of it where the patch is larger than the volume.
-        assert np.isin(item["a"][inside].round(4), a.image[common].round(4)).all()
+        assert np.isin(item["a"][inside].round(4), a.image[0][common].round(4)).all()
         if shape.size == (48, 48):
             assert inside.sum() == common[:, :, 12].sum()
     assert mirrored == ({False} if shape.plane == "sagittal" else {False, True})

@@ -199,4 +199,4 @@ def test_two_domains_of_gray_levels(slices: Path, tmp_path: Path) -> None:
     given = config.parse({"domains": domains, "data": {"root": str(slices)}}, "the test")
     prepared = factory.prepare(given, tmp_path / "prepared")
     assert not prepared.failed and len(prepared.cases["b"]) == 10
-    assert all(case.image.shape[2] == 1 for case in prepared.cases["b"])
+    assert all(case.image.shape[3] == 1 for case in prepared.cases["b"])

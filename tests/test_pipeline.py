@@ -61,9 +61,9 @@ class TestIdentity:
         expected = np.where(body, scaler.undo(scaler.apply(array)), scaler.low)
         for order in ORDERS:
             source = grid(order, degrees)
-            case = prepare(volume(array, source), Preparation(modality, along_axes(order, SPACING)))
-            assert case.scaler == scaler
-            back = restore(case.image, case.grid, case.source_grid, case.scaler, case.body)
+            case = prepare([volume(array, source)], [Preparation(modality, along_axes(order, SPACING))])
+            assert case.channels[0].scaler == scaler
+            back = restore(case.image[0], case.grid, case.source_grid, case.channels[0].scaler, case.body)
             assert back.dtype == np.float32
             np.testing.assert_array_equal(back, expected.astype(np.float32))
         inside = body & (array >= scaler.low) & (array <= scaler.high)
@@ -75,8 +75,8 @@ class TestIdentity:
             source = grid(order, 14.0)
             world = np.moveaxis(np.indices(SHAPE), 0, -1) @ source.affine[:3, :3].T + source.affine[:3, 3]
             array = (200 + 500 * np.sin(world / 25).prod(-1)).astype(np.float32)
-            case = prepare(volume(array, source), Preparation("CT", spacing), np.ones(SHAPE, bool))
-            back = restore(case.image, case.grid, case.source_grid, case.scaler, case.body)
+            case = prepare([volume(array, source)], [Preparation("CT", spacing)], np.ones(SHAPE, bool))
+            back = restore(case.image[0], case.grid, case.source_grid, case.channels[0].scaler, case.body)
             inner = (slice(1, -1),) * 3
             # Twice the error of linear interpolation, h^2 / 8 times the curvature 500 / 25^2 per axis, and smoothing.
             assert np.abs(back - array)[inner].max() < 12
@@ -89,9 +89,9 @@ class TestIdentity:
             index = np.moveaxis(np.indices(SHAPE), 0, -1)
             blob = np.exp(-(((index - (13, 9, 8)) * SPACING) ** 2).sum(-1) / (2 * 5.0**2)) * 1000
             case = prepare(
-                volume((blob - 1024).astype(np.float32), source), Preparation("CT", (2.0, 2.0, 2.0)), blob > -1
+                [volume((blob - 1024).astype(np.float32), source)], [Preparation("CT", (2.0, 2.0, 2.0))], blob > -1
             )
-            mass = Scaler(0, 2).undo(case.image)  # 0 in air
+            mass = Scaler(0, 2).undo(case.image[0])  # 0 in air
             at = np.array([(np.indices(case.grid.shape)[k] * mass).sum() / mass.sum() for k in range(3)])
             expected = source.affine @ np.array([13, 9, 8, 1.0])
             np.testing.assert_allclose((case.grid.affine @ np.array([*at, 1]))[:3], expected[:3], atol=0.05)
@@ -100,14 +100,14 @@ class TestIdentity:
 class TestPrepare:
     def test_what_a_case_holds(self) -> None:
         source = grid(ORDERS[19], 14.0)
-        case = prepare(volume(ct(), source), Preparation("CT", (2.0, 2.5, 3.0)))
+        case = prepare([volume(ct(), source)], [Preparation("CT", (2.0, 2.5, 3.0))])
         assert case.grid.matches(working_grid(source, (2.0, 2.5, 3.0)))
         assert case.source_grid.matches(source)
-        assert type(case.image) is np.ndarray and case.image.dtype == np.float32
+        assert type(case.image[0]) is np.ndarray and case.image[0].dtype == np.float32
         assert type(case.body) is np.ndarray and case.body.dtype == np.bool_
-        assert case.image.shape == case.body.shape == case.grid.shape
-        assert case.image.min() == -1.0 and case.image.max() <= 1.0
-        assert (case.image[~case.body] == -1).all()
+        assert case.image[0].shape == case.body.shape == case.grid.shape
+        assert case.image[0].min() == -1.0 and case.image[0].max() <= 1.0
+        assert (case.image[0][~case.body] == -1).all()
         expected = resample(body_mask(ct(), SPACING, "CT"), source, case.grid, fill=0, mode="nearest")
         np.testing.assert_array_equal(case.body, expected)
 
@@ -116,8 +116,8 @@ class TestPrepare:
         array = np.full(SHAPE, 50.0, np.float32)
         array[12, 10, 9] = 30000
         spacing = (SPACING[0] / 2, SPACING[1], SPACING[2])
-        case = prepare(volume(array, source), Preparation("CT", spacing), np.ones(SHAPE, bool))
-        hounsfield = case.scaler.undo(case.image)
+        case = prepare([volume(array, source)], [Preparation("CT", spacing)], np.ones(SHAPE, bool))
+        hounsfield = case.channels[0].scaler.undo(case.image[0])
         # A quarter of the way from 50 to 3071 HU, not to 30000.
         np.testing.assert_allclose(hounsfield[23, 10, 9], 50 + 0.25 * (3071 - 50), rtol=1e-5)
 
@@ -125,30 +125,30 @@ class TestPrepare:
         source = grid(ORDERS[5], 9.0)
         body = np.ones(SHAPE, bool)
         array = np.random.default_rng(0).uniform(-1000, 3000, SHAPE).astype(np.float32)
-        case = prepare(volume(array, source), Preparation("CT", (2.0, 2.0, 2.0)), body)
+        case = prepare([volume(array, source)], [Preparation("CT", (2.0, 2.0, 2.0))], body)
         expected = Scaler(*CT_WINDOW).apply(resample(array, source, case.grid, fill=-1024))
-        np.testing.assert_allclose(case.image, expected, atol=1e-6)
+        np.testing.assert_allclose(case.image[0], expected, atol=1e-6)
 
     def test_the_given_body_counts(self) -> None:
         source = grid()
         body = head().copy()
         body[:12] = False
-        case = prepare(volume(mr(), source), Preparation("MR", SPACING), body)
+        case = prepare([volume(mr(), source)], [Preparation("MR", SPACING)], body)
         np.testing.assert_array_equal(case.body, body)
-        assert case.scaler == mr_scaler(mr(), body)
-        assert (case.image[~body] == -1).all()
+        assert case.channels[0].scaler == mr_scaler(mr(), body)
+        assert (case.image[0][~body] == -1).all()
 
     def test_the_given_volume_is_left_alone(self) -> None:
         given = volume(ct(), grid())
-        prepare(given, Preparation("CT", (3.0, 3.0, 3.0)))
+        prepare([given], [Preparation("CT", (3.0, 3.0, 3.0))])
         np.testing.assert_array_equal(given[0].numpy(), ct())
         assert given.applied_operations == [] and grid_of(given).matches(grid())
 
     def test_a_window_and_percentiles_of_ones_own(self) -> None:
-        case = prepare(volume(ct(), grid()), Preparation("CT", SPACING, ct_window=(-200.0, 300.0)))
-        assert case.scaler == Scaler(-200.0, 300.0)
-        case = prepare(volume(mr(), grid()), Preparation("MR", SPACING, mr_percentiles=(5.0, 95.0)))
-        assert case.scaler == mr_scaler(mr(), body_mask(mr(), SPACING, "MR"), (5.0, 95.0))
+        case = prepare([volume(ct(), grid())], [Preparation("CT", SPACING, ct_window=(-200.0, 300.0))])
+        assert case.channels[0].scaler == Scaler(-200.0, 300.0)
+        case = prepare([volume(mr(), grid())], [Preparation("MR", SPACING, mr_percentiles=(5.0, 95.0))])
+        assert case.channels[0].scaler == mr_scaler(mr(), body_mask(mr(), SPACING, "MR"), (5.0, 95.0))
 
 
 class TestTransform:
@@ -163,12 +163,12 @@ class TestTransform:
             data["body"] = volume(head().astype(np.uint8), source)
         transform = preparation_transform(preparation, has_body)
         result = transform(data)
-        case = prepare(volume(array, source), preparation, head() if has_body else None)
-        np.testing.assert_array_equal(result["image"][0].numpy(), case.image)
+        case = prepare([volume(array, source)], [preparation], head() if has_body else None)
+        np.testing.assert_array_equal(result["image"][0].numpy(), case.image[0])
         np.testing.assert_array_equal(result["body"][0].numpy() > 0, case.body)
         back = transform.inverse(result)
         assert grid_of(back["image"]).matches(source, 1e-9) and grid_of(back["body"]).matches(source, 1e-9)
-        expected = restore(case.image, case.grid, case.source_grid, case.scaler)
+        expected = restore(case.image[0], case.grid, case.source_grid, case.channels[0].scaler)
         np.testing.assert_allclose(back["image"][0].numpy(), expected, rtol=1e-5, atol=1e-3)
 
 
@@ -198,25 +198,25 @@ class TestRefusals:
         ):
             given = volume(ct(), grid())
             given.meta["filename_or_obj"] = "scan.nii"
-            prepare(given, Preparation("CT", (5.0, 5.0, 20.0)))
+            prepare([given], [Preparation("CT", (5.0, 5.0, 20.0))])
 
     def test_a_working_grid_that_is_too_large(self) -> None:
         micrometers = volume(ct(), Grid(SHAPE, np.diag([1000.0, 1000.0, 1000.0, 1.0])))
         with pytest.raises(InputError, match=r"of 1e\+03 x 1e\+03 x 1e\+03 mm become 24000 x .* voxel size"):
-            prepare(micrometers, Preparation("CT", (1.0, 1.0, 1.0)), np.ones(SHAPE, bool))
+            prepare([micrometers], [Preparation("CT", (1.0, 1.0, 1.0))], np.ones(SHAPE, bool))
 
     def test_the_file_is_named_once(self) -> None:
         given = volume(np.random.default_rng(0).rayleigh(10, SHAPE).astype(np.float32), grid())
         given.meta["filename_or_obj"] = "noise.nii"
         with pytest.raises(InputError, match="no body was found") as caught:
-            prepare(given, Preparation("MR", SPACING))
+            prepare([given], [Preparation("MR", SPACING)])
         assert str(caught.value).count("noise.nii") == 1
 
     def test_bodies_that_do_not_fit(self) -> None:
         with pytest.raises(InputError, match="body mask is empty"):
-            prepare(volume(mr(), grid()), Preparation("MR", SPACING), np.zeros(SHAPE, bool))
+            prepare([volume(mr(), grid())], [Preparation("MR", SPACING)], np.zeros(SHAPE, bool))
         with pytest.raises(ValueError, match="does not fit the volume"):
-            prepare(volume(mr(), grid()), Preparation("MR", SPACING), np.ones((2, 2, 2), bool))
+            prepare([volume(mr(), grid())], [Preparation("MR", SPACING)], np.ones((2, 2, 2), bool))
         with pytest.raises(ValueError, match="does not fit values"):
             restore(np.zeros(SHAPE, np.float32), grid(), grid(), Scaler(0, 1), np.ones((2, 2, 2), bool))
 
@@ -228,11 +228,11 @@ class TestRefusals:
 @needs_data
 def test_a_real_oblique_patient_comes_back() -> None:
     given = read_volume(DATA / "heads" / "mr_stroke_patient_t2.nii.gz")
-    case = prepare(given, Preparation("MR", (1.0, 1.0, 1.0)))
-    back = restore(case.image, case.grid, case.source_grid, case.scaler)
+    case = prepare([given], [Preparation("MR", (1.0, 1.0, 1.0))])
+    back = restore(case.image[0], case.grid, case.source_grid, case.channels[0].scaler)
     array = given[0].numpy()
     body = body_mask(array, grid_of(given).spacing.tolist(), "MR")
-    inside = body & (array >= case.scaler.low) & (array <= case.scaler.high)
+    inside = body & (array >= case.channels[0].scaler.low) & (array <= case.channels[0].scaler.high)
     np.testing.assert_allclose(back[inside], array[inside], atol=1e-4)
 
 
@@ -243,17 +243,17 @@ def test_inverted_mr_has_no_bright_rim() -> None:
     mr = np.where(radius < 12, 100.0, 0.0) + np.where(radius < 6, 50.0, 0.0)  # bright skin, brighter middle
     volume = MetaTensor(torch.from_numpy(mr.astype(np.float32))[None], affine=torch.eye(4, dtype=torch.float64))
     case = prepare(
-        volume,
-        Preparation("MR", (1.7, 1.7, 1.7), mr_percentiles=(0, 100), mr_inverted=True, mr_floor=-0.5),
+        [volume],
+        [Preparation("MR", (1.7, 1.7, 1.7), mr_percentiles=(0, 100), mr_inverted=True, mr_floor=-0.5)],
         radius < 12,
     )
-    middle = float(case.image[case.image.shape[0] // 2, case.image.shape[1] // 2, case.image.shape[2] // 2])
+    middle = float(case.image[0][case.image[0].shape[0] // 2, case.image[0].shape[1] // 2, case.image[0].shape[2] // 2])
     assert middle == pytest.approx(-0.5, abs=1e-3)  # the brightest value is the floor, above the background
-    assert case.image[case.body].max() <= 1.0 + 1e-6
+    assert case.image[0][case.body].max() <= 1.0 + 1e-6
     shell = case.body & ~ndimage.binary_erosion(case.body)
-    assert case.image[shell].max() <= 1.0 and (case.image[~case.body] == -1).all()
+    assert case.image[0][shell].max() <= 1.0 and (case.image[0][~case.body] == -1).all()
     inner = ndimage.binary_erosion(case.body, iterations=2)
-    assert case.image[shell].mean() < case.image[inner & (case.image > 0)].mean()
+    assert case.image[0][shell].mean() < case.image[0][inner & (case.image[0] > 0)].mean()
 
 
 def test_floor_leaves_a_gap_that_undo_closes() -> None:

@@ -82,7 +82,7 @@ class TestHounsfield:
         volume = read_volume(file)  # it may be an MR
         words = r"v\.nii\.gz: values from .* Hounsfield units of a CT lie within -32768 and 32767"
         with pytest.raises(InputError, match=words):
-            prepare(volume, Preparation(modality="CT", spacing=(1, 1, 1)))
+            prepare([volume], [Preparation(modality="CT", spacing=(1, 1, 1))])
         with pytest.raises(InputError, match=words):
             read_hu(file)
         told = volume_findings(Volume("b", "v", "CT", measure_file(file)))

@@ -44,16 +44,16 @@ def test_conversion_prepares_as_training_did_from_the_checkpoint_alone(
     run = factory.train(made, tmp_path / "run", device="cpu").run
     shutil.copytree(run, tmp_path / "elsewhere" / "run")
     translator = factory.load_translator(tmp_path / "elsewhere" / "run", device="cpu")
-    preparation = translator.preparation
-    assert preparation == stepped.preparations["a"]
+    preparation = translator.source.preparations[0]
+    assert preparation == stepped.preparations["a"][0]
     assert (preparation.mr_n4_shrink, preparation.crop_margin, preparation.interpolation) == (2, 12.0, "bspline")
-    assert len(preparation.mr_landmarks) == 9 and stepped.preparations["b"].mr_landmarks == ()
+    assert len(preparation.mr_landmarks) == 9 and stepped.preparations["b"][0].mr_landmarks == ()
     for stored in stepped.cases["a"]:
-        case = translator.read(stored.image_file).case
-        assert case.scaler == stored.scaler and case.grid.matches(stored.grid)
+        case = translator.read(stored.image_files[0]).case
+        assert case.channels[0].scaler == stored.channels[0].scaler and case.grid.matches(stored.grid)
         np.testing.assert_allclose(case.image, np.asarray(stored.image), atol=0.5 / 32767 + 1e-6)
         np.testing.assert_array_equal(case.body, stored.body)
-        result = translator(stored.image_file)
+        result = translator(stored.image_files[0])
         assert result.grid.matches(stored.source_grid) and result.array.dtype == np.int16
         cut = [low > 0 for low in result.array.min(axis=(0, 1)) + 1024]
         assert not all(cut)  # what was cut off came back as air
@@ -95,7 +95,7 @@ def test_settings_that_stay_cost_nothing_and_another_volume_moves_the_landmarks(
     assert stamps == {f: f.stat().st_mtime_ns for f in (tmp_path / "prepared").rglob("image.npy")}
     shutil.copy(cohort.test_mr[0], tmp_path / "mr" / "further.nii.gz")
     more = factory.prepare(made, tmp_path / "prepared")
-    assert more.preparations["a"].mr_landmarks != first.preparations["a"].mr_landmarks
+    assert more.preparations["a"][0].mr_landmarks != first.preparations["a"][0].mr_landmarks
     changed = {f.parent.parent.name for f, stamp in stamps.items() if f.stat().st_mtime_ns != stamp}
     assert changed == {"a"}  # CT has no landmarks
 
@@ -144,15 +144,15 @@ def scan(order: tuple[int, ...], degrees: float = 10.0) -> tuple[MetaTensor, Gri
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_cropping_loses_nothing_on_the_way_back(order: tuple[int, ...]) -> None:
     volume, _ = scan(order)
-    whole, cropped = (prepare(volume, Preparation("CT", (2.2, 2.2, 2.2), crop_margin=m)) for m in (None, 4.0))
+    whole, cropped = (prepare([volume], [Preparation("CT", (2.2, 2.2, 2.2), crop_margin=m)]) for m in (None, 4.0))
     assert np.prod(cropped.image.shape) < 0.7 * np.prod(whole.image.shape)
-    first, second = (restore(c.image, c.grid, c.source_grid, c.scaler, c.body) for c in (whole, cropped))
+    first, second = (restore(c.image[0], c.grid, c.source_grid, c.channels[0].scaler, c.body) for c in (whole, cropped))
     np.testing.assert_allclose(first, second, atol=0.01)
     steps = preparation_transform(Preparation("CT", (2.2, 2.2, 2.2), crop_margin=4.0), has_body=False)
     back = steps.inverse(steps({"image": volume}))["image"]
     assert back.shape == volume.shape
     torch.testing.assert_close(back.affine, volume.affine.to(back.affine), atol=1e-6, rtol=0)
-    unbodied = restore(cropped.image, cropped.grid, cropped.source_grid, cropped.scaler)
+    unbodied = restore(cropped.image[0], cropped.grid, cropped.source_grid, cropped.channels[0].scaler)
     np.testing.assert_allclose(back.numpy()[0], unbodied, atol=0.01)
 
 
@@ -169,15 +169,15 @@ def test_bspline_is_sharper_and_stays_in_range() -> None:
         volume = MetaTensor(
             torch.from_numpy(wave(world).astype(np.float32))[None], affine=torch.from_numpy(grid.affine)
         )
-        case = prepare(volume, Preparation("CT", (2.0, 2.0, 2.0), interpolation=name), body)
+        case = prepare([volume], [Preparation("CT", (2.0, 2.0, 2.0), interpolation=name)], body)
         there = np.moveaxis(np.indices(case.grid.shape), 0, -1) * 2.0 + case.grid.affine[:3, 3]
         inner = (slice(4, -4),) * 3
-        errors[name] = np.abs(case.scaler.undo(case.image) - wave(there))[inner].mean()
+        errors[name] = np.abs(case.channels[0].scaler.undo(case.image[0]) - wave(there))[inner].mean()
         assert case.image.min() >= -1 and case.image.max() <= 1
     assert errors["bspline"] < 0.5 * errors["linear"]
     step = np.where(world[..., 0] < 30, -1024.0, 3071.0).astype(np.float32)
     volume = MetaTensor(torch.from_numpy(step)[None], affine=torch.from_numpy(grid.affine))
-    case = prepare(volume, Preparation("CT", (2.0, 2.0, 2.0), interpolation="bspline"), body)
+    case = prepare([volume], [Preparation("CT", (2.0, 2.0, 2.0), interpolation="bspline")], body)
     assert case.image.min() == -1 and case.image.max() == 1  # a cubic overshoots at a step; it is clipped
 
 
@@ -191,7 +191,7 @@ def test_landmark_shares_are_those_of_the_corrected_volume_in_the_body(cohort: p
     body = read_mask(cohort.test_mask[0], grid)
     corrected = correct_bias(volume.numpy()[0], body, grid.spacing.tolist(), 2)
     given = Preparation("MR", (6.0, 6.0, 8.0), mr_n4_shrink=2, mr_standardization="nyul")
-    np.testing.assert_allclose(landmark_shares(volume, given, body), decile_shares(corrected, body), atol=1e-6)
+    np.testing.assert_allclose(landmark_shares([volume], [given], body)[0], decile_shares(corrected, body), atol=1e-6)
 
 
 @pytest.mark.parametrize(

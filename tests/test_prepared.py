@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from prepared_cohorts import prepare
 from scipy import ndimage
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.cohort.datalist import Cohort, Pair, from_folders
 from medcyclegan.data.examination import Source, content_hash
-from medcyclegan.data.prepared import PreparedCohort, _refuse_misfits, open_prepared, prepare_cohort
+from medcyclegan.data.prepared import PreparedCohort, _pairs_apart, open_prepared
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.survey.volume import Survey
-
-MODALITIES = {"a": "MR", "b": "CT"}
+from medcyclegan.transforms.pipeline import Preparation
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "mr", tmp_path / "ct"
 
 
-def make(folders: tuple[Path, Path], output: Path, **settings: object) -> PreparedCohort:
-    return prepare_cohort(from_folders(*folders), output, modalities=MODALITIES, **settings)  # type: ignore[arg-type]
+def make(folders: tuple[Path, Path], output: Path, **settings: Any) -> PreparedCohort:
+    return prepare(from_folders(*folders), output, **settings)
 
 
 def times(output: Path) -> dict[str, int]:
@@ -46,23 +47,23 @@ def test_cases_are_in_range_and_know_where_they_came_from(prepared: PreparedCoho
             assert isinstance(case.image._stored, np.memmap)
             image, body = np.asarray(case.image), case.body
             assert image.dtype == np.float32
-            assert image.shape == body.shape == case.grid.shape
+            assert image.shape == (1, *body.shape) and body.shape == case.grid.shape
             assert image.min() >= -1 and image.max() <= 1
-            assert (image[~body] == -1).all()
+            assert (image[0][~body] == -1).all()
             assert 0.1 < body.mean() < 0.9
-            assert case.source_grid.shape == read_volume(case.image_file).shape[1:]
+            assert case.source_grid.shape == read_volume(case.image_files[0]).shape[1:]
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
     assert a.grid.matches(b.grid)
 
 
 def test_slices_are_contiguous_on_disk(prepared: PreparedCohort) -> None:
-    assert prepared.cases["a"][0].image[:, :, 3].flags["F_CONTIGUOUS"]
+    assert prepared.cases["a"][0].image[..., 3].flags["F_CONTIGUOUS"]
 
 
 def test_default_spacing_is_the_median_in_world_directions(cohort: phantom.Cohort, prepared: PreparedCohort) -> None:
     grids = [nib.load(f) for f in (*cohort.train_mr, *cohort.train_ct, cohort.test_mr[0], cohort.test_ct[0])]
     spacings = [nib.as_closest_canonical(image).header.get_zooms()[:3] for image in grids]
-    np.testing.assert_allclose(prepared.preparations["a"].spacing, np.median(spacings, axis=0), atol=0.01)
+    np.testing.assert_allclose(prepared.spacing, np.median(spacings, axis=0), atol=0.01)
 
 
 def test_unchanged_is_reused_and_changed_is_rebuilt(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_pairs_on_different_grids_are_refused(cohort: phantom.Cohort, tmp_path: 
     affine[0, 3] += 5
     nib.save(nib.Nifti1Image(np.asarray(ct.dataobj, dtype=np.float32), affine), tmp_path / "moved.nii.gz")
     listed = from_folders(cohort.train_mr[0].parent, cohort.train_ct[0].parent, pairs=pairs)
-    result = prepare_cohort(listed, tmp_path / "prepared", modalities=MODALITIES)
+    result = prepare(listed, tmp_path / "prepared")
     assert "5.0 mm apart" in result.failed["pairs_b/head"]
     assert result.cases["pairs_a"] == result.cases["pairs_b"] == ()
 
@@ -129,11 +130,9 @@ def test_pairs_whose_working_grids_differ_by_rounding_are_refused(tmp_path: Path
     """Voxels of 0.5 and 0.50002 mm lie 0.002 mm apart at most, and 100 of them become 50 and 51 voxels of 1 mm."""
     a, b = (Grid((100, 40, 40), np.diag([step, 0.5, 0.5, 1.0])) for step in (0.5, 0.50002))
     known = {f"pairs_{d}/p": Source({}, (Survey(Path("p"), grid=grid),), (), None) for d, grid in (("a", a), ("b", b))}
-    cohort = Cohort((), (), (Pair("p", tmp_path / "a.nii", tmp_path / "b.nii"),))
-    failed: dict[str, str] = {}
-    _refuse_misfits(cohort, known, failed, (2.0, 2.0, 2.0), False)
-    assert not failed
-    _refuse_misfits(cohort, known, failed, (1.0, 1.0, 1.0), False)
+    cohort = Cohort((), (), (Pair("p", (tmp_path / "a.nii",), (tmp_path / "b.nii",)),))
+    assert not _pairs_apart(cohort, known, {"a": (Preparation("MR", (2.0, 2.0, 2.0)),)})
+    failed = _pairs_apart(cohort, known, {"a": (Preparation("MR", (1.0, 1.0, 1.0)),)})
     assert list(failed) == ["pairs_b/p"] and "does not lie on the grid" in failed["pairs_b/p"]
 
 
@@ -165,13 +164,13 @@ def test_mr_is_inverted_towards_ct_and_only_there(cohort: phantom.Cohort, tmp_pa
         return factory.prepare(config.parse(content, "the test"), tmp_path / "prepared")
 
     inverted, plain = made(), made(mr_inverted=False)
-    assert inverted.preparations["a"].mr_inverted and not plain.preparations["a"].mr_inverted
+    assert inverted.preparations["a"][0].mr_inverted and not plain.preparations["a"][0].mr_inverted
     again = made()
-    assert again.cases["a"][0].scaler.inverted and not again.cases["b"][0].scaler.inverted
-    image, body = np.array(again.cases["a"][0].image), np.array(again.cases["a"][0].body)
-    straight = np.array(made(mr_inverted=False).cases["a"][0].image)
+    assert again.cases["a"][0].channels[0].scaler.inverted and not again.cases["b"][0].channels[0].scaler.inverted
+    image, body = np.array(again.cases["a"][0].image)[0], np.array(again.cases["a"][0].body)
+    straight = np.array(made(mr_inverted=False).cases["a"][0].image)[0]
     inner = ndimage.binary_erosion(body, iterations=2)  # at the border both are mixed with the background, -1
-    assert again.preparations["a"].mr_floor == -0.5 and again.preparations["b"].mr_floor == -0.5
+    assert again.preparations["a"][0].mr_floor == -0.5 and again.preparations["b"][0].mr_floor == -0.5
     # [-1, 1] turned around and brought to [-0.5, 1]
     np.testing.assert_allclose(image[inner], -0.5 + 0.75 * (1 - straight[inner]), atol=1.75 * 0.5 / 32767)
     assert (image[~body] == -1).all() and (straight[~body] == -1).all()

@@ -13,13 +13,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from prepared_cohorts import prepare
 
 from medcyclegan import config, factory
 from medcyclegan.atomic import claimed
 from medcyclegan.cohort.datalist import Cohort, from_folders
 from medcyclegan.data import examination, stored_case
 from medcyclegan.data import prepared as preparing
-from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
+from medcyclegan.data.prepared import PreparedCohort, open_prepared
 from medcyclegan.data.stored_case import checksum, open_case, read_record, write_record
 from medcyclegan.errors import InputError
 from medcyclegan.progress import Silent
@@ -50,8 +51,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def make(volumes: Folders, output: Path, spacing: float = 10.0, **settings: Any) -> PreparedCohort:
-    modalities = {"a": "MR", "b": "CT"}
-    return prepare_cohort(from_folders(*volumes), output, modalities=modalities, spacing=(spacing,) * 3, **settings)
+    return prepare(from_folders(*volumes), output, spacing=(spacing,) * 3, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +89,13 @@ def flip_a_bit(path: Path, at: int = -1000) -> None:
 
 
 def shift(path: Path) -> None:
-    np.save(path, np.asfortranarray(np.roll(np.load(path), 1, axis=0)))
+    np.save(path, np.asfortranarray(np.roll(np.load(path), 1, axis=-3)))
 
 
 def turn_around(path: Path) -> None:
     """The same bytes, read in the other order."""
     array = np.load(path)
-    np.save(path, np.asfortranarray(array[::-1]))
+    np.save(path, np.asfortranarray(array[..., ::-1, :, :]))
 
 
 def save(array: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
@@ -106,7 +106,7 @@ def header(**fields: Any) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         raw = path.read_bytes()
         length = int.from_bytes(raw[8:10], "little")
-        told = {"descr": "<i2", "fortran_order": True, "shape": (16, 18, 14)} | fields
+        told = {"descr": "<i2", "fortran_order": True, "shape": (1, 16, 18, 14)} | fields
         path.write_bytes(raw[:10] + repr(told).encode().ljust(length - 1) + b"\n" + raw[10 + length :])
 
     return write
@@ -122,7 +122,7 @@ SEEN_AT_ONCE: dict[str, Callable[[Path], None]] = {
     "of another shape": save(lambda array: array[:-1]),
     "of objects": save(lambda array: array.astype(object)),
     "huge": header(shape=(1 << 40, 1 << 40, 1 << 40)),
-    "negative": header(shape=(-16, 18, 14)),
+    "negative": header(shape=(1, -16, 18, 14)),
     "of no type": header(descr="wild"),
     "with a header that is no literal": header(descr="(" * 40),
     "missing": lambda path: path.unlink(),
@@ -153,7 +153,7 @@ def test_a_training_notices_every_changed_array_before_it_begins(
     name: str, damage: Callable[[Path], None], volumes: Folders, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
     if damage is SEEN_BY_CHECKSUM["another order of axes"] and "body" in name:
-        damage = header(fortran_order=False, descr="|b1")
+        damage = header(fortran_order=False, descr="|b1", shape=(16, 18, 14))
     damage(folder / name)
     with pytest.raises(InputError, match=rf"is prepared again(.|\n)*{name} is damaged or was changed"):
         factory.train(experiment(folder), tmp_path / "run", device="cpu")
@@ -201,12 +201,14 @@ def test_a_folder_of_an_earlier_format_is_refused_by_name_and_made_anew(
 ) -> None:
     record = read_record(folder / "prepared.json")
     cases = {group: list(keys) for group, keys in record["cases"].items()}
-    (folder / "prepared.json").write_text(json.dumps({**record, "version": 3, "cases": cases}))
+    (folder / "prepared.json").write_text(json.dumps({**record, "version": 4, "cases": cases}))
     for case in folder.glob("*/*/case.json"):
         told = read_record(case)
         del told["checksums"]
         case.write_text(json.dumps(told))
-    with pytest.raises(InputError, match=r"another version of this program \(format 3, now 4\). Run `medcyclegan prep"):
+    with pytest.raises(
+        InputError, match=r"another version .*\(format 4, now 5\). Prepare the same volumes into it again"
+    ):
         open_prepared(folder)
     make(volumes, folder)
     assert content(folder) == content(whole)
@@ -243,8 +245,8 @@ def test_killed_at_any_write_the_same_preparation_completes_as_if_undisturbed(
 
         return remembered
 
-    monkeypatch.setattr(preparing, "prepare_contrasts", once(preparing.prepare_contrasts))
-    monkeypatch.setattr(preparing, "landmark_shares_of", once(preparing.landmark_shares_of))
+    monkeypatch.setattr(preparing, "prepare", once(preparing.prepare))
+    monkeypatch.setattr(preparing, "landmark_shares", once(preparing.landmark_shares))
     monkeypatch.setattr(examination, "_findings", lambda *_: ())
     monkeypatch.setattr(os, "fsync", lambda _: None)  # power stays on
 
@@ -337,7 +339,7 @@ def test_nobody_prepares_what_is_trained_on(volumes: Folders, folder: Path, whol
 def test_a_training_keeps_its_data_from_being_prepared(volumes: Folders, folder: Path, tmp_path: Path) -> None:
     tried = []
 
-    def prepare() -> None:
+    def train() -> None:
         with pytest.raises(InputError, match="is in use"):
             make(volumes, folder, spacing=12)
         tried.append(True)
@@ -345,7 +347,7 @@ def test_a_training_keeps_its_data_from_being_prepared(volumes: Folders, folder:
     found, settings = open_prepared(folder), experiment(folder)
     loader = SimpleNamespace(dataset=SimpleNamespace(left_out={}))
     state = {"iteration": 1, "interrupted": False, "bf16": False, "companions": {}, "best": None}
-    trainer = SimpleNamespace(run=prepare, data_loader=loader, state=SimpleNamespace(**state), **state)
+    trainer = SimpleNamespace(run=train, data_loader=loader, state=SimpleNamespace(**state), **state)
     factory.runs._run(trainer, settings, tmp_path, found)  # type: ignore[arg-type]
     assert tried == [True]
 
@@ -390,7 +392,7 @@ def test_a_refused_preparation_leaves_no_folder(volumes: Folders, tmp_path: Path
 
 
 def test_every_file_of_every_input_counts(volumes: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images, masks, further contrasts and pairs: a changed byte in any of their files makes the case another."""
+    """Images, masks, second channels and pairs: a changed byte in any of their files makes the case another."""
     from medcyclegan.cohort.datalist import Case, Pair
 
     names = ["mr.x", "mask.x", "t2.x", "ct.x", "pair_a.x", "pair_b.x", "pair_mask.x"]
@@ -400,11 +402,11 @@ def test_every_file_of_every_input_counts(volumes: Folders, tmp_path: Path, monk
     monkeypatch.setattr(examination, "volume_files", lambda path: [path, *(Path(f"{path}.{n}") for n in (1, 2))])
     at = {name: tmp_path / name for name in names}
     cohort = Cohort(
-        (Case("1", at["mr.x"], at["mask.x"], further=(at["t2.x"],)),),
-        (Case("2", at["ct.x"]),),
-        (Pair("3", at["pair_a.x"], at["pair_b.x"], at["pair_mask.x"]),),
+        (Case("1", (at["mr.x"], at["t2.x"]), at["mask.x"]),),
+        (Case("2", (at["ct.x"],)),),
+        (Pair("3", (at["pair_a.x"],), (at["pair_b.x"],), at["pair_mask.x"]),),
     )
-    jobs = preparing._jobs(cohort)
+    jobs = preparing._cases(cohort)
 
     def hashes() -> dict[str, str]:
         return {name: json.dumps(examination.content_of(job)) for name, job in jobs.items()}

@@ -37,13 +37,12 @@ def known(heads: phantom.Cohort) -> list[Features]:
 
 
 def prepared(volume: MetaTensor) -> PreparedCase:
-    return prepare(volume, Preparation("MR", SPACING, mr_inverted=True))
+    return prepare([volume], [Preparation("MR", SPACING, mr_inverted=True)])
 
 
 def features(volume: MetaTensor, image: np.ndarray | None = None) -> Features:
     case = prepared(volume)
-    images = case.image if image is None else image
-    return features_of(measure_volume(volume), images.reshape(-1, *case.body.shape), case.body, case.grid)
+    return features_of(measure_volume(volume), case.image if image is None else image, case.body, case.grid)
 
 
 def test_features_are_what_they_say(heads: phantom.Cohort) -> None:
@@ -63,14 +62,14 @@ def test_features_are_what_they_say(heads: phantom.Cohort) -> None:
 
 def test_a_head_like_those_trained_on_is_not_flagged(heads: phantom.Cohort, known: list[Features]) -> None:
     found = features(read_volume(heads.test_mr[0]))
-    assert flags(found, known, "MR") == []
+    assert flags(found, known, "MR", ["T1w"]) == []
 
 
 def test_strangers_are_flagged(heads: phantom.Cohort, known: list[Features]) -> None:
     volume, ct = read_volume(heads.test_mr[0]), read_volume(heads.test_ct[0])
 
     def told(changed: MetaTensor) -> str:
-        return " | ".join(flags(features(changed), known, "MR"))
+        return " | ".join(flags(features(changed), known, "MR", ["T1w"]))
 
     coarse = volume.clone()
     coarse.affine[:3, int(np.abs(coarse.affine[2, :3].numpy()).argmax())] *= 2
@@ -82,7 +81,7 @@ def test_strangers_are_flagged(heads: phantom.Cohort, known: list[Features]) -> 
     assert "skull-stripped?" in told(volume * torch.from_numpy(brain)[None])
     case = prepared(volume)
     other = (2 * ((case.image + 1) / 2) ** 4 - 1).astype(np.float32)
-    assert "another sequence" in " ".join(flags(features(volume, other), known, "MR"))
+    assert "another sequence" in " ".join(flags(features(volume, other), known, "MR", ["T1w"]))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")

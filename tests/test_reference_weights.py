@@ -205,7 +205,10 @@ def test_converts_volumes_in_the_window_that_was_given(cohort: phantom.Cohort, t
     assert np.median(values[body]) == 2000 and values.max() == 2000 and values.min() == -1000
     translator = factory.load_translator(checkpoint, device="cpu")
     assert translator.window.roi_size == (128, 128)
-    assert translator.preparation.mr_percentiles == (1, 99) and not translator.preparation.mr_inverted
+    assert (
+        translator.source.preparations[0].mr_percentiles == (1, 99)
+        and not translator.source.preparations[0].mr_inverted
+    )
     with pytest.raises(InputError, match="no generator for the direction 'ba'"):
         factory.load_translator(checkpoint, direction="ba", device="cpu")
     with pytest.raises(InputError, match=r"imported.*can only convert"):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 from monai.data import MetaTensor
+from prepared_cohorts import prepare
 from scipy import ndimage
 
 from medcyclegan import phantom
 from medcyclegan.cohort.datalist import Case, Cohort, Pair
-from medcyclegan.data.prepared import prepare_cohort
 from medcyclegan.data.registered import register_onto
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
@@ -79,13 +79,12 @@ def test_prepare_registers_pairs_and_leaves_out_what_fails(scans: phantom.Cohort
     rod = np.full((40, 40, 40), -1000, np.int16)
     rod[16:24, 2:38, 16:24] = 40
     write_volume(wrong, rod, Grid((40, 40, 40), np.diag([5.0, 5.0, 5.0, 1.0])), description="a rod")
-    pairs = (Pair("good", scans.test_mr[0], away), Pair("bad", scans.test_mr[0], wrong))
-    listed = Cohort((Case("m", scans.train_mr[0]),), (Case("c", scans.train_ct[0]),), pairs)
-    modalities = {"a": "MR", "b": "CT"}
-    plain = prepare_cohort(listed, tmp_path / "plain", modalities=modalities)
+    pairs = (Pair("good", (scans.test_mr[0],), (away,)), Pair("bad", (scans.test_mr[0],), (wrong,)))
+    listed = Cohort((Case("m", (scans.train_mr[0],)),), (Case("c", (scans.train_ct[0],)),), pairs)
+    plain = prepare(listed, tmp_path / "plain")
     assert set(plain.failed) == {"pairs_b/good", "pairs_b/bad"} and not plain.cases["pairs_a"]
     assert "preparation.register_pairs" in plain.failed["pairs_b/good"]
-    result = prepare_cohort(listed, tmp_path / "moved", modalities=modalities, register_pairs=True)
+    result = prepare(listed, tmp_path / "moved", register_pairs=True)
     assert set(result.failed) == {"pairs_b/bad"} and "could not be registered" in result.failed["pairs_b/bad"]
     (a,), (b,) = result.cases["pairs_a"], result.cases["pairs_b"]
     assert a.id == b.id == "good" and a.grid.matches(b.grid)

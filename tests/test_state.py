@@ -230,7 +230,7 @@ class TestAChangedExperiment:
         with pytest.raises(InputError, match="has done 2 steps already"):
             factory.resume(stopped, overrides=["training.steps=1"], allow_changes=True, device="cpu")
         data = {"a": str(cohort.test_mr[0].parent), "b": str(cohort.test_ct[0].parent)}
-        spacing = {"spacing": list(prepared.preparations["a"].spacing)}
+        spacing = {"spacing": list(prepared.spacing)}
         other = factory.prepare(config.parse({"data": data, "preparation": spacing}, "the test"), tmp_path / "other")
         with pytest.raises(InputError, match="does not hold the volumes"):
             factory.resume(stopped, overrides=[f"data.prepared={other.folder}"], allow_changes=True, device="cpu")

@@ -128,8 +128,8 @@ def test_validation_is_the_error_inside_the_body_in_hu(run: Path, prepared: Prep
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
     translator = factory.load_translator(run, device="cpu")
     translator.window = replace(translator.window, bf16=False)
-    mask = a.image_file.parents[1] / "mask" / "case_001.nii.gz"
-    source = translator.read(a.image_file, read_volume(mask).numpy()[0] > 0)
+    mask = a.image_files[0].parents[1] / "mask" / "case_001.nii.gz"
+    source = translator.read(a.image_files[0], read_volume(mask).numpy()[0] > 0)
     made = translator.predict(source).values
     # On the working grid, where 32767 is 1, and -1 to 1 are -1024 to 3071 HU.
     real = np.load(b.folder / "image.npy") / 32767

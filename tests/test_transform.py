@@ -74,7 +74,7 @@ def test_inferer_gives_what_the_translator_gives(translator: Translator, cohort:
     expected = translator.predict(source).values
     inferer = TranslatorInferer(translator.window.roi_size)
     assert isinstance(inferer, Inferer)
-    batch = torch.from_numpy(np.stack([source.case.image[None]] * 2))
+    batch = torch.from_numpy(np.stack([source.case.image] * 2))
     result = inferer(batch, translator.generator)
     assert result.shape == batch.shape
     body = source.case.body

@@ -29,7 +29,7 @@ SPACING = (3.0, 4.0, 5.0)
 
 
 def ct(spacing: tuple[float, float, float] = SPACING, high: float = 3071.0) -> ImageDomain:
-    return ImageDomain((Preparation("CT", spacing),), Scaler(-1024.0, high))
+    return ImageDomain((Preparation("CT", spacing),), (Scaler(-1024.0, high),))
 
 
 def identity(spacing: tuple[float, float, float] = SPACING) -> Translator:
@@ -115,7 +115,7 @@ def test_a_network_that_gives_no_numbers_is_refused(modality: str) -> None:
     hu, body = head()
     translator = identity()
     translator.generator = Broken()
-    translator.target = ImageDomain((Preparation(modality, SPACING),), translator.scaler)
+    translator.target = ImageDomain((Preparation(modality, SPACING),), (translator.scaler,))
     with pytest.raises(InputError, match=r"network gave \d+ of \d+ voxels values that are not finite"):
         translator(nib.Nifti1Image(hu + 1500, np.diag([*SPACING, 1])), body=body)
 

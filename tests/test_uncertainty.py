@@ -107,22 +107,23 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     """
     spacing = (5.0, 5.0, 6.0)
     cohort = phantom.write_cohort(tmp_path / "p", seed=1, train_mr=1, train_ct=1, test=1, spacing_mm=spacing)
-    case = prepare(read_volume(cohort.test_mr[0]), Preparation("MR", spacing, mr_inverted=True))
+    case = prepare([read_volume(cohort.test_mr[0])], [Preparation("MR", spacing, mr_inverted=True)])
+    image = case.image[0]
     there, back = blurring(0.8, 0.02), blurring(1 / 0.8, 0.0)
 
     def run(network: Any, image: np.ndarray, body: np.ndarray) -> np.ndarray:
         return translate_volume(network, image, body, SlidingWindow(image.shape[:2]))
 
-    plain = np.where(case.body, run(there, case.image, case.body), -1).astype(np.float32)
-    members = [plain, run(there, case.image[::-1], case.body[::-1])[::-1]]
+    plain = np.where(case.body, run(there, image, case.body), -1).astype(np.float32)
+    members = [plain, run(there, image[::-1], case.body[::-1])[::-1]]
     table = {}
     for kind in ("lesion inserted", "lesion removed", "patch shifted", "offset"):
         hu, fault = faulty((plain + 1) / 2 * 4095 - 1024, case.body, np.array(spacing), kind)
         delivered = np.clip((hu + 1024) / 4095 * 2 - 1, -1, 1).astype(np.float32)
         maps = {
             "spread": spread(delivered, members, 4095.0),
-            "cycle": cycle_residual(case.image, run(back, delivered, case.body), case.body),
-            "structure": structure_disagreement(case.image, delivered, case.body),
+            "cycle": cycle_residual(image, run(back, delivered, case.body), case.body),
+            "structure": structure_disagreement(image, delivered, case.body),
         }
         maps["combined"] = combined(maps, case.body)
         table[kind] = {name: round(auroc(values[case.body], fault[case.body]), 3) for name, values in maps.items()}

@@ -83,7 +83,7 @@ def test_probes_are_the_same_every_time_and_differ_among_themselves(prepared: Pr
         image, body = probe_patches(prepared.cases["a"], shape)
         again, _ = probe_patches(prepared.cases["a"], shape)
         assert torch.equal(image, again)
-        assert image.shape == body.shape == (2 if len(shape.size) == 3 else 8, shape.channels, *shape.size)
+        assert image.shape == body.shape == (2 if len(shape.size) == 3 else 8, shape.slices, *shape.size)
         assert bool((image[~body] == -1).all()) and bool(body.flatten(1).any(dim=1).all())
         assert not torch.equal(image[0], image[-1])
 
@@ -156,7 +156,7 @@ def test_early_stop_best_and_conversion_with_it(
     assert (last.description[-6:], best.description[-6:]) == ("step 3", "step 2")
     for key, value in load_checkpoint(result.run / "best.pt")["ema"]["gen_ab"].items():
         assert torch.equal(best.generator.state_dict()[key], value)
-    mr = prepared.cases["pairs_a"][0].image_file
+    mr = prepared.cases["pairs_a"][0].image_files[0]
     done = convert(result.run, [mr], tmp_path / "sct", device="cpu", which="best")
     assert done.model == f"{result.run / 'best.pt'} (model run step 2)"
 

@@ -82,7 +82,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     translator = factory.load_translator(run, device=device)
     experiment = parse(load_checkpoint(run)["experiment"], f"the config in {run}")
     _require_single_slices(experiment)
-    if translator.contrasts or translator.modality != "CT" or translator.window.plane != "axial":
+    if len(translator.channels) > 1 or translator.modality != "CT" or translator.window.plane != "axial":
         raise InputError(
             f"benchmark convert measures axial models of one contrast that make CT, and {run} is none.",
             "Leave out --run.",

@@ -43,7 +43,7 @@ def benchmark_data(
         flip=patches.flip,
         matching=patches.matching,
         paired=OBJECTIVES.class_of(experiment.objective).paired,
-        spacing=prepared.preparations["a"].spacing,
+        spacing=prepared.spacing,
     )
     workers = experiment.training.workers
     started = time.perf_counter()

@@ -66,18 +66,10 @@ class Assembly:
     def cohort(self) -> Cohort:
         """What is trained and validated on; scans that cannot be read are in it, for preparation to report."""
         a, b = (
-            tuple(
-                Case(s.case, s.image, s.body, further=s.images[1:])
-                for s in self.scans
-                if (s.domain, s.split) == (domain, "train")
-            )
+            tuple(Case(s.case, s.images, s.body) for s in self.scans if (s.domain, s.split) == (domain, "train"))
             for domain in DOMAINS
         )
-        pairs = tuple(
-            Pair(x.case, x.image, y.image, x.body or y.body, x.images[1:], y.images[1:])
-            for x, y in self.pairs
-            if x.split == "val"
-        )
+        pairs = tuple(Pair(x.case, x.images, y.images, x.body or y.body) for x, y in self.pairs if x.split == "val")
         return check_cohort(Cohort(a, b, pairs, contrasts=self.contrasts), str(self.about["root"]))
 
     def counts(self) -> dict[str, int]:
@@ -119,7 +111,7 @@ class Assembly:
 
     def _entry(self, scan: Scan, folder: Path) -> dict[str, Any]:
         entry: dict[str, Any] = {"image": _relative_images(scan, folder), "case": scan.case}
-        kind = list(self.contrasts[scan.domain]) if scan.further else scan.kind
+        kind = list(self.contrasts[scan.domain]) if len(scan.images) > 1 else scan.kind
         told = {"patient": scan.patient, "contrast": kind, "site": scan.site}
         entry |= {key: value for key, value in told.items() if value}
         if scan.body:
@@ -404,7 +396,7 @@ def _on_one_grid(a: Survey, b: Survey) -> bool:
 def _relative_images(scan: Scan, folder: Path) -> str | list[str]:
     """One file, or a list of the files of several contrasts."""
     names = [_relative(image, folder) for image in scan.images]
-    return names if scan.further else names[0]
+    return names if len(names) > 1 else names[0]
 
 
 def _is_datalist(path: Path) -> bool:

@@ -23,7 +23,7 @@ class Joined:
     """What became of the scans of one domain.
 
     Attributes:
-        scans: one per case, with its other contrasts in `further`.
+        scans: one per case, of all its contrasts.
         names: of the contrasts, in order.
         incomplete: cases that lack a contrast, one line each; they are in no scan.
         problems: what is ambiguous, one line each.
@@ -97,7 +97,7 @@ def join_contrasts(scans: Sequence[Scan], patterns: Sequence[str]) -> Joined:
         names.append(kinds.pop() if len(kinds) == 1 else pattern)
     if len(set(names)) < len(names):
         names = list(patterns)
-    joined = tuple(replace(group[0], further=tuple(group[1:])) for group in whole)
+    joined = tuple(replace(group[0], images=tuple(scan.image for scan in group)) for group in whole)
     return Joined(joined, tuple(names), tuple(incomplete), tuple(problems))
 
 

@@ -1,8 +1,8 @@
 """Which volumes make up a cohort.
 
-A *case* is one volume of one domain with, optionally, a body mask. A *pair* is the same patient in both domains on the
-same grid; pairs serve validation and are never trained on. A datalist is a JSON file with the lists `a`, `b` and
-optionally `pairs`:
+A *case* is one patient of one domain: a volume, or one per channel, and optionally a body mask. A *pair* is the same
+patient in both domains on the same grid; pairs serve validation and are never trained on. A datalist is a JSON file
+with the lists `a`, `b` and optionally `pairs`:
 
     {"a": [{"image": "mr/001.nii.gz", "body": "masks/001.nii.gz"}, ...],
      "b": [{"image": "ct/117.mha"}, ...],
@@ -38,38 +38,34 @@ _LONGEST_ID = 150  # bytes; file systems take 255, and results add endings to it
 
 @dataclass(frozen=True)
 class Case:
-    """One volume of one domain; `body` is the file of its body mask, `levels` how 2D images are understood.
+    """One patient of one domain.
 
-    Of several contrasts `image` is the first, on whose grid the mask lies, and `further` are the others in order.
+    Attributes:
+        id: unique within the domain; serves as a file name.
+        images: the file of each channel, in order.
+        body: the file of the body mask, on the grid of the first.
+        levels: how 2D images are understood.
     """
 
     id: str
-    image: Path
+    images: tuple[Path, ...]
     body: Path | None = None
     levels: GrayLevels | None = None
-    further: tuple[Path, ...] = ()
-
-    @property
-    def images(self) -> tuple[Path, ...]:
-        """The files of all contrasts, in order."""
-        return (self.image, *self.further)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One patient in both domains; `a` and `b`, of several contrasts the first ones, share one grid."""
+    """One patient in both domains: the file of each channel of a and of b, whose first ones share one grid."""
 
     id: str
-    a: Path
-    b: Path
+    a: tuple[Path, ...]
+    b: tuple[Path, ...]
     body: Path | None = None
-    further_a: tuple[Path, ...] = ()
-    further_b: tuple[Path, ...] = ()
 
     @property
     def images(self) -> dict[str, tuple[Path, ...]]:
-        """The files of all contrasts of "a" and "b", in order."""
-        return {"a": (self.a, *self.further_a), "b": (self.b, *self.further_b)}
+        """The files by domain, "a" and "b"."""
+        return {"a": self.a, "b": self.b}
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ def from_pairs_csv(path: Path) -> tuple[Pair, ...]:
     if not all(row["case"] and row["a"] and row["b"] for row in rows):
         raise InputError(f"the pairs file {path} has rows with an empty case, a or b.", "Fill or delete them.")
     return tuple(
-        Pair(row["case"], path.parent / row["a"], path.parent / row["b"], _optional(path.parent, row.get("mask")))
+        Pair(row["case"], (path.parent / row["a"],), (path.parent / row["b"],), _optional(path.parent, row.get("mask")))
         for row in rows
     )
 
@@ -164,16 +160,13 @@ def from_json(path: Path, fold: int | None = None) -> Cohort:
     folder = path.parent
 
     def case(entry: Mapping[str, Any]) -> Case:
-        first, *further = _listed(entry["image"])
+        names = _listed(entry["image"])
         body = _optional(folder, entry.get("body"))
-        return Case(
-            entry.get("case", case_id(first)), folder / first, body, further=tuple(folder / name for name in further)
-        )
+        return Case(entry.get("case", case_id(names[0])), tuple(folder / name for name in names), body)
 
     def pair(entry: Mapping[str, Any]) -> Pair:
-        a, b = ([folder / name for name in _listed(entry[domain])] for domain in ("a", "b"))
-        body = _optional(folder, entry.get("body"))
-        return Pair(entry["case"], a[0], b[0], body, tuple(a[1:]), tuple(b[1:]))
+        a, b = (tuple(folder / name for name in _listed(entry[domain])) for domain in ("a", "b"))
+        return Pair(entry["case"], a, b, _optional(folder, entry.get("body")))
 
     cohort = Cohort(
         tuple(map(case, content["a"])),
@@ -276,14 +269,14 @@ def _entry_problem(entry: Any, name: str) -> str | None:
 def _folder_cases(folder: Path, masks: Path | None) -> tuple[Case, ...]:
     images = list_volumes(folder)
     if masks is None:
-        return tuple(Case(id, image) for id, image in images.items())
+        return tuple(Case(id, (image,)) for id, image in images.items())
     bodies = list_volumes(masks)
     raise_all(
         [f"{id}: no mask in {masks}" for id in images if id not in bodies]
         + [f"{bodies[id].name}: no volume with the id '{id}' in {folder}" for id in bodies if id not in images],
         "masks are matched to volumes by case id (the file name without its ending), but:",
     )
-    return tuple(Case(id, image, bodies[id]) for id, image in images.items())
+    return tuple(Case(id, (image,), bodies[id]) for id, image in images.items())
 
 
 def check_cohort(cohort: Cohort, source: str) -> Cohort:
@@ -317,19 +310,14 @@ def check_cohort(cohort: Cohort, source: str) -> Cohort:
     raise_all(problems, f"the cohort of {source} cannot be used:")
     trained = {image.resolve() for case in (*cohort.a, *cohort.b) for image in case.images}
     raise_all(
-        [
-            f"case {pair.id}: {f}"
-            for pair in cohort.pairs
-            for f in (*pair.images["a"], *pair.images["b"])
-            if f.resolve() in trained
-        ],
+        [f"case {pair.id}: {f}" for pair in cohort.pairs for f in (*pair.a, *pair.b) if f.resolve() in trained],
         f"pairs serve validation and must not be trained on too, but in {source} these files are in both:",
     )
     return cohort
 
 
 def _files(case: Case | Pair) -> list[Path]:
-    files = [*case.images["a"], *case.images["b"]] if isinstance(case, Pair) else [*case.images]
+    files = [*case.a, *case.b] if isinstance(case, Pair) else [*case.images]
     return [*files, case.body] if case.body else files
 
 
@@ -386,10 +374,10 @@ def _repeated_files(cohort: Cohort) -> list[str]:
                     problems.append(f"{image} is listed more than once: {before}, {place}")
             problems += _mask_problem(case.body, case.images, f"{domain}: case {case.id}")
     for pair in cohort.pairs:
-        a, b = ({image.resolve() for image in pair.images[domain]} for domain in ("a", "b"))
-        if a & b or len(a) + len(b) < len(pair.images["a"]) + len(pair.images["b"]):
+        a, b = ({image.resolve() for image in images} for images in (pair.a, pair.b))
+        if a & b or len(a) + len(b) < len(pair.a) + len(pair.b):
             problems.append(f"pairs: case {pair.id}: the same file stands for more than one of its volumes")
-        problems += _mask_problem(pair.body, (*pair.images["a"], *pair.images["b"]), f"pairs: case {pair.id}")
+        problems += _mask_problem(pair.body, (*pair.a, *pair.b), f"pairs: case {pair.id}")
     return problems
 
 

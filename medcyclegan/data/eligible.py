@@ -22,7 +22,7 @@ class PatchSource(Protocol):
 
     @property
     def image(self) -> Floats | StoredImage:
-        """(X, Y, Z), of several contrasts (C, X, Y, Z)."""
+        """(C, X, Y, Z)."""
         ...
 
     @property
@@ -64,15 +64,15 @@ def _eligible(case: PatchSource, body: Bools, minimum_body: float, axis: int) ->
     for k in np.flatnonzero(area >= max(1, minimum_body * area.max())):
         # Not `take`, which would first copy an array in Fortran order.
         inside = body[(slice(None),) * axis + (k,)]
-        shown = np.where(inside, np.asarray(image.take(k, axis=axis - 3)), np.float32(BACKGROUND))
-        if shows_something(shown if image.ndim == 4 else shown[None]):
+        shown = np.where(inside, np.asarray(image.take(k, axis=axis + 1)), np.float32(BACKGROUND))
+        if shows_something(shown):
             chosen.append(k)
     return np.array(chosen, dtype=np.intp)
 
 
-def shows_something(image: Floats, contrasts: int | None = None) -> bool:
-    """Whether at least one contrast of (C, *spatial) is not flat; by default every channel is a contrast."""
-    return any(np.ptp(part) > CONTRAST for part in np.split(image, contrasts or len(image)))
+def shows_something(image: Floats, slices: int = 1) -> bool:
+    """Whether at least one channel of (C slices, *spatial), all slices of a channel together, is not flat."""
+    return any(np.ptp(part) > CONTRAST for part in np.split(image, len(image) // slices))
 
 
 def areas(case: PatchSource, axis: int) -> npt.NDArray[np.intp]:

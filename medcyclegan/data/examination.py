@@ -25,7 +25,7 @@ class Source:
 
     Attributes:
         content: hashes of the files.
-        surveys: of the contrasts, in order.
+        surveys: of the channels, in order.
         findings: why to look at them, one line each.
         stored: case.json of an earlier preparation of the same content.
     """
@@ -37,26 +37,24 @@ class Source:
 
     @property
     def grid(self) -> Grid:
-        """Of the first contrast."""
+        """Of the first channel."""
         grid = self.surveys[0].grid
         assert grid is not None  # what has none cannot be read
         return grid
 
     @property
     def hu(self) -> bool:
-        """Whether the values of the first contrast look like Hounsfield units."""
+        """Whether the values of the first channel look like Hounsfield units."""
         return self.surveys[0].kind == "hu"
 
 
 def content_of(job: Case) -> dict[str, Any]:
     """Hashes of all files that a case is made from, and how pictures are understood."""
     content: dict[str, Any] = {
-        "image": content_hash(job.image),
+        "images": [content_hash(image) for image in job.images],
         "body": content_hash(job.body) if job.body else None,
     }
-    if job.further:
-        content["further"] = [content_hash(image) for image in job.further]
-    if job.levels is not None and job.image.name.lower().endswith(PICTURE_SUFFIXES):
+    if job.levels is not None and job.images[0].name.lower().endswith(PICTURE_SUFFIXES):
         content["levels"] = repr(job.levels)
     return content
 
@@ -84,7 +82,7 @@ def examine(job: Case, folder: Path, modality: str) -> Source:
         pass  # nothing usable is stored: the case is made anew
     if surveys is None:
         surveys, stored = _measured(job), None
-    if job.further and modality == "MR" and (ct := [str(s.file) for s in surveys if s.kind == "hu"]):
+    if len(surveys) > 1 and modality == "MR" and (ct := [str(s.file) for s in surveys if s.kind == "hu"]):
         raise InputError(
             f"{', '.join(ct)}: a contrast is MR, and these values look like a CT in Hounsfield units.",
             "Take the file out of the list, or put the right one in its place.",
@@ -103,11 +101,10 @@ def _measured(job: Case) -> list[Survey]:
 
 def _findings(job: Case, surveys: Sequence[Survey], modality: str) -> Iterator[str]:
     """What `inspect` would say of each volume by itself, notes and what preparation says elsewhere aside."""
-    for number, survey in enumerate(surveys, start=1):
+    for survey in surveys:
         if survey.single_slice:
             continue  # it says too little
-        name = f"{job.id} (contrast {number})" if job.further else job.id
-        for finding in volume_findings(Volume("", name, modality, survey)):
+        for finding in volume_findings(Volume("", job.id, modality, survey)):
             if finding.severity != NOTE and finding.code not in ("modality", "no_body"):
                 yield str(finding)
 

@@ -1,8 +1,8 @@
 """Patches for training, drawn from prepared volumes: slices, stacks of neighboring slices, or 3D boxes.
 
-A *patch* is (C, *spatial): one channel and two axes for a slice, 2 k + 1 channels for a slice with k neighbors on
-either side (2.5D), one channel and three axes for a box. Of several contrasts there are as many of each: all slices of
-the first contrast, then all of the second. What step s sees is a function of (seed, s) alone: no state is
+A *patch* is (C s, *spatial) of a case with C channels: two axes and s = 1 for a slice, s = 2 k + 1 for a slice with k
+neighbors on either side (2.5D), three axes and s = 1 for a box; all slices of the first channel come first, then all of
+the second. What step s sees is a function of (seed, s) alone: no state is
 kept, so a resumed training goes on as if it had not stopped, and neither the number of reading processes nor that of
 training ones changes anything. Of several training processes, each cuts its own part of every batch.
 """
@@ -25,7 +25,6 @@ from medcyclegan.data.eligible import PatchSource, areas, eligible_in_both, elig
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import MATCH_TOLERANCE, reached, relative_height, warn_of_cut_heads, with_partners
 from medcyclegan.data.pairs import require_pairs
-from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.data.windows import BACKGROUND, Bools, Floats, Values, choose_window, stack_of_slices
 from medcyclegan.errors import InputError, few, raise_all
 
@@ -49,9 +48,7 @@ class PatchSpec:
         size: voxels along the patch's axes: two for slices (right and anterior for axial ones, the remaining axes in
             the order right, anterior, superior for the others), three for boxes.
         plane: orientation of slices.
-        neighbors: slices on either side that become further channels.
-
-    `channels` are those of one contrast.
+        neighbors: slices on either side that are shown too.
     """
 
     size: tuple[int, ...]
@@ -69,7 +66,8 @@ class PatchSpec:
         return len(self.size)
 
     @property
-    def channels(self) -> int:
+    def slices(self) -> int:
+        """How many slices of every channel a patch shows."""
         return 2 * self.neighbors + 1
 
 
@@ -290,42 +288,41 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         It is placed anew while a patch shows too little.
         """
         boxes = self.shape.spatial_dims == 3
-        slabs = [_slab(case.body, self.axis, middle, self.shape) for case in cases.values()]
+        slabs = [self._slab(case.body[None], middle) for case in cases.values()]
         body = slabs[0] if len(slabs) == 1 else np.logical_and(*slabs)
         # Of a box only what is cut is read; a slice is taken out whole.
-        images: dict[str, Floats | StoredImage] = {domain: case.image for domain, case in cases.items()}
-        contrasts = {domain: image.shape[0] if image.ndim == 4 else 1 for domain, image in images.items()}
-        if not boxes:
-            images = {
-                domain: stack_of_slices(cast("Floats", image), self.axis, middle, self.shape.neighbors)
-                for domain, image in images.items()
-            }
+        images = {domain: self._slab(cast("Floats", case.image), middle) for domain, case in cases.items()}
         for attempt in range(TRIES):
             random = np.random.default_rng([seed, attempt])
             source, target = choose_window(body, self.shape.size, random, {3: middle} if boxes else None)
             cut: tuple[Any, ...] = (..., *source[1:]) if boxes else source
-            inside = np.zeros((self.shape.channels, *self.shape.size), dtype=bool)
+            inside = np.zeros((self.shape.slices, *self.shape.size), dtype=bool)
             inside[target] = body[source]
             patches = {}
             for domain, image in images.items():
-                channels = contrasts[domain] * self.shape.channels
-                patch = np.full((channels, *self.shape.size), BACKGROUND, dtype=np.float32)
+                patch = np.full((image.shape[0], *self.shape.size), BACKGROUND, dtype=np.float32)
                 patch[target] = image[cut]
                 if len(cases) > 1:
-                    patch[~np.concatenate([inside] * contrasts[domain])] = BACKGROUND
+                    patch[~_of_every_channel(inside, patch)] = BACKGROUND
                 patches[domain] = patch
-            if all(shows_something(patch, contrasts[domain]) for domain, patch in patches.items()):
+            if all(shows_something(patch, self.shape.slices) for patch in patches.values()):
                 break
         mirrored = self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0)
         made = {}
         for domain, patch in patches.items():
-            shown = np.concatenate([inside] * contrasts[domain]) if contrasts[domain] > 1 else inside
+            shown = _of_every_channel(inside, patch)
             if mirrored:
                 patch, shown = patch[:, ::-1].copy(), shown[:, ::-1].copy()
             if domain in self.augmentation:
                 patch, shown = self.augmentation[domain](patch, shown, seed)
             made[domain] = patch, shown
         return made
+
+    def _slab(self, volume: npt.NDArray[Values], middle: int) -> npt.NDArray[Values]:
+        """(C s, *spatial), the part of (C, X, Y, Z) from which a patch is cut; of a box all of it."""
+        if self.shape.spatial_dims == 3:
+            return volume
+        return stack_of_slices(volume, self.axis, middle, self.shape.neighbors)
 
     def loader(self, start: int = 0, *, workers: int = 0, pin_memory: bool = False) -> DataLoader[dict[str, Tensor]]:
         """The batches of the steps `start` to the end, in order."""
@@ -376,11 +373,9 @@ def filled_share(shape: Sequence[int], size: Sequence[int]) -> float:
     return float(np.prod([min(n, m) / m for n, m in zip(shape, size, strict=True)]))
 
 
-def _slab(volume: npt.NDArray[Values], axis: int, middle: int, shape: PatchSpec) -> npt.NDArray[Values]:
-    """(C, *spatial): the part of a volume from which a patch is cut."""
-    if shape.spatial_dims == 3:
-        return volume[None]
-    return stack_of_slices(volume, axis, middle, shape.neighbors)
+def _of_every_channel(inside: Bools, patch: Floats) -> Bools:
+    """The body (s, *spatial) for each channel of a patch (C s, *spatial)."""
+    return np.concatenate([inside] * (len(patch) // len(inside)))
 
 
 def _require_moving_alike(augmentation: dict[str, Augmentation]) -> None:

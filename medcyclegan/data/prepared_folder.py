@@ -17,7 +17,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
 FORMAT = "medcyclegan-prepared"
-VERSION = 4  # raise it when the preparation of the same input gives other values
+VERSION = 5  # raise it when the preparation of the same input gives other values
 GROUPS = ("a", "b", "pairs_a", "pairs_b")
 
 
@@ -42,29 +42,30 @@ class PreparedCohort:
 
     Attributes:
         folder: where it lies.
-        preparations: "a" and "b" -> how their volumes were prepared.
+        preparations: "a" and "b" -> how each of their channels was prepared, in order.
         cases: each of `GROUPS` -> its cases, sorted by id; `pairs_a` and `pairs_b` run in parallel.
         failed: "group/case" -> why it could not be prepared.
         warnings: what was suspicious, one line each.
         register_pairs: whether b of each pair was moved onto a.
-        contrasts: "a" and "b" -> the names of its contrasts in the order of the channels; of a domain with several.
-        further: likewise, how the volumes of each contrast after the first were prepared.
         digest: of the record; another one after every preparation that changed anything.
     """
 
     folder: Path
-    preparations: dict[str, Preparation]
+    preparations: dict[str, tuple[Preparation, ...]]
     cases: dict[str, tuple[StoredCase, ...]]
     failed: dict[str, str]
     warnings: tuple[str, ...]
     register_pairs: bool = False
-    contrasts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    further: dict[str, tuple[Preparation, ...]] = field(default_factory=dict)
     digest: str = ""
 
-    def of_contrasts(self, domain: str) -> tuple[Preparation, ...]:
-        """How each contrast of a domain was prepared, in order; one, where it has a single one."""
-        return (self.preparations[domain], *self.further.get(domain, ()))
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Of the working grid, which all cases share, along right, anterior, superior; mm."""
+        return self.preparations["a"][0].spacing
+
+    def channels(self, domain: str) -> tuple[str, ...]:
+        """The names of the channels of "a" or "b"."""
+        return tuple(preparation.name for preparation in self.preparations[domain])
 
     def fingerprint(self) -> str:
         """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
@@ -97,14 +98,14 @@ class PreparedCohort:
                 raise InputError(f"{self.folder} was prepared anew a moment ago.", "Start again.")
             yield
 
-    def typical_scaler(self, domain: str, contrast: int = 0) -> Scaler:
+    def typical_scaler(self, domain: str, channel: int = 0) -> Scaler:
         """The median of the training volumes' scalers: what a translation into this domain is scaled back with.
 
         Args:
             domain: "a" or "b".
-            contrast: which of its contrasts, from 0.
+            channel: which of its channels, from 0.
         """
-        scalers = [case.scalers[contrast] for case in self.cases[domain]]
+        scalers = [case.channels[channel].scaler for case in self.cases[domain]]
         low, high = (float(np.median([getattr(s, end) for s in scalers])) for end in ("low", "high"))
         # A volume whose deciles coincided has fewer landmarks; those of the others say where they lie.
         most = max(len(s.landmarks) for s in scalers)
@@ -136,16 +137,14 @@ def opened(folder: Path) -> PreparedCohort:
     cases = _opened_cases(folder, content["cases"])
     return PreparedCohort(
         folder=folder,
-        preparations={domain: Preparation(**values) for domain, values in content["preparations"].items()},
+        preparations={
+            domain: tuple(Preparation(**values) for values in channels)
+            for domain, channels in content["preparations"].items()
+        },
         cases=cases,
         failed=content["failed"],
         warnings=tuple(content["warnings"]),
         register_pairs=content["register_pairs"],
-        contrasts={domain: tuple(names) for domain, names in content.get("contrasts", {}).items()},
-        further={
-            domain: tuple(Preparation(**values) for values in every)
-            for domain, every in content.get("further", {}).items()
-        },
         digest=digest,
     )
 
@@ -179,7 +178,7 @@ def _own_record(folder: Path) -> dict[str, Any]:
     if content["version"] != VERSION:
         raise InputError(
             f"{folder} was prepared by another version of this program (format {content['version']}, now {VERSION}).",
-            "Run `medcyclegan prepare` on it again.",
+            f"Prepare the same volumes into it again (`medcyclegan prepare ... -o {folder}`).",
         )
     return content
 

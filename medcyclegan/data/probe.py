@@ -37,16 +37,14 @@ def probe_patches(cases: Sequence[PatchSource], shape: PatchSpec, minimum_body: 
         shares = [0.5] if shape.spatial_dims == 3 else [(n + 0.5) / SLICES for n in range(SLICES)]
         for k in sorted({int(eligible[int(share * len(eligible))]) for share in shares}):
             image, body = np.asarray(case.image), np.asarray(case.body)
-            contrasts = len(image) if image.ndim == 4 else 1
+            channels, body = len(image), body[None]
             if shape.spatial_dims == 2:
                 image, body = (stack_of_slices(volume, axis, k, shape.neighbors) for volume in (image, body))
-            else:
-                image, body = image if image.ndim == 4 else image[None], body[None]
             middle = {3: k} if shape.spatial_dims == 3 else None
             source, target = choose_window(body, shape.size, np.random.default_rng(0), middle)
-            patch = np.full((contrasts * shape.channels, *shape.size), BACKGROUND, dtype=np.float32)
-            inside = np.zeros((shape.channels, *shape.size), dtype=bool)
+            patch = np.full((channels * shape.slices, *shape.size), BACKGROUND, dtype=np.float32)
+            inside = np.zeros((shape.slices, *shape.size), dtype=bool)
             patch[target], inside[target] = image[source], body[source]
             images.append(patch)
-            bodies.append(np.concatenate([inside] * contrasts))
+            bodies.append(np.concatenate([inside] * channels))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(bodies))

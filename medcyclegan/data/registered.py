@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
-from scipy import ndimage
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import grid_of
 from medcyclegan.transforms.body import body_mask
 from medcyclegan.transforms.geometry import resample, working_grid
-from medcyclegan.transforms.registration import HU_WINDOW, align
+from medcyclegan.transforms.registration import HU_WINDOW, align, percentile_window, with_rim
 
 # Both directions together may leave a voxel of the body this far from where it began (mm, mean).
 CONSISTENCY_MM = 3.0
@@ -30,8 +29,6 @@ SMALLEST_DICE = 0.85
 # Share of the fixed body that the moving volume must cover.
 SMALLEST_COVER = 0.5
 AIR = {"CT": -1024.0, "MR": 0.0}  # where the moving volume has nothing
-# The surface of the body says most about where it is: so much around it is looked at (mm).
-_RIM_MM = 8.0
 _PICTURE_MM = 1.5
 _SQUARE_MM = 24.0
 
@@ -64,7 +61,7 @@ def register_onto(
         body_mask(v, grid.spacing.tolist(), m) for v, grid, m in zip(values, (still, source), modalities, strict=True)
     ]
     windows = (_window(values[0], bodies[0], modalities[0]), _window(values[1], bodies[1], modalities[1]))
-    near = _dilated(bodies[0], still)
+    near = with_rim(bodies[0], still)
     air = AIR[modalities[1]]
     matrix, best = np.eye(4), None
     for start in _starts(bodies, (still, source)):
@@ -84,7 +81,7 @@ def register_onto(
     ]
     dice = 2 * float((both[0] & both[1]).sum()) / max(1.0, float(both[0].sum() + both[1].sum()))
     cover = float(both[0].sum()) / float(bodies[0].sum())
-    consistency = _consistency(values[0], moved, _dilated(both[1], still) & covered, still, windows, modalities[0])
+    consistency = _consistency(values[0], moved, with_rim(both[1], still) & covered, still, windows, modalities[0])
     record = {
         "shift_mm": [round(float(v), 2) for v in _shift(matrix, bodies[0], still)],
         "rotation_degrees": round(float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1)))), 2),
@@ -122,19 +119,7 @@ _REMEDY = "Register them with a tool of your own and leave preparation.register_
 
 def _window(values: np.ndarray, body: npt.NDArray[np.bool_], modality: str) -> tuple[float, float]:
     """What of the values carries position."""
-    if modality == "CT":
-        return HU_WINDOW
-    low, high = np.percentile(values[body], (0.5, 99.5))
-    return min(0.0, float(low)), float(high)
-
-
-def _dilated(body: npt.NDArray[np.bool_], grid: Grid) -> npt.NDArray[np.bool_]:
-    # Per axis, since voxels may be thick.
-    result = body
-    for axis, step in enumerate(grid.spacing):
-        structure = np.expand_dims(np.ones(3, dtype=bool), tuple(i for i in range(3) if i != axis))
-        result = ndimage.binary_dilation(result, structure, iterations=max(1, round(_RIM_MM / float(step))))
-    return np.asarray(result)
+    return HU_WINDOW if modality == "CT" else percentile_window(values, body)
 
 
 def _starts(bodies: Sequence[npt.NDArray[np.bool_]], grids: Sequence[Grid]) -> list[npt.NDArray[np.float64]]:

@@ -1,9 +1,8 @@
 """One prepared case on disk, and how it is noticed that it is damaged or another one than was meant.
 
-    <case>/case.json    the record: grids, scaler, the key, a checksum of each array, and a digest of all that
-    <case>/image.npy    int16, [-1, 1] times 32767, (X, Y, Z), axial slices contiguous
-    <case>/body.npy     bool, the same shape
-                        of several contrasts image.npy is (C, X, Y, Z), body.npy still (X, Y, Z)
+    <case>/case.json    the record: grids, channels, the key, a checksum of each array, and a digest of all that
+    <case>/image.npy    int16, [-1, 1] times 32767, (C, X, Y, Z), an axial slice with all its channels contiguous
+    <case>/body.npy     bool, (X, Y, Z)
 
 Words used here. *Record*: a JSON file with a digest of its own content. *Key*: what a case was made from, the hashes of
 its files and the settings. The checksums are CRC-32: they notice damage (every changed bit, and every changed run of up
@@ -16,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.survey.features import Features
 from medcyclegan.transforms.intensity import Scaler
-from medcyclegan.transforms.pipeline import FurtherContrast, PreparedCase
+from medcyclegan.transforms.pipeline import Channel, Preparation, PreparedCase
 
 FILES = {"case.json", "image.npy", "body.npy", "registration.png"}  # what a case's folder may hold
 _BLOCK = 1 << 22  # bytes read at once
@@ -45,29 +44,23 @@ class StoredCase:
     folder: Path
     grid: Grid
     source_grid: Grid
-    scaler: Scaler
-    image_file: Path  # where the scan came from
+    channels: tuple[Channel, ...]
+    image_files: tuple[Path, ...]  # where each channel came from
     features: Features
     blanked_ml: float = 0.0  # of an MR that was defaced, mL
-    further: tuple[FurtherContrast, ...] = ()  # contrasts after the first, in order
     key: str = ""  # digest of what it was made from
     checksums: Mapping[str, int] = field(default_factory=dict)  # "image.npy", "body.npy" -> CRC-32 of the file
 
     @property
     def image(self) -> StoredImage:
-        """(X, Y, Z), of several contrasts (C, X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
-        contrasts = (1 + len(self.further),) if self.further else ()
-        return StoredImage(_mapped(self.folder / "image.npy", np.dtype(np.int16), (*contrasts, *self.grid.shape)))
+        """(C, X, Y, Z), float32 in [-1, 1] wherever it is indexed, memory-mapped."""
+        shape = (len(self.channels), *self.grid.shape)
+        return StoredImage(_mapped(self.folder / "image.npy", np.dtype(np.int16), shape))
 
     @property
     def body(self) -> npt.NDArray[np.bool_]:
         """(X, Y, Z), memory-mapped."""
         return _mapped(self.folder / "body.npy", np.dtype(np.bool_), self.grid.shape)
-
-    @property
-    def scalers(self) -> tuple[Scaler, ...]:
-        """Of all contrasts, in order."""
-        return (self.scaler, *(contrast.scaler for contrast in self.further))
 
     @property
     def size(self) -> int:
@@ -86,12 +79,46 @@ class StoredCase:
                 yield f"{self.folder / name} is damaged or was changed: its checksum is another."
 
 
-def save_arrays(prepared: PreparedCase, folder: Path) -> dict[str, int]:
-    """Write image and body; the checksum of each file."""
-    # Fortran order makes an axial slice [..., k], with all its contrasts, one contiguous piece of the file.
+def save_case(prepared: PreparedCase, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write image, body and the record.
+
+    Args:
+        prepared: the case.
+        folder: an empty one.
+        about: what else the record says: id, image_files, key, features, surveys.
+    """
+    # Fortran order makes an axial slice [..., k], with all its channels, one contiguous piece of the file.
     np.save(folder / "image.npy", np.asfortranarray(encode(prepared.image)))
     np.save(folder / "body.npy", np.asfortranarray(prepared.body))
-    return {name: checksum(folder / name) for name in ("image.npy", "body.npy")}
+    write_record(
+        folder / "case.json",
+        {
+            **about,
+            "grid": prepared.grid.to_dict(),
+            "source_grid": prepared.source_grid.to_dict(),
+            "channels": [_to_dict(channel) for channel in prepared.channels],
+            "blanked_ml": prepared.blanked_ml,
+            "checksums": {name: checksum(folder / name) for name in ("image.npy", "body.npy")},
+        },
+    )
+
+
+def _to_dict(channel: Channel) -> dict[str, Any]:
+    return {
+        "preparation": asdict(channel.preparation),
+        "scaler": channel.scaler.to_dict(),
+        "covered": round(channel.covered, 4),
+        "apart_mm": round(channel.apart_mm, 2) if math.isfinite(channel.apart_mm) else None,
+    }
+
+
+def _channel(content: Mapping[str, Any]) -> Channel:
+    return Channel(
+        Preparation(**content["preparation"]),
+        Scaler.from_dict(content["scaler"]),
+        float(content["covered"]),
+        math.nan if content["apart_mm"] is None else float(content["apart_mm"]),
+    )
 
 
 def open_case(folder: Path) -> StoredCase:
@@ -107,18 +134,10 @@ def open_case(folder: Path) -> StoredCase:
             folder=folder,
             grid=Grid.from_dict(content["grid"]),
             source_grid=Grid.from_dict(content["source_grid"]),
-            scaler=Scaler.from_dict(content["scaler"]),
-            image_file=Path(content["image_file"]),
+            channels=tuple(_channel(channel) for channel in content["channels"]),
+            image_files=tuple(Path(file) for file in content["image_files"]),
             features=Features.from_dict(content["features"]),
             blanked_ml=float(content["blanked_ml"]),
-            further=tuple(
-                FurtherContrast(
-                    Scaler.from_dict(told["scaler"]),
-                    float(told["covered"]),
-                    math.nan if told["apart_mm"] is None else float(told["apart_mm"]),
-                )
-                for told in content.get("further", ())
-            ),
             key=key_digest(content["key"]),
             checksums={name: int(content["checksums"][name]) for name in ("image.npy", "body.npy")},
         )

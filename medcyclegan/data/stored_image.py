@@ -29,7 +29,7 @@ class StoredImage:
     """A stored image as an array of float32 in [-1, 1]: what is indexed is decoded, the rest is not read.
 
     Args:
-        stored: (X, Y, Z) or (C, X, Y, Z) int16 from `encode`, memory-mapped as a rule.
+        stored: (C, X, Y, Z) int16 from `encode`, memory-mapped as a rule.
     """
 
     def __init__(self, stored: npt.NDArray[np.int16]) -> None:

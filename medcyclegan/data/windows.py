@@ -59,14 +59,13 @@ def crop_or_pad(image: Floats, body: Bools, size: Sequence[int], random: np.rand
 
 
 def stack_of_slices(volume: npt.NDArray[Values], axis: int, middle: int, neighbors: int) -> npt.NDArray[Values]:
-    """(2 neighbors + 1, *slice): the slices around `middle`; beyond the volume its last slice is repeated.
+    """The slices of (C, X, Y, Z) around `middle`; beyond the volume its last slice is repeated.
 
-    Of several contrasts, (C, X, Y, Z), it is (C (2 neighbors + 1), *slice), all slices of a contrast together.
+    Returns:
+        (C (2 neighbors + 1), *slice), all slices of a channel together.
     """
-    chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis - 3] - 1)
+    chosen = np.clip(np.arange(middle - neighbors, middle + neighbors + 1), 0, volume.shape[axis + 1] - 1)
     # Not `take`, which would first copy an array in Fortran order, the whole volume, into C order.
-    taken = volume[(slice(None),) * (axis + volume.ndim - 3) + (chosen,)]
-    if volume.ndim == 3:
-        return np.moveaxis(taken, axis, 0)
-    stacked = np.moveaxis(taken, axis - 3, 1)
+    taken = volume[(slice(None),) * (axis + 1) + (chosen,)]
+    stacked = np.moveaxis(taken, axis + 1, 1)
     return stacked.reshape(-1, *stacked.shape[2:])

@@ -100,7 +100,7 @@ def _refuse_expressions(model: Model, described: Config) -> None:
     taken = {
         "metadata": described,
         "scaler": translator.scaler.to_dict(),
-        "preparation": asdict(translator.preparation),
+        "preparation": asdict(translator.source.preparations[0]),
         "description": translator.description,
     }
     raise_all(hidden_code(taken, model.name), f"{model.folder} cannot become a bundle:")
@@ -157,8 +157,8 @@ def metadata(model: Model, program: Program | None) -> Config:
             "inputs": {
                 INPUT: {
                     "type": "image",
-                    "format": "hounsfield" if translator.preparation.modality == "CT" else "magnitude",
-                    "modality": translator.preparation.modality,
+                    "format": "hounsfield" if translator.source.preparations[0].modality == "CT" else "magnitude",
+                    "modality": translator.source.preparations[0].modality,
                     "num_channels": model.channels,
                     "spatial_shape": shape,
                     "dtype": "float32",
@@ -187,7 +187,7 @@ def metadata(model: Model, program: Program | None) -> Config:
 
 def preparation(model: Model, rule: str) -> Config:
     """Everything that is needed to use the network alone, as plain data."""
-    translator, prepared = model.translator, model.translator.preparation
+    translator, prepared = model.translator, model.translator.source.preparations[0]
     window = translator.window
     slicewise, n = window.spatial_dims == 2, window.neighbors
     axes = [name for number, name in enumerate("xyz") if number != ACROSS[window.plane]]
@@ -358,7 +358,7 @@ def _network(model: Model) -> Config:
 
 def _preprocessing(model: Model) -> list[Config]:
     """`transforms.pipeline.preparation_transform`, spelled out."""
-    prepared = model.translator.preparation
+    prepared = model.translator.source.preparations[0]
     package = "medcyclegan.transforms"
     outside = {"_target_": f"{package}.body.OutsideBodyd", "keys": "image", "body_key": "body", "value": -1.0}
     steps: list[Config] = [

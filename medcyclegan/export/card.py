@@ -50,7 +50,7 @@ def write_card(
         picture=picture,
         without=without,
         program=program,
-        preparation=translator.preparation,
+        preparation=translator.source.preparations[0],
         translator=translator,
         losses=[leaf["_target_"] for leaf in model.experiment["losses"]["structure"]],
         version=__version__,

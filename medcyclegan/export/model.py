@@ -108,9 +108,9 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     plain = make_network(f"gen_{direction}", parse(content["experiment"], f"the config in {run}", allow))
     plain.load_state_dict(translator.generator.state_dict())
     translator.generator = plain.eval().requires_grad_(False)
-    if translator.contrasts:
+    if len(translator.channels) > 1:
         raise InputError(
-            f"{run} takes {len(translator.contrasts)} contrasts ({', '.join(translator.contrasts)}), and what is "
+            f"{run} takes {len(translator.channels)} contrasts ({', '.join(translator.channels)}), and what is "
             "exported takes one volume.",
             "Use it with `medcyclegan convert` or from Python with load_translator, or export a model of one contrast.",
         )

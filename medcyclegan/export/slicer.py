@@ -45,13 +45,14 @@ def write_slicer(model: Model, program: Program, folder: Path) -> dict[str, Any]
     key = "medcyclegan_" + re.sub(r"[^a-z0-9]+", "_", model.name.lower()).strip("_")
     class_name = "Medcyclegan" + "".join(word.capitalize() for word in key.split("_")[1:]) + "Model"
     prepared = preparation(model, program.shape_rule())
+    how = translator.source.preparations[0]
     settings = {
-        "modality": translator.preparation.modality,
-        "spacing": list(translator.preparation.spacing),
-        "window_hu": list(translator.preparation.ct_window),
-        "percentiles": list(translator.preparation.mr_percentiles),
-        "inverted": translator.preparation.mr_inverted,
-        "floor": translator.preparation.mr_floor,
+        "modality": how.modality,
+        "spacing": list(how.spacing),
+        "window_hu": list(how.ct_window),
+        "percentiles": list(how.mr_percentiles),
+        "inverted": how.mr_inverted,
+        "floor": how.mr_floor,
         "across": ACROSS[translator.window.plane],
         "neighbors": translator.window.neighbors,
         "window": list(translator.window.roi_size),
@@ -87,13 +88,14 @@ def metadata_entry(model: Model, class_name: str) -> dict[str, str]:
     source, target = html.escape(model.source), html.escape(model.target)
     state = "" if model.finished else (" <b>Imported weights.</b>" if model.imported else " <b>Half trained.</b>")
     unit = " in Hounsfield units" if translator.modality == "CT" else ""
+    spacing = " x ".join(f"{step:g}" for step in translator.source.preparations[0].spacing)
     return {
         # Nothing is downloaded where the file is there already.
         "url": "",
         "display_name": f"{model.source} to synthetic {model.target} (medcyclegan {model.name})",
         "description": f"For research only, not for clinical use.{state}<br><b>Input</b>: {source}, any orientation "
         f"and voxel size; optionally a mask of the body.<br><b>Preprocess</b>: body mask, intensities, "
-        f"{' x '.join(f'{s:g}' for s in translator.preparation.spacing)} mm voxels.<br><b>Output</b>: synthetic "
+        f"{spacing} mm voxels.<br><b>Output</b>: synthetic "
         f"{target}{unit} on the grid of the input.",
         "module_name": class_name,
     }

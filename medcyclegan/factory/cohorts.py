@@ -18,6 +18,7 @@ from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.progress import Progress
 from medcyclegan.registry import OBJECTIVES
+from medcyclegan.transforms.pipeline import Preparation
 
 LARGEST_WINDOW = {2: 256, 3: 96}  # voxels; spatial dimensions -> what fits a small GPU
 MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissue of CT and not near air
@@ -80,27 +81,33 @@ def _contrasts(experiment: Experiment, found: Cohort) -> dict[str, tuple[str, ..
 
 def prepare(experiment: Experiment, output: Path, progress: Progress | None = None, workers: int = 1) -> PreparedCohort:
     """Prepare the cohort that `experiment.data` names into `output`, in `workers` processes."""
-    settings = experiment.preparation
-    modalities = {"a": experiment.domains.a.modality, "b": experiment.domains.b.modality}
-    inverted = set(modalities.values()) == {"MR", "CT"} if settings.mr_inverted is None else settings.mr_inverted
+    found = cohort(experiment, progress)
     return prepare_cohort(
-        cohort(experiment, progress),
+        found,
         output,
-        modalities=modalities,
-        spacing=settings.spacing,
-        ct_window=settings.ct_window,
-        mr_percentiles=settings.mr_percentiles,
-        mr_inverted=inverted,
-        mr_floor=(MR_FLOOR if inverted else -1.0) if settings.mr_floor is None else settings.mr_floor,
-        interpolation=settings.interpolation,
-        crop_margin=settings.crop_margin,
-        mr_n4_shrink=settings.mr_n4_shrink,
-        mr_standardization=settings.mr_standardization,
-        mr_exclude_blanked=settings.mr_exclude_blanked,
-        register_pairs=settings.register_pairs,
+        preparations(experiment, found),
+        register_pairs=experiment.preparation.register_pairs,
         workers=workers,
         progress=progress,
     )
+
+
+def preparations(experiment: Experiment, found: Cohort) -> dict[str, tuple[Preparation, ...]]:
+    """Domain -> how each of its channels is prepared; a channel without a name has that of its domain."""
+    settings = experiment.preparation.model_dump(exclude={"register_pairs"})
+    domains = dict(experiment.domains)
+    if settings["mr_inverted"] is None:
+        settings["mr_inverted"] = {domain.modality for domain in domains.values()} == {"MR", "CT"}
+    if settings["mr_floor"] is None:
+        settings["mr_floor"] = MR_FLOOR if settings["mr_inverted"] else -1.0
+    settings["spacing"] = settings["spacing"] or ()
+    return {
+        key: tuple(
+            Preparation(modality=domain.modality, name=name, **settings)
+            for name in found.contrasts.get(key, (domain.name,))
+        )
+        for key, domain in domains.items()
+    }
 
 
 def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, float]:
@@ -117,7 +124,7 @@ def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, floa
         minimum_body=patches.minimum_body,
         matching=patches.matching,
         paired=OBJECTIVES.class_of(experiment.objective).paired,
-        spacing=prepared.preparations["a"].spacing,
+        spacing=prepared.spacing,
     )
     return dataset.left_out
 
@@ -138,22 +145,24 @@ def verified(folder: Path, progress: Progress) -> PreparedCohort:
 
 def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
     """Fill in what the prepared cohort decides, and refuse what contradicts it."""
-    problems = []
+    problems, contrasts = [], {}
     settings = experiment.preparation
     for domain in ("a", "b"):
-        done = prepared.preparations[domain]
+        done = prepared.preparations[domain][0]
         wanted = getattr(experiment.domains, domain).modality
         if wanted != done.modality:
             problems.append(
                 f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
             )
-        named, made = getattr(experiment.domains, domain).contrasts, prepared.contrasts.get(domain, ())
-        if named != made and (len(named) > 1 or (named and made)):
+        named, made = getattr(experiment.domains, domain).contrasts, prepared.channels(domain)
+        # What the only channel is called does not matter.
+        if named and named != made and max(len(named), len(made)) > 1:
             problems.append(
                 f"domains.{domain}.contrasts is {', '.join(named)}, but {prepared.folder} was prepared with "
-                f"{', '.join(made) or 'a single one'}"
+                f"{', '.join(made) if len(made) > 1 else 'a single one'}"
             )
-    done = prepared.preparations["a"]  # both domains share all but the modality
+        contrasts[domain] = made if len(made) > 1 else named
+    done = prepared.preparations["a"][0]  # all channels share all but the modality
     made_with = {
         field: getattr(prepared if field == "register_pairs" else done, field)
         for field in config.Preparation.model_fields
@@ -177,10 +186,7 @@ def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
         update={
             "data": config.Data(prepared=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
             "domains": config.Domains(
-                **{
-                    key: domain.model_copy(update={"contrasts": prepared.contrasts.get(key, domain.contrasts)})
-                    for key, domain in experiment.domains
-                }
+                **{key: domain.model_copy(update={"contrasts": contrasts[key]}) for key, domain in experiment.domains}
             ),
             "preparation": config.Preparation(**made_with),
             "patches": experiment.patches.model_copy(

@@ -52,7 +52,7 @@ def make_trainer(
     _refuse_single_slices(prepared, patches)
     objective = make_objective(experiment, ct_windows(experiment))
     _require_large_enough(objective, patches.size)
-    if objective.paired and prepared.preparations["a"].crop_margin is not None:
+    if objective.paired and prepared.preparations["a"][0].crop_margin is not None:
         raise InputError(
             "paired training needs both volumes of a patient on one grid, and preparation.crop_margin cuts each to its "
             "own body.",
@@ -76,7 +76,7 @@ def make_trainer(
         matching=patches.matching,
         paired=objective.paired,
         augmentation=_augmentation(experiment, prepared),
-        spacing=prepared.preparations["a"].spacing,
+        spacing=prepared.spacing,
     )
     start = checkpoint["step"] if checkpoint else 0
     if checkpoint is None:
@@ -208,7 +208,7 @@ def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str,
     if settings == config.Augmentation():
         return {}
     varied = {}
-    for domain, preparation in prepared.preparations.items():
+    for domain, (preparation, *_) in prepared.preparations.items():
         spacing = list(preparation.spacing)
         if experiment.patches.spatial_dims == 2:
             del spacing[PLANES[experiment.patches.plane]]

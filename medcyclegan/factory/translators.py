@@ -77,10 +77,10 @@ def load_translator(
             f"{path} holds no generator for the direction '{direction}'; it has {', '.join(content['ema'])}."
         )
     source, target = (_domain(content, path, domain) for domain in direction)
-    if len(target.contrasts) > 1:
+    if len(target.channels) > 1:
         raise InputError(
-            f"in the direction '{direction}' {path} makes {len(target.contrasts)} contrasts at once "
-            f"({', '.join(target.contrasts)}), and a translation is one volume.",
+            f"in the direction '{direction}' {path} makes {len(target.channels)} contrasts at once "
+            f"({', '.join(target.channels)}), and a translation is one volume.",
             "Only the direction into a domain of one contrast is converted; train a model of one contrast for this.",
         )
     patches = experiment.patches
@@ -121,20 +121,25 @@ def _domain(content: dict[str, Any], path: Path, domain: str) -> ImageDomain:
     with reading(path, "domains"):
         described = content["domains"][domain]
     place = f"domains.{domain}"
-    with reading(path, f"{place}.contrasts"):
-        contrasts = [(str(c["name"]), c["preparation"]) for c in described.get("contrasts", ())]
     with reading(path, place):
-        name, first, scaler = described["name"], described["preparation"], described["scaler"]
-    with reading(path, f"{place}.preparation"):
-        preparations = [Preparation(**values) for values in (first, *(values for _, values in contrasts[1:]))]
-        for preparation in preparations:
-            _require_usable(preparation)
-    with reading(path, f"{place}.scaler"):
-        _require_truth(inverted=scaler["inverted"])
-        made = Scaler.from_dict(scaler)
+        name, channels = described["name"], described["channels"]
+    if not channels:
+        raise damaged(path, f"{place}.channels", "is empty")
+    preparations, scalers = [], []
+    for number, channel in enumerate(channels):
+        with reading(path, f"{place}.channels.{number}"):
+            preparation, scaler = channel["preparation"], channel["scaler"]
+        with reading(path, f"{place}.channels.{number}.preparation"):
+            preparations.append(Preparation(**preparation))
+            _require_usable(preparations[-1])
+        with reading(path, f"{place}.channels.{number}.scaler"):
+            _require_truth(inverted=scaler["inverted"])
+            scalers.append(Scaler.from_dict(scaler))
     with reading(path, f"{place}.cohort"):
         cohort = [Features.from_dict(case) for case in described.get("cohort") or ()]
-    return ImageDomain(tuple(preparations), made, tuple(name for name, _ in contrasts), cohort or None, name)
+        if counts := {len(case.histograms) for case in cohort} - {len(channels)}:
+            raise ValueError(f"a volume has {counts.pop()} histograms, and there are {len(channels)} channels")
+    return ImageDomain(tuple(preparations), tuple(scalers), cohort or None, name)
 
 
 def _require_truth(**values: object) -> None:

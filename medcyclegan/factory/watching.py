@@ -83,29 +83,13 @@ def describe_domains(experiment: Experiment, prepared: PreparedCohort) -> dict[s
     return {
         domain: {
             "name": getattr(experiment.domains, domain).name,
-            "preparation": asdict(prepared.preparations[domain]),
-            "scaler": prepared.typical_scaler(domain).to_dict(),
+            "channels": [
+                {"preparation": asdict(preparation), "scaler": prepared.typical_scaler(domain, number).to_dict()}
+                for number, preparation in enumerate(prepared.preparations[domain])
+            ],
             "cohort": _features(prepared.cases[domain]),
-            **_several_contrasts(prepared, domain),
         }
         for domain in ("a", "b")
-    }
-
-
-def _several_contrasts(prepared: PreparedCohort, domain: str) -> dict[str, Any]:
-    """Name, preparation and scaler of every contrast in order, the first included; nothing where there is but one."""
-    names = prepared.contrasts.get(domain, ())
-    if not names:
-        return {}
-    return {
-        "contrasts": [
-            {
-                "name": name,
-                "preparation": asdict(preparation),
-                "scaler": prepared.typical_scaler(domain, number).to_dict(),
-            }
-            for number, (name, preparation) in enumerate(zip(names, prepared.of_contrasts(domain), strict=True))
-        ]
     }
 
 
@@ -116,9 +100,9 @@ def _features(cases: Sequence[StoredCase]) -> list[dict[str, Any]]:
 
 
 def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
-    if domain["preparation"]["modality"] != "CT":
+    if not _is_ct(domain):
         return (-1.0, 1.0)
-    low, high = Scaler.from_dict(domain["scaler"]).apply(np.array(DISPLAY_HU))
+    low, high = _scalers(domain)[0].apply(np.array(DISPLAY_HU))
     return float(low), float(high)
 
 
@@ -140,10 +124,10 @@ def _picture_batch(prepared: PreparedCohort, shape: PatchSpec) -> dict[str, Tens
         chosen = [int(slices[int(share * (len(slices) - 1))]) for share in (0.4, 0.65)]
         random = np.random.default_rng(0)
         if shape.spatial_dims == 3:
-            patches = [crop_or_pad(image if image.ndim == 4 else image[None], body[None], shape.size, random)]
+            patches = [crop_or_pad(image, body[None], shape.size, random)]
         else:
             stacks = [
-                (stack_of_slices(image, axis, k, shape.neighbors), stack_of_slices(body, axis, k, shape.neighbors))
+                tuple(stack_of_slices(values, axis, k, shape.neighbors) for values in (image, body[None]))
                 for k in chosen
             ]
             patches = [crop_or_pad(values, inside, shape.size, random) for values, inside in stacks]
@@ -209,15 +193,15 @@ def attach_validation(
         for name in ("fake_a", "fake_b"):
             if name in images:
                 shown[name] = images[name], probe.bodies["a" if name == "fake_b" else "b"]
-        unit = {d: "HU" if domains[d]["preparation"]["modality"] == "CT" else "intensity" for d in ("a", "b")}
+        unit = {d: "HU" if _is_ct(domains[d]) else "intensity" for d in ("a", "b")}
         histograms = {}
         for name, (made, body) in shown.items():
             domain = name[-1]
-            called = [contrast["name"] for contrast in domains[domain].get("contrasts", ())] or [""]
-            for part, scaler, contrast in zip(made.chunk(len(called), dim=1), scalers[domain], called, strict=True):
+            names = [f"{name} {channel['preparation']['name']}" for channel in domains[domain]["channels"]]
+            names = names if len(names) > 1 else [name]
+            for part, scaler, shown_as in zip(made.chunk(len(names), dim=1), scalers[domain], names, strict=True):
                 values_inside = part[bodies_for(body, part)].numpy()
-                told = f"{name} {contrast}".rstrip()
-                histograms[f"{told}, {unit[domain]}"] = torch.from_numpy(scaler.undo(values_inside))
+                histograms[f"{shown_as}, {unit[domain]}"] = torch.from_numpy(scaler.undo(values_inside))
         recorder.validation(step, values, histograms)
 
     validation = Validation(
@@ -240,7 +224,7 @@ def _score_pairs(
 ) -> Callable[[], dict[str, float]] | None:
     """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit.
 
-    Of several contrasts of the target it is the mean over them.
+    It is the mean over the channels of the target.
 
     It is `evaluate`'s, on the working grid; against `convert` and `evaluate` it lacks the resampling onto the source
     grid and the rounding to whole HU.
@@ -255,16 +239,13 @@ def _score_pairs(
         generator = trainer.ema.averages["gen_ab"]
         values = translate_volume(
             generator, np.asarray(a.image), np.asarray(a.body), window, out_contrasts=len(scalers)
-        )
-        real, body = np.asarray(b.image), np.asarray(b.body)
-        several = len(scalers) > 1
+        ).reshape(len(scalers), *a.body.shape)
+        body = np.asarray(b.body)
         return float(
             np.mean(
                 [
-                    mae(own.undo(wanted), scaler.undo(made), body, (float(scaler.low), float(scaler.high))).value
-                    for own, scaler, wanted, made in zip(
-                        b.scalers, scalers, real if several else [real], values if several else [values], strict=True
-                    )
+                    mae(own.scaler.undo(wanted), scaler.undo(made), body, (scaler.low, scaler.high)).value
+                    for own, scaler, wanted, made in zip(b.channels, scalers, np.asarray(b.image), values, strict=True)
                 ]
             )
         )
@@ -273,9 +254,12 @@ def _score_pairs(
 
 
 def _scalers(domain: dict[str, Any]) -> list[Scaler]:
-    """Of the contrasts of a domain in order; one, where it has a single one."""
-    told = domain.get("contrasts") or [domain]
-    return [Scaler.from_dict(contrast["scaler"]) for contrast in told]
+    """Of the channels of a domain, in order."""
+    return [Scaler.from_dict(channel["scaler"]) for channel in domain["channels"]]
+
+
+def _is_ct(domain: dict[str, Any]) -> bool:
+    return bool(domain["channels"][0]["preparation"]["modality"] == "CT")
 
 
 def _versions() -> dict[str, str]:

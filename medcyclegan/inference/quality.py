@@ -7,7 +7,7 @@ Words used here. *Cohort*: the features (`survey.features`) of the training volu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,11 +23,9 @@ _AXES = ("left-right", "front-back", "head-foot")
 _TOLERANCE = 1.5
 # Earth mover's distance of histograms over [-1, 1] below which nothing is unusual.
 _SAME_HISTOGRAM = 0.12
-# A contrast is mistaken for another where its histogram is less than half as far from that one's.
+# A channel is mistaken for another where its histogram is less than half as far from that one's.
 _MISTAKEN = 0.5
 _LIKE_ITSELF = 0.05
-# A further contrast shows all of the body from here on.
-_WHOLE = 0.995
 # A head of thick slices shows no skull either, which is why a brain's volume must be small too.
 _BRAIN_OF_HEAD = 0.8
 SPREAD_THRESHOLD_HU = 100.0
@@ -36,23 +34,14 @@ _JUMP_HU = 15.0
 _JUMP_TIMES = 6.0
 
 
-class Further(Protocol):
-    """What is known of a contrast after the first."""
-
-    @property
-    def covered(self) -> float: ...
-    @property
-    def apart_mm(self) -> float: ...
-
-
-def flags(found: Features, cohort: Sequence[Features], modality: str, names: Sequence[str] = ()) -> list[str]:
+def flags(found: Features, cohort: Sequence[Features], modality: str, channels: Sequence[str]) -> list[str]:
     """What of a volume is unlike the training cohort, one sentence each; empty where nothing is.
 
     Args:
         found: features of the volume.
         cohort: those of the training volumes, at least one.
         modality: of the volume, "MR" or "CT".
-        names: of the contrasts, where there are several: it is said which of them were exchanged.
+        channels: their names, to say which of them were exchanged.
     """
     messages = []
     for key, name, unit in (("spacing_mm", "spacing", "mm"), ("field_of_view_mm", "field of view", "mm")):
@@ -66,18 +55,15 @@ def flags(found: Features, cohort: Sequence[Features], modality: str, names: Seq
         between = f"{min(sizes):.2g} to {max(sizes):.2g}"
         messages.append(f"the body has {found.body_liters:.2g} liters, in training {between}")
     given = found.histograms
-    if len(given) > 1:
-        names = names or [f"contrast {number + 1}" for number in range(len(given))]
     known = [np.array([case.histograms[number] for case in cohort]) for number in range(len(given))]
-    messages += _exchanged(given, known, names) if len(given) > 1 else []
-    for number, (histogram, histograms) in enumerate(zip(given, known, strict=True)):
+    messages += _exchanged(given, known, channels)
+    for channel, histogram, histograms in zip(channels, given, known, strict=True):
         usual = max((_distance(h, np.delete(histograms, i, 0)) for i, h in enumerate(histograms)), default=0.0)
         distance = _distance(np.array(histogram), histograms)
         if distance > max(_SAME_HISTOGRAM, 1.5 * usual):
-            of = f" of {names[number]}" if names else ""
             messages.append(
-                f"the intensities{of} are distributed unlike those in training (distance {distance:.2f}, there up to "
-                f"{usual:.2f}): another sequence or modality?"
+                f"the intensities of {channel} are distributed unlike those in training (distance {distance:.2f}, "
+                f"there up to {usual:.2f}): another sequence or modality?"
             )
     if modality == "MR":
         skulls = [case.skull_dip for case in cohort]
@@ -90,32 +76,10 @@ def flags(found: Features, cohort: Sequence[Features], modality: str, names: Seq
     return messages
 
 
-def coverage_flags(further: Sequence[Further], names: Sequence[str], apart_limit: float) -> list[str]:
-    """Contrasts after the first that miss part of the body or lie elsewhere, one sentence each.
-
-    Args:
-        further: what preparation found out.
-        names: of all contrasts.
-        apart_limit: mm beyond which two contrasts do not show the body at one place.
-    """
-    messages = []
-    for name, contrast in zip(names[1:], further, strict=True):
-        if contrast.covered < _WHOLE:
-            messages.append(
-                f"{name} covers {100 * contrast.covered:.0f} % of the body; the rest of it is background to the network"
-            )
-        if contrast.apart_mm > apart_limit:  # not where it could not be told, nan
-            messages.append(
-                f"{name} and {names[0]} seem to lie {contrast.apart_mm:.1f} mm apart (a rigid registration's "
-                "estimate): did the patient move?"
-            )
-    return messages
-
-
 def _exchanged(
     given: Sequence[Sequence[float]], known: Sequence[npt.NDArray[np.float64]], names: Sequence[str]
 ) -> list[str]:
-    """Whether contrasts look like other ones of the training than those that they were given as."""
+    """Whether channels look like other ones of the training than those that they were given as."""
     mistaken = []
     for number, histogram in enumerate(given):
         distances = [_distance(np.array(histogram), histograms) for histograms in known]

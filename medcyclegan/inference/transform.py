@@ -21,7 +21,7 @@ class _Translated(Protocol):
 class TranslateImage(Transform):
     """Translates a MetaTensor: in goes a source volume as read, out comes the result on the same grid.
 
-    For a model of several contrasts, (C, X, Y, Z) goes in, its channels in the model's order.
+    For a model of several channels, (C, X, Y, Z) goes in, its channels in the model's order.
 
     Args:
         translator: what `medcyclegan.load_translator` gives.
@@ -43,7 +43,7 @@ class TranslateImage(Transform):
         What was done to the source before remains recorded, so that a `Compose` can be inverted. MONAI pads with 0
         where it inverts a crop, which is water in HU.
 
-        A sequence of such is several contrasts, which need not share a grid; the result is on that of the first.
+        A sequence of such is several channels, which need not share a grid; the result is on that of the first.
         """
         first = data if isinstance(data, MetaTensor) else data[0]
         known = {} if mask is None else {"body": _body(mask, first)}
@@ -57,10 +57,10 @@ class TranslateImaged(MapTransform):
     """Translates the volumes at `keys`; the dictionary form of `TranslateImage`.
 
     Args:
-        keys: keys of MetaTensors with their affine. With a model of several contrasts either one key of all contrasts
-            as channels, or one key per contrast in the model's order, which together give one result.
+        keys: keys of MetaTensors with their affine. With a model of several channels either one key of all of them, or
+            one key per channel in the model's order, which together give one result.
         translator: what `medcyclegan.load_translator` gives.
-        output_keys: where the results go, one per key; None replaces the sources. Of one key per contrast there is one
+        output_keys: where the results go, one per key; None replaces the sources. Of one key per channel there is one
             result and one output key, which is needed.
         allow_missing_keys: leave out keys that are missing.
         mask_key: of the body mask of every key, on the grid of its (first) volume; None: bodies are found from the
@@ -84,13 +84,13 @@ class TranslateImaged(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key
         self.output_keys: tuple[Hashable, ...] = self.keys if output_keys is None else ensure_tuple(output_keys)
-        contrasts = tuple(getattr(translator, "contrasts", ()))
-        self.together = len(contrasts) > 1 and len(self.keys) > 1
-        if self.together and len(self.keys) != len(contrasts):
-            raise ValueError(f"{len(self.keys)} keys for {len(contrasts)} contrasts: {', '.join(contrasts)}")
+        channels = tuple(getattr(translator, "channels", ("image",)))
+        self.together = len(channels) > 1 and len(self.keys) > 1
+        if self.together and len(self.keys) != len(channels):
+            raise ValueError(f"{len(self.keys)} keys for {len(channels)} contrasts: {', '.join(channels)}")
         if self.together and len(self.output_keys) != 1:
             raise ValueError(
-                f"{len(contrasts)} contrasts ({', '.join(contrasts)}) give one result, which needs one output key"
+                f"{len(channels)} contrasts ({', '.join(channels)}) give one result, which needs one output key"
             )
         if not self.together and len(self.output_keys) != len(self.keys):
             raise ValueError(f"{len(self.keys)} keys and {len(self.output_keys)} output keys")

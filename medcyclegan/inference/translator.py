@@ -19,7 +19,6 @@ from medcyclegan.inference.ensemble import Ensemble, fused, members, mirrored
 from medcyclegan.inference.planes import ACROSS, Plane
 from medcyclegan.inference.quality import (
     SPREAD_THRESHOLD_HU,
-    coverage_flags,
     flags,
     jumping_slices,
     share_above,
@@ -33,10 +32,9 @@ from medcyclegan.io.writer import to_int16, write_volume
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.survey.features import Features, features_of
 from medcyclegan.survey.volume import measure_volume
-from medcyclegan.transforms.contrasts import APART_MM, prepare_contrasts
 from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.intensity import Scaler
-from medcyclegan.transforms.pipeline import Preparation, PreparedCase, restore
+from medcyclegan.transforms.pipeline import Preparation, PreparedCase, misplaced, prepare, restore
 
 # bfloat16 is used for a volume whose body it changes by less than this on average: 2 HU, in other units as much as that
 # is of the whole CT window. It is measured in two slices, one for each of a processor's lanes.
@@ -91,22 +89,21 @@ class ImageDomain:
     """What a checkpoint says of a domain.
 
     Attributes:
-        preparations: how its volumes come onto the working grid, one of each contrast in the model's order.
-        scaler: what [-1, 1] means in it.
-        contrasts: their names, where it has several.
+        preparations: how the volume of each channel comes onto the working grid, in the model's order.
+        scalers: what [-1, 1] means in each channel.
         cohort: features of the training volumes; None where they are unknown.
         name: for example "CT".
     """
 
     preparations: tuple[Preparation, ...]
-    scaler: Scaler
-    contrasts: tuple[str, ...] = ()
+    scalers: tuple[Scaler, ...]
     cohort: Sequence[Features] | None = None
     name: str = ""
 
-    def __post_init__(self) -> None:
-        if len(self.preparations) != max(1, len(self.contrasts)):
-            raise ValueError(f"{len(self.contrasts)} contrasts need as many preparations, got {len(self.preparations)}")
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels."""
+        return tuple(preparation.name for preparation in self.preparations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +134,8 @@ class Translator:
     """A loaded checkpoint in one direction.
 
     Made by `medcyclegan.load_translator`. Calling it takes a path, a MetaTensor, a nibabel image or a SimpleITK image
-    and gives a `Translation` on the same grid. A model of several contrasts takes a sequence of them in the order of
-    `contrasts`, or one MetaTensor (C, X, Y, Z), and gives a `Translation` on the grid of the first. The three stages of
+    and gives a `Translation` on the same grid. A model of several channels takes a sequence of them in the order of
+    `channels`, or one MetaTensor (C, X, Y, Z), and gives a `Translation` on the grid of the first. The three stages of
     a call, `read`, `predict` and `finish`, can be called one by one, so that reading and writing go on while the
     network is busy.
 
@@ -150,7 +147,7 @@ class Translator:
             change it by less than 2 HU.
         description: goes into the header of written files.
         backward: the generator of the other direction, for the cycle map.
-        others: further checkpoints of the ensemble, of the same domains.
+        others: the other checkpoints of the ensemble, of the same domains.
     """
 
     def __init__(
@@ -171,28 +168,23 @@ class Translator:
         self.description = description
         self.backward = backward
         self.others = tuple(others)
-        own = (source.preparations, self.contrasts, self.scaler, self.modality)
+        own = (source.preparations, self.scaler, self.modality)
         for number, other in enumerate(self.others, start=2):
-            if (other.source.preparations, other.contrasts, other.scaler, other.modality) != own:
+            if (other.source.preparations, other.scaler, other.modality) != own:
                 raise InputError(
                     f"checkpoint {number} of the ensemble prepares its volumes in another way than the first.",
                     "Fuse checkpoints of trainings on the same prepared folder.",
                 )
 
     @property
-    def preparation(self) -> Preparation:
-        """Of the (first) volume that it takes."""
-        return self.source.preparations[0]
-
-    @property
-    def contrasts(self) -> tuple[str, ...]:
-        """Names of the contrasts that it takes, in order, where it takes several."""
-        return self.source.contrasts
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels that it takes, in order."""
+        return self.source.channels
 
     @property
     def scaler(self) -> Scaler:
         """What [-1, 1] means in the target domain."""
-        return self.target.scaler
+        return self.target.scalers[0]
 
     @property
     def modality(self) -> str:
@@ -210,14 +202,14 @@ class Translator:
         """Translate one volume.
 
         Args:
-            image: a path, MetaTensor, nibabel image or SimpleITK image of the source domain; of several contrasts a
+            image: a path, MetaTensor, nibabel image or SimpleITK image of the source domain; of several channels a
                 sequence of these, which need not share a grid, or a MetaTensor (C, X, Y, Z).
             body: (X, Y, Z) on the (first) image's grid; found from the intensities when not given.
             trust: make the trust maps too.
             progress: watches the slices.
 
         Raises:
-            InputError: if the volume cannot be read or prepared, or the number of contrasts is not that of the model.
+            InputError: if the volume cannot be read or prepared, or the number of channels is not that of the model.
         """
         source = self.read(image, body)
         return self.finish(source, self.predict(source, trust=trust, progress=progress))
@@ -226,7 +218,7 @@ class Translator:
         """The first stage: read and prepare. Arguments and errors are those of a call."""
         volumes = [as_volume(part) for part in self._parts(image)]
         volume = volumes[0]
-        case = prepare_contrasts(volumes, self.source.preparations, body, names=self.contrasts)
+        case = prepare(volumes, self.source.preparations, body)
         window, planes = self.window, {self.window.plane, *self.window.ensemble.planes}
         if "picture" in volume.meta and (window.spatial_dims == 3 or window.neighbors or planes != {"axial"}):
             name = volume.meta["filename_or_obj"]
@@ -236,21 +228,20 @@ class Translator:
             )
         features = None
         if self.source.cohort:
-            images = case.image if case.image.ndim == 4 else case.image[None]
-            features = features_of(measure_volume(volume, body=body), images, case.body, case.grid)
+            features = features_of(measure_volume(volume, body=body), case.image, case.body, case.grid)
         return Source(case, kept_fields(volume.meta), features)
 
     def _parts(self, image: Any) -> Sequence[Any]:
-        """The volumes of the contrasts, in order."""
-        several = isinstance(image, list | tuple)
-        if not several and isinstance(image, MetaTensor) and image.ndim == 4 and image.shape[0] > 1 and self.contrasts:
-            several, image = True, [MetaTensor(part[None], meta=image.meta) for part in image.as_tensor()]
-        parts = image if several else [image]
-        if len(parts) != max(1, len(self.contrasts)):
-            takes = f"{len(self.contrasts)} contrasts, {', '.join(self.contrasts)}" if self.contrasts else "one volume"
+        """The volumes of the channels, in order."""
+        count = len(self.channels)
+        if isinstance(image, MetaTensor) and image.ndim == 4 and len(image) > 1 and count > 1:
+            image = [MetaTensor(part[None], meta=image.meta) for part in image.as_tensor()]
+        parts = image if isinstance(image, list | tuple) else [image]
+        if len(parts) != count:
+            takes = f"{count} contrasts, {', '.join(self.channels)}" if count > 1 else "one volume"
             raise InputError(
                 f"{len(parts)} volume{'s' * (len(parts) != 1)} given, and the model takes {takes}.",
-                "Give all of them, in this order." if self.contrasts else "Translate them one by one.",
+                "Give all of them, in this order." if count > 1 else "Translate them one by one.",
             )
         return parts
 
@@ -318,11 +309,12 @@ class Translator:
             changes = [None if change is None else change * hu for change in prediction.bf16_changes]
             record["bf16_changes_hu"] = [round(c, 3) if c is not None and np.isfinite(c) else None for c in changes]
         if self.source.cohort and source.features is not None:
-            unlike = flags(source.features, self.source.cohort, self.preparation.modality, self.contrasts)
+            modality = self.source.preparations[0].modality
+            unlike = flags(source.features, self.source.cohort, modality, self.channels)
             record |= {"cohort": "known", "flags": unlike}
         else:
             record |= {"cohort": "unknown: the checkpoint does not describe its training volumes", "flags": []}
-        record["flags"] += coverage_flags(case.further, self.contrasts, APART_MM)
+        record["flags"] += misplaced(case.channels)
         if case.blanked_ml:
             record["flags"].append(
                 f"{case.blanked_ml:.0f} mL at the body were overwritten with one value (a defaced face?); the result "
@@ -409,7 +401,7 @@ class Translator:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """The maps of `inference.uncertainty` by name, (X, Y, Z), of a result that need not be this translator's own.
 
-        Of several contrasts, `structure` and `cycle` are the means over all of them.
+        `structure` and `cycle` are the means over all channels of the source.
 
         Args:
             case: the source.
@@ -431,10 +423,10 @@ class Translator:
                 case.body,
                 self.window.plane,
                 bf16=bf16,
-                out_contrasts=max(1, len(self.contrasts)),
+                out_contrasts=len(self.channels),
                 progress=progress,
             )
-            maps["cycle"] = cycle_residual(case.image, returned, case.body)
+            maps["cycle"] = cycle_residual(case.image, returned.reshape(case.image.shape), case.body)
         maps["combined"] = combined(maps, case.body)
         return maps
 

@@ -84,19 +84,19 @@ def describe(
     grids: dict[str, Grid] = {}
     for case in progress.track(chosen, len(chosen), f"looking at {modality}"):
         try:
-            volume = read_volume(case.image, case.levels)
+            volume = read_volume(case.images[0], case.levels)
             body = read_mask(case.body, grid_of(volume)) if case.body else None
             survey = measure_volume(volume, body=body, modality=modality)
             if survey.anatomy is None:
                 raise InputError(survey.no_body or "no body was found.")
             bodies.append((survey, survey.anatomy))
-            grids[str(case.image)] = grid_of(volume)
+            grids[str(case.images[0])] = grid_of(volume)
         except InputError as error:
-            problems.append(str(error) if str(case.image) in str(error) else f"{case.image}: {error}")
+            problems.append(str(error) if str(case.images[0]) in str(error) else f"{case.images[0]}: {error}")
     raise_all(problems if not bodies else [], f"none of the {modality} volumes that were opened can be used:")
     for case in [case for case in cases if case not in chosen] + list(others):
         try:
-            grids[str(case.image)] = _grid(case)
+            grids[str(case.images[0])] = _grid(case)
         except InputError as error:
             problems.append(str(error))
     spacings = np.array([survey.spacing for survey, _ in bodies])
@@ -125,9 +125,9 @@ def _shown_mm(body: Anatomy) -> float:
 
 def _grid(case: Case) -> Grid:
     # A picture's header tells no grid; it is small.
-    if case.image.name.lower().endswith(PICTURE_SUFFIXES):
-        return grid_of(read_volume(case.image, case.levels))
-    return read_header(case.image).grid
+    if case.images[0].name.lower().endswith(PICTURE_SUFFIXES):
+        return grid_of(read_volume(case.images[0], case.levels))
+    return read_header(case.images[0]).grid
 
 
 def _three(values: npt.NDArray[np.floating]) -> Three:

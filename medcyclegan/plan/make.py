@@ -44,7 +44,7 @@ def make_plan(
             [replace(case, levels=cohort.levels.get(key)) for case in cases],
             getattr(domains, key).modality,
             progress,
-            [Case(pair.id, getattr(pair, key), levels=cohort.levels.get(key)) for pair in cohort.pairs],
+            [Case(pair.id, pair.images[key], levels=cohort.levels.get(key)) for pair in cohort.pairs],
         )
         for key, cases in (("a", cohort.a), ("b", cohort.b))
     )

@@ -27,7 +27,7 @@ class Features:
         spacing_mm, field_of_view_mm: of the source along right, anterior, superior.
         body_liters: of the prepared body.
         skull_dip: see `survey.anatomy.Head`; 0 of what is no head.
-        histograms: per contrast, shares of the body in `BINS` equal bins of the scaled intensities, [-1, 1].
+        histograms: per channel, shares of the body in `BINS` equal bins of the scaled intensities, [-1, 1].
     """
 
     spacing_mm: tuple[float, float, float]

@@ -5,7 +5,8 @@ It is a dictionary of tensors and plain data:
     format, version     what this is
     program             versions of the packages that wrote it
     experiment          the resolved config as plain data
-    domains             "a", "b" -> name, modality, preparation, and the scaler of translations into it
+    domains             "a", "b" -> name; channels, the preparation of each and the scaler of translations into it;
+                        cohort, the features of the training volumes
     step                optimizer steps done
     best                step and score of the best validation so far, or None
     given, changes      the config before it was resolved, and what was changed in it under way
@@ -40,7 +41,7 @@ from medcyclegan.training.guards import weights_are_finite
 from medcyclegan.trust import require_trusted
 
 FORMAT = "medcyclegan-checkpoint"
-VERSION = 1
+VERSION = 2
 FILE_NAME = "checkpoint.pt"
 BEST_NAME = "best.pt"  # of the step whose validation was the best
 OLDER = re.compile(r"checkpoint-(\d+)\.pt")
@@ -79,7 +80,7 @@ def load_checkpoint(path: Path, allow: Iterable[str] = ()) -> dict[str, Any]:
         allow: modules or packages of the user's own from which the checkpoint's experiment may name classes.
 
     Raises:
-        InputError: if there is none, or it is damaged, not ours, of a newer version, or names classes from elsewhere.
+        InputError: if there is none, or it is damaged, not ours, of another version, or names classes from elsewhere.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -102,6 +103,14 @@ def load_checkpoint(path: Path, allow: Iterable[str] = ()) -> dict[str, Any]:
         raise InputError(
             f"{file} was written by a newer medcyclegan (format {version}, this program knows {VERSION}).",
             "Update medcyclegan.",
+        )
+    if version < VERSION:
+        program = content.get("program")
+        wrote = program.get("medcyclegan") if isinstance(program, dict) else None
+        raise InputError(
+            f"{file} was written by medcyclegan {wrote or 'of an earlier version'} (format {version}), and this one "
+            f"reads format {VERSION}.",
+            "Use the medcyclegan that wrote it, or train again (an import: import it again).",
         )
     for field, problem in _problems(content):
         raise damaged(file, field, problem)
@@ -163,7 +172,7 @@ def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(domain, dict):
             yield f"domains.{name}", f"is of type {type(domain).__name__}, not dict"
             continue
-        for field, kind in (("name", str), ("preparation", dict), ("scaler", dict), ("cohort", list)):
+        for field, kind in (("name", str), ("channels", list), ("cohort", list)):
             if field in domain and not isinstance(domain[field], kind):
                 yield f"domains.{name}.{field}", f"is of type {type(domain[field]).__name__}, not {kind.__name__}"
     best = content.get("best")

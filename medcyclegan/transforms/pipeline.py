@@ -1,9 +1,13 @@
-"""From a volume to a prepared case, and from network output back to the source grid.
+"""From the volumes of a patient to a prepared case, and from network output back to the source grid.
 
-The order of preparation, all of it on the source grid until the one interpolation: find the body, take blanked voxels
-out of it, correct the bias field, fit the scaler, clip and scale, resample onto the working grid, set what lies outside
-the body to -1, crop. Clipping has to come before resampling, because one metal voxel of 30000 HU would otherwise
-spread. Training and conversion go through the same `Preparation`, which a checkpoint holds.
+A case has one or more *channels*: scans of one patient, such as T1w and T2w, in a fixed order. The first decides: its
+grid is the source grid, its body the body, its working grid that of all. Each is resampled once from its own grid onto
+the working grid, by the world coordinates of its header, and has a scaler of its own, fitted in the one body.
+
+The order of preparation, all of it on a channel's own grid until the one interpolation: find the body, take blanked
+voxels out of it, correct the bias field, fit the scaler, clip and scale, resample onto the working grid, set what lies
+outside the body to -1, crop. Clipping has to come before resampling, because one metal voxel of 30000 HU would
+otherwise spread. Training and conversion go through the same `Preparation`, which a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -29,12 +33,13 @@ from medcyclegan.transforms.blanked import ExcludeBlankedd
 from medcyclegan.transforms.body import BodyMaskd, OutsideBodyd
 from medcyclegan.transforms.geometry import CropToBodyd, Mode, ToWorkingGridd, resample, working_grid
 from medcyclegan.transforms.intensity import CT_WINDOW, MR_PERCENTILES, ScaleCTd, ScaleMRd, Scaler, fitted_scaler
+from medcyclegan.transforms.overlay import APART_MM, WHOLE, apart_mm, covered, moved, require_covered
 from medcyclegan.transforms.standardization import STANDARDIZATIONS, decile_shares, standard_scaler
 
 Modality = Literal["MR", "CT"]
 Interpolation = Literal["linear", "bspline"]
 
-SOURCE_BODY = "source_body"
+_SOURCE_BODY = "source_body"  # key of the body before it was resampled
 # Networks that halve their input twice need this much.
 FEWEST_VOXELS = 4
 # More are no patient but a wrong voxel size, of micrometers taken as millimeters for example.
@@ -43,11 +48,11 @@ _MOST_VOXELS = 2**31
 
 @dataclass(frozen=True)
 class Preparation:
-    """What decides how a volume is prepared.
+    """What decides how a channel is prepared.
 
     Attributes:
         modality: "MR" (scaled by percentiles inside the body) or "CT" (scaled by `ct_window`).
-        spacing: of the working grid along the RAS axes, mm.
+        spacing: of the working grid along the RAS axes, mm; () where a cohort is to decide it.
         ct_window: HU of -1 and of 1.
         mr_percentiles: percentiles inside the body that become -1 and 1.
         mr_inverted: they become 1 and -1 instead, so that cortical bone, dark in MR, is bright as in CT. A generator's
@@ -58,12 +63,13 @@ class Preparation:
         crop_margin: mm around the body that the working grid keeps; None keeps the whole field of view.
         mr_n4_shrink: MR is corrected by N4 on every so manieth voxel (`bias.correct_bias`); 0 leaves it as it is.
         mr_standardization: what -1 and 1 mean in MR, see `standardization`.
-        mr_landmarks: of the training volumes, for the standardization "nyul"; nine rising shares in (0, 1).
+        mr_landmarks: for the standardization "nyul", nine rising shares in (0, 1); () where a cohort is to decide them.
         mr_exclude_blanked: voxels of an MR that defacing overwrote (`blanked.blanked_voxels`) are no body.
+        name: of the channel, "T1w" for example; by default its modality.
     """
 
     modality: str
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, ...] = ()
     ct_window: tuple[float, float] = CT_WINDOW
     mr_percentiles: tuple[float, float] = MR_PERCENTILES
     mr_inverted: bool = False
@@ -74,6 +80,7 @@ class Preparation:
     mr_standardization: str = "percentile"
     mr_landmarks: tuple[float, ...] = ()
     mr_exclude_blanked: bool = True
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.modality not in get_args(Modality):
@@ -88,49 +95,54 @@ class Preparation:
             raise InputError(
                 f"mr_n4_shrink and crop_margin are at least 0, got {self.mr_n4_shrink} and {self.crop_margin}."
             )
+        object.__setattr__(self, "name", self.name or self.modality)
         object.__setattr__(self, "mr_landmarks", tuple(float(v) for v in self.mr_landmarks))
         object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
         object.__setattr__(self, "ct_window", tuple(float(v) for v in self.ct_window))
         object.__setattr__(self, "mr_percentiles", tuple(float(v) for v in self.mr_percentiles))
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedCase:
-    """One volume, or several contrasts of a patient, as networks see it, with everything that is needed to go back.
+@dataclass(frozen=True)
+class Channel:
+    """One scan of a case.
 
     Attributes:
-        image: (X, Y, Z) float32 in [-1, 1] on `grid`; -1 outside the body. Of several contrasts (C, X, Y, Z).
+        preparation: how it was prepared; its name is that of the channel.
+        scaler: the map between its unit and [-1, 1].
+        covered: share of the body that it shows.
+        apart_mm: how far a rigid registration would move the body to lay the first channel on it, mean over the body;
+            0 of the first, nan where that cannot be told.
+    """
+
+    preparation: Preparation
+    scaler: Scaler
+    covered: float = 1.0
+    apart_mm: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.preparation.name
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A patient as networks see it, with everything that is needed to go back.
+
+    Attributes:
+        image: (C, X, Y, Z) float32 in [-1, 1] on `grid`; -1 outside the body, and where a channel has no voxels.
         body: (X, Y, Z) bool on `grid`.
         grid: the working grid.
-        source_grid: the grid of the volume, of several contrasts that of the first.
-        scaler: the map between the volume's unit and [-1, 1], of several contrasts that of the first.
+        source_grid: the grid of the first channel's volume.
+        channels: C of them.
         blanked_ml: volume that was overwritten at the body, a defaced face for example, mL; MR only.
-        further: the other contrasts, in order.
     """
 
     image: np.ndarray
     body: np.ndarray
     grid: Grid
     source_grid: Grid
-    scaler: Scaler
+    channels: tuple[Channel, ...]
     blanked_ml: float = 0.0
-    further: tuple[FurtherContrast, ...] = ()
-
-
-@dataclass(frozen=True)
-class FurtherContrast:
-    """What is known of a contrast after the first; see `contrasts`.
-
-    Attributes:
-        scaler: the map between its unit and [-1, 1].
-        covered: share of the body that it shows.
-        apart_mm: how far a rigid registration would move the body to lay the first contrast on it, mean over the
-            body; nan where that cannot be told.
-    """
-
-    scaler: Scaler
-    covered: float
-    apart_mm: float
 
 
 def preparation_transform(preparation: Preparation, has_body: bool, onto: Grid | None = None) -> Compose:
@@ -139,8 +151,8 @@ def preparation_transform(preparation: Preparation, has_body: bool, onto: Grid |
     Args:
         preparation: what decides.
         has_body: True if "body" is given, a MetaTensor (1, X, Y, Z) on the grid of "image"; else it is found.
-        onto: for a contrast after the first, the grid that the first has come to. It is resampled onto that, not
-            cropped, and what lies outside the body there is left to the caller, whose body is the first contrast's.
+        onto: for a channel after the first, the grid that the first has come to. It is resampled onto that, not
+            cropped, and what lies outside the body there is left to the caller, whose body is the first channel's.
 
     Returns:
         A Compose from {"image": (1, X, Y, Z) MetaTensor in HU or MR units} to "image" in [-1, 1] and "body" on the
@@ -176,50 +188,108 @@ def preparation_transform(preparation: Preparation, has_body: bool, onto: Grid |
     return Compose(steps)
 
 
-def prepare(volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None) -> PreparedCase:
-    """Prepare one volume.
+def prepare(
+    volumes: Sequence[MetaTensor], preparations: Sequence[Preparation], body: np.ndarray | None = None
+) -> PreparedCase:
+    """Prepare the channels of one patient.
 
     Args:
-        volume: (1, X, Y, Z), HU for CT; as `io.reader.read_volume` gives it. Left as it is.
-        preparation: what decides.
-        body: (X, Y, Z) bool on the grid of `volume`; found by `body.body_mask` where it is None. Blanked voxels of
-            an MR are taken out of either, unless `preparation` keeps them.
+        volumes: (1, X, Y, Z) each, HU for CT, in the order of the channels; as `io.reader.read_volume` gives them. They
+            need not share a grid, and are left as they are.
+        preparations: one per channel.
+        body: (X, Y, Z) bool on the grid of the first; found in it by `body.body_mask` where it is None. Voxels that
+            were blanked in an MR are taken out of either, unless its preparation keeps them.
 
     Raises:
-        InputError: its header names another modality, a CT has values that no CT has, no body is found, the
-            intensities are flat, the given body is empty, or the working grid would be shorter than 4 voxels along an
-            axis or have more than 2^31.
+        InputError: a header names another modality, a CT has values that no CT has, no body is found, the intensities
+            are flat, the given body is empty, the working grid would be shorter than 4 voxels along an axis or have
+            more than 2^31, or a channel covers less than 90 % of the body.
     """
-    _refuse_unusable(volume, preparation)
-    return _prepared_case(volume, run_steps(volume, preparation, body))
+    if len(volumes) != len(preparations) or not volumes or not all(p.spacing for p in preparations):
+        raise ValueError(
+            f"{len(volumes)} volumes and {len(preparations)} preparations, each with a spacing, are no case"
+        )
+    first, source = volumes[0], grid_of(volumes[0])
+    require_size(source, preparations[0].spacing, _name(first), picture="picture" in first.meta)
+    for volume, preparation in zip(volumes, preparations, strict=True):
+        _refuse_unusable(volume, preparation)
+    data = _run_steps(first, preparations[0], body)
+    grid, inside, kept = grid_of(data["image"]), _mask(data[_SOURCE_BODY]), _mask(data["body"])
+    blanked_ml = float(data.get("blanked_ml", 0.0))
+    images, channels = [_values(data["image"])], [Channel(preparations[0], fitted_scaler(data["image"]))]
+    for volume, preparation in zip(volumes[1:], preparations[1:], strict=True):
+        own = grid_of(volume)
+        share = covered(inside, source, own)
+        names = [f"{_name(v)} ({p.name})" for v, p in ((volume, preparation), (first, preparations[0]))]
+        require_covered(share, (own, source), (names[0], names[1]))
+        there = moved(inside, source, own)
+        data = _run_steps(volume, replace(preparation, crop_margin=None), there, onto=grid)
+        blanked = there & ~_mask(data[_SOURCE_BODY])
+        if blanked.any():
+            kept = kept & ~moved(blanked, own, grid)
+            blanked_ml = max(blanked_ml, float(data.get("blanked_ml", 0.0)))
+        images.append(_values(data["image"]))
+        apart = apart_mm(first, volume, inside)
+        channels.append(Channel(preparation, fitted_scaler(data["image"]), share, apart))
+    image = np.stack(images)
+    image[:, ~kept] = -1.0
+    return PreparedCase(image, kept, grid, source, tuple(channels), blanked_ml)
 
 
-def prepared_with_body(
-    volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None
-) -> tuple[PreparedCase, npt.NDArray[np.bool_]]:
-    """As `prepare`, and the body (X, Y, Z) on the volume's own grid, without what was blanked."""
-    _refuse_unusable(volume, preparation)
-    data = run_steps(volume, preparation, body, keep_body=True)
-    return _prepared_case(volume, data), data[SOURCE_BODY].as_tensor()[0].numpy().astype(bool)
+def misplaced(channels: Sequence[Channel]) -> list[str]:
+    """Channels of a case that miss part of the body or lie elsewhere than the first, one sentence each."""
+    messages = []
+    for channel in channels:
+        if channel.covered < WHOLE:
+            messages.append(
+                f"{channel.name} covers {100 * channel.covered:.0f} % of the body; the rest of it is background to the "
+                "network"
+            )
+        if channel.apart_mm > APART_MM:  # not where it could not be told, nan
+            messages.append(
+                f"{channel.name} and {channels[0].name} seem to lie {channel.apart_mm:.1f} mm apart (a rigid "
+                "registration's estimate); did the patient move? Register them, or leave the case out"
+            )
+    return messages
+
+
+def landmark_shares(
+    volumes: Sequence[MetaTensor], preparations: Sequence[Preparation], body: np.ndarray | None = None
+) -> list[npt.NDArray[np.float64]]:
+    """What one patient contributes to the landmarks of "nyul": (9,) per channel, see `standardization.decile_shares`.
+
+    Arguments and errors are those of `prepare`.
+    """
+    first = _unscaled(volumes[0], preparations[0], body)
+    inside, source = _mask(first["body"]), grid_of(volumes[0])
+    others = [
+        _unscaled(volume, preparation, moved(inside, source, grid_of(volume)))
+        for volume, preparation in zip(volumes[1:], preparations[1:], strict=True)
+    ]
+    return [
+        decile_shares(_values(data["image"]), _mask(data["body"]), preparation.mr_percentiles)
+        for data, preparation in zip([first, *others], preparations, strict=True)
+    ]
+
+
+def _unscaled(volume: MetaTensor, preparation: Preparation, body: np.ndarray | None) -> dict[Any, Any]:
+    return _run_steps(volume, replace(preparation, mr_standardization="percentile"), body, before=ScaleMRd)
+
+
+def _values(image: MetaTensor) -> npt.NDArray[np.float32]:
+    """(1, X, Y, Z) -> (X, Y, Z)."""
+    return np.asarray(image.as_tensor().detach().cpu().numpy()[0], dtype=np.float32)
+
+
+def _mask(body: MetaTensor) -> npt.NDArray[np.bool_]:
+    """(1, X, Y, Z) -> (X, Y, Z)."""
+    return np.asarray(body.as_tensor().detach().cpu().numpy()[0]).astype(bool)
 
 
 def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
-    require_size(grid_of(volume), preparation.spacing, _name(volume), picture="picture" in volume.meta)
     refuse_other_modality(volume, preparation)
     if preparation.modality == "CT":
         refuse_impossible_hu(float(volume.min()), float(volume.max()), _name(volume))
-
-
-def _prepared_case(volume: MetaTensor, data: dict[Any, Any]) -> PreparedCase:
-    image, mask_moved = data["image"], data["body"]
-    return PreparedCase(
-        image=np.ascontiguousarray(image.as_tensor()[0].numpy(), dtype=np.float32),
-        body=mask_moved.as_tensor()[0].numpy().astype(bool),
-        grid=grid_of(image),
-        source_grid=grid_of(volume),
-        scaler=fitted_scaler(image),
-        blanked_ml=float(data.get("blanked_ml", 0.0)),
-    )
 
 
 def refuse_other_modality(volume: MetaTensor, preparation: Preparation) -> None:
@@ -243,30 +313,14 @@ def refuse_other_modality(volume: MetaTensor, preparation: Preparation) -> None:
         )
 
 
-def landmark_shares(
-    volume: MetaTensor, preparation: Preparation, body: np.ndarray | None = None
-) -> npt.NDArray[np.float64]:
-    """What one training volume contributes to the landmarks of "nyul": (9,), see `standardization.decile_shares`.
-
-    Arguments and errors are those of `prepare`.
-    """
-    data = run_steps(volume, replace(preparation, mr_standardization="percentile"), body, before=ScaleMRd)
-    values, inside = (data[key].as_tensor().detach().cpu().numpy()[0] for key in ("image", "body"))
-    return decile_shares(values, inside, preparation.mr_percentiles)
-
-
-def run_steps(
+def _run_steps(
     volume: MetaTensor,
     preparation: Preparation,
     body: np.ndarray | None,
     before: type[MapTransform] | None = None,
     onto: Grid | None = None,
-    keep_body: bool = False,
 ) -> dict[Any, Any]:
-    """What the steps of `preparation_transform` give, all of them or those before the first of a class.
-
-    With `keep_body` the body before it was resampled is at the key `SOURCE_BODY`.
-    """
+    """What the steps of `preparation_transform` give, all of them or those before the first of a class."""
     name, source = _name(volume), grid_of(volume)
     data: dict[Any, Any] = {"image": volume}
     if body is not None:
@@ -281,8 +335,8 @@ def run_steps(
         for step in preparation_transform(preparation, body is not None, onto).transforms:
             if before is not None and isinstance(step, before):
                 break
-            if keep_body and isinstance(step, ToWorkingGridd):
-                data[SOURCE_BODY] = data["body"]
+            if isinstance(step, ToWorkingGridd):
+                data[_SOURCE_BODY] = data["body"]
             data = step(data)
     except InputError as error:
         raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from scipy import ndimage
 
 from medcyclegan.io.grid import Grid
 from medcyclegan.transforms.geometry import resample
@@ -34,6 +35,7 @@ HU_WINDOW = (-1024.0, 1500.0)
 # Share of a volume that must be left inside the mask on the coarse grid.
 _FEWEST_VOXELS = 500
 AIR_HU = -1024.0
+_RIM_MM = 8.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class Alignment:
     def shift_length(self) -> float:
         """Length of the shift, mm."""
         return math.dist((0, 0, 0), self.shift)
+
+
+def with_rim(body: Inside, grid: Grid) -> Inside:
+    """A body (X, Y, Z) on `grid` and 8 mm around it, because its surface says most about where it is."""
+    result = body
+    for axis, step in enumerate(grid.spacing):  # per axis, since voxels may be thick
+        structure = np.expand_dims(np.ones(3, dtype=bool), tuple(i for i in range(3) if i != axis))
+        result = ndimage.binary_dilation(result, structure, iterations=max(1, round(_RIM_MM / float(step))))
+    return np.asarray(result, dtype=bool)
+
+
+def percentile_window(values: Volume, body: Inside) -> tuple[float, float]:
+    """What of an MR carries position: from 0 to nearly its highest value in the body; (0, 0) of an empty body."""
+    if not body.any():
+        return 0.0, 0.0
+    low, high = np.percentile(values[body], (0.5, 99.5))
+    return min(0.0, float(low)), float(high)
 
 
 def align(

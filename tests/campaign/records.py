@@ -258,9 +258,9 @@ def _read_prepared(folder: Path) -> dict[str, Any]:
     found.verify(Silent())
     cases = {f"{group}/{case.id}": case for group, every in found.cases.items() for case in every}
     return {
-        "preparations": {domain: asdict(how) for domain, how in found.preparations.items()},
+        "preparations": {domain: [asdict(p) for p in channels] for domain, channels in found.preparations.items()},
         "grids": {name: [case.grid.to_dict(), case.source_grid.to_dict()] for name, case in cases.items()},
-        "scalers": {name: [scaler.to_dict() for scaler in case.scalers] for name, case in cases.items()},
+        "scalers": {name: [channel.scaler.to_dict() for channel in case.channels] for name, case in cases.items()},
         "arrays": {name: _digest(case.image[...], case.body[...]) for name, case in cases.items()},
     }
 
@@ -323,9 +323,10 @@ def _checkpoint_meaning(folder: Path) -> dict[str, Any]:
     numbers = [v for net in content["ema"].values() for v in net.values()]
     need(all(bool(torch.isfinite(v).all()) for v in numbers), "weights that are not finite")
     for domain in content["domains"].values():
-        spacing = domain["preparation"]["spacing"]
-        need(all(0 < s < 1000 for s in spacing) and len(spacing) == 3, "an impossible spacing")
-        need(domain["scaler"]["low"] < domain["scaler"]["high"], "an impossible scale")
+        for channel in domain["channels"]:
+            spacing = channel["preparation"]["spacing"]
+            need(all(0 < s < 1000 for s in spacing) and len(spacing) == 3, "an impossible spacing")
+            need(channel["scaler"]["low"] < channel["scaler"]["high"], "an impossible scale")
     return dict(flat(content))
 
 

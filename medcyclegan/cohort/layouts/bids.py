@@ -46,7 +46,7 @@ def read(tree: Tree) -> list[Scan]:
         kind = "_".join([*agent, suffix])
         case = "_".join(part for part in entities if part not in agent)
         modality = _SUFFIXES[suffix]
-        found.append(Scan(tree.path(place), case, subject, modality, kind, site=sites.get(subject, "")))
+        found.append(Scan((tree.path(place),), case, subject, modality, kind, site=sites.get(subject, "")))
     return require_scans(found, tree, NAME)
 
 

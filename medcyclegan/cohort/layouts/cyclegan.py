@@ -22,7 +22,7 @@ def read(tree: Tree) -> list[Scan]:
         if folder in _FOLDERS:
             split, domain = _FOLDERS[folder]
             found += [
-                Scan(path, case, patient, domain=domain, split=split)
+                Scan((path,), case, patient, domain=domain, split=split)
                 for path, case, patient in scans_below(tree, folder)
             ]
     return require_scans(found, tree, NAME)

@@ -59,7 +59,7 @@ def read(tree: Tree) -> list[Scan]:
                     )
                 kind = channels[number]
                 path = tree.path(join(place, name))
-                found.append(Scan(path, case, patient_of(case), modality_of(kind), kind, split=split))
+                found.append(Scan((path,), case, patient_of(case), modality_of(kind), kind, split=split))
         raise_all(
             [f"{place}" for place in listed if place not in present and not _split_name(place, present)],
             f"{tree.path(join(home, 'dataset.json'))} lists files that are not there:",

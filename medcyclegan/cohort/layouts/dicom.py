@@ -62,7 +62,7 @@ def read(tree: Tree) -> list[Scan]:
                 )
             image = folder if whole else Path(f"{folder}#{series.uid_end}")
             case = text(name) if len(scans) == 1 else f"{text(name)}_{series.uid_end}"
-            found.append(Scan(image, case, patient, series.modality, _kind(series), site=series.scanner))
+            found.append(Scan((image,), case, patient, series.modality, _kind(series), site=series.scanner))
     return require_scans(_united(found, identities), tree, NAME)
 
 

@@ -21,7 +21,7 @@ def read(tree: Tree) -> list[Scan]:
     for folder in _named(tree):
         domain, modality = _DOMAINS.get(folder.lower(), ""), modality_of(folder)
         found += [
-            Scan(path, case, patient, modality, folder if modality else "", domain)
+            Scan((path,), case, patient, modality, folder if modality else "", domain)
             for path, case, patient in scans_below(tree, folder)
         ]
     return require_scans(found, tree, NAME)

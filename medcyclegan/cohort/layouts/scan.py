@@ -1,4 +1,4 @@
-"""One volume as a folder convention tells of it, and what its names say of the patient and the kind of image.
+"""One scan as a folder convention tells of it, and what its names say of the patient and the kind of image.
 
 Words used here. *Kind*: what a scan shows, in the words of the layout: "T1w", "CT", "cbct", a channel's name.
 *Patient*: who was scanned, as far as names tell; scans of one patient are never parted.
@@ -32,10 +32,10 @@ _MASK = re.compile(r"[_\-. ](?:mask|seg|segmentation|label|labels)$", re.IGNOREC
 
 @dataclass(frozen=True)
 class Scan:
-    """One volume of a cohort.
+    """One volume of a cohort, or those of one patient that were joined as channels.
 
     Attributes:
-        image: file, DICOM folder, or `FOLDER#DIGITS` for one series of several.
+        images: of each channel the file, DICOM folder, or `FOLDER#DIGITS` for one series of several.
         case: id, unique within its domain; serves as a file name.
         patient: who was scanned; "" where names do not tell, as with numbered pictures.
         modality: "MR", "CT", or "" where the layout does not say.
@@ -44,10 +44,9 @@ class Scan:
         split: "train", "val", "test", or "" where the layout does not say.
         site: hospital, scanner or body region that splits are balanced over; "" where unknown.
         body: file of its body mask.
-        further: the other contrasts of the same patient, in the order of the channels, where some were joined.
     """
 
-    image: Path
+    images: tuple[Path, ...]
     case: str
     patient: str
     modality: str = ""
@@ -56,12 +55,11 @@ class Scan:
     split: str = ""
     site: str = ""
     body: Path | None = None
-    further: tuple[Scan, ...] = ()
 
     @property
-    def images(self) -> tuple[Path, ...]:
-        """The files of all contrasts, in order."""
-        return (self.image, *(scan.image for scan in self.further))
+    def image(self) -> Path:
+        """Of the first channel."""
+        return self.images[0]
 
 
 def modality_of(name: str) -> str:

@@ -37,7 +37,7 @@ def read(tree: Tree) -> list[Scan]:
         for kind, (modality, domain) in _KINDS.items():
             if kind in files:
                 body = files.get("mask")
-                found.append(Scan(files[kind], case, case, modality, kind, domain, site=site, body=body))
+                found.append(Scan((files[kind],), case, case, modality, kind, domain, site=site, body=body))
     return require_scans(found, tree, NAME)
 
 

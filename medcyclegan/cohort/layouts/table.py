@@ -66,7 +66,7 @@ def read(tree: Tree) -> list[Scan]:
         case = values.get("case") or text(case_id(image))
         found.append(
             Scan(
-                image,
+                (image,),
                 case,
                 values.get("patient") or patient_of(case),
                 values.get("modality", ""),
