@@ -21,9 +21,10 @@ from medcyclegan import config, factory, phantom
 from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.datalist import Case, Cohort, from_json
 from medcyclegan.data.augment import Augmentation
-from medcyclegan.data.patches import PatchSpec, UnpairedPatches, stack_of_slices
+from medcyclegan.data.patches import PatchSpec, Sampling, TrainingPatches, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
+from medcyclegan.data.slices import Slices, measure_slices
 from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
@@ -485,12 +486,16 @@ class Numbered:
     def body(self) -> np.ndarray:
         return np.ones(self.shape, dtype=bool)
 
+    @property
+    def slices(self) -> Slices:
+        return measure_slices([self.image], self.body)
+
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_channels_are_all_slices_of_the_first_contrast_and_then_of_the_second(plane: str) -> None:
     case = Numbered()
     shape = PatchSpec((16, 16), plane, neighbors=1)  # type: ignore[arg-type]
-    dataset = UnpairedPatches([case], [case], shape=shape, batch_size=2, steps=3, seed=0)
+    dataset = TrainingPatches([case], [case], Sampling(shape, batch_size=2, steps=3))
     item = dataset[1]
     assert item["a"].shape == (2, 6, 16, 16) and item["body_a"].shape == item["a"].shape
     torch.testing.assert_close(item["a"][:, :3] - 0.9, item["a"][:, 3:], atol=1e-4, rtol=0)
@@ -506,7 +511,7 @@ def test_channels_are_all_slices_of_the_first_contrast_and_then_of_the_second(pl
 
 def test_boxes_have_a_channel_per_contrast() -> None:
     case = Numbered()
-    dataset = UnpairedPatches([case], [case], shape=PatchSpec((16, 16, 16)), batch_size=1, steps=2, seed=0)
+    dataset = TrainingPatches([case], [case], Sampling(PatchSpec((16, 16, 16)), steps=2))
     item = dataset[0]
     assert item["a"].shape == (1, 2, 16, 16, 16)
     torch.testing.assert_close(item["a"][:, 0] - 0.9, item["a"][:, 1], atol=1e-4, rtol=0)
@@ -523,7 +528,7 @@ def test_a_slice_counts_if_any_contrast_shows_something() -> None:
             values[1, :, :, 10:] = -0.5  # both flat, though not the same
             return StoredImage(encode(values))
 
-    dataset = UnpairedPatches([Flat()], [Flat()], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0)
+    dataset = TrainingPatches([Flat()], [Flat()], Sampling(PatchSpec((16, 16))))
     assert dataset.slices["a"][0].tolist() == list(range(10))
 
 

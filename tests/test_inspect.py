@@ -27,6 +27,7 @@ from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.qc import RULES, SEVERITIES, Finding, Volume, all_findings, inspection, kinds, volume_findings
 from medcyclegan.qc.inspection import Inspection, inspect_cohort
+from medcyclegan.qc.page import write_page
 from medcyclegan.survey import volume as survey_module
 from medcyclegan.survey.anatomy import anatomy_of, coarse_copy
 from medcyclegan.survey.hounsfield import hu_offset
@@ -534,7 +535,7 @@ def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) ->
         "note [padding] 5 volumes of domain b (0.nii, 1.nii, 2.nii, and 2 more)",
         "error [unreadable] 4 volumes of domain a",
     ]
-    inspection._write_page(result, tmp_path / "page.html", {}, {})
+    write_page(tmp_path / "page.html", (), found, {})
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     rows = page[: page.index('id="volumes"')]
     assert rows.count("<tr") == 1 + 4 and rows.count("Use a larger field.") == 2

@@ -12,20 +12,45 @@ import numpy as np
 import pytest
 import torch
 
+from medcyclegan import config, factory, phantom
 from medcyclegan.data import patches as patches_module
+from medcyclegan.data import stored_case
 from medcyclegan.data.augment import Augmentation
-from medcyclegan.data.eligible import eligible_slices
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import relative_height, with_partners
-from medcyclegan.data.patches import PatchSpec, UnpairedPatches
+from medcyclegan.data.patches import PatchSpec, Sampling, Share, TrainingPatches, require_fitting
+from medcyclegan.data.prepared import PreparedCohort
+from medcyclegan.data.slices import Slices, eligible_slices, measure_slices
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
 from medcyclegan.factory.watching import _picture_batch
 from medcyclegan.io.grid import Grid, on_one_grid
 
 
+class Measured:
+    """What is known of a case without its voxels."""
+
+    image: np.ndarray
+    body: np.ndarray
+
+    @property
+    def slices(self) -> Slices:
+        return measure_slices([self.image], self.body)
+
+
+def drawn(
+    a: list[Any], b: list[Any], *, shape: PatchSpec, paired: bool = False, share: Share | None = None, **settings: Any
+) -> TrainingPatches:
+    common = {
+        x.id: measure_slices([x.image, y.image], x.body & y.body)
+        for x, y in zip(a, b, strict=False)
+        if x.body.shape == y.body.shape
+    }
+    return TrainingPatches(a, b, Sampling(shape, **settings), share, common if paired else None)
+
+
 @dataclass
-class Volume:
+class Volume(Measured):
     """Voxel value encodes the slice; the body is a box."""
 
     id: str
@@ -44,9 +69,9 @@ class Volume:
         return np.where(self.body, values, np.float32(-1))[None]
 
 
-def slices(**settings: object) -> UnpairedPatches:
+def slices(**settings: object) -> TrainingPatches:
     arguments: dict[str, object] = {"shape": PatchSpec((16, 16)), "batch_size": 2, "steps": 50, "seed": 1} | settings
-    return UnpairedPatches([Volume("a1"), Volume("a2")], [Volume("b1", (30, 14, 12))], **arguments)  # type: ignore[arg-type]
+    return drawn([Volume("a1"), Volume("a2")], [Volume("b1", (30, 14, 12))], **arguments)  # type: ignore[arg-type]
 
 
 def test_a_step_is_a_function_of_seed_and_step() -> None:
@@ -56,15 +81,15 @@ def test_a_step_is_a_function_of_seed_and_step() -> None:
 
 
 def test_processes_share_the_batch_of_one() -> None:
-    """12 patches, 2 pieces, 3 processes: in every piece of 6 the second process has the third and the fourth."""
+    """12 patches, 2 micro-batches, 3 processes: in every one of 6 the second process has the third and the fourth."""
     whole = slices(batch_size=12)[5]
-    shares = [slices(batch_size=12, rank=rank, processes=3, pieces=2)[5] for rank in range(3)]
+    shares = [slices(batch_size=12, share=Share(rank, 3, 2))[5] for rank in range(3)]
     for name, patches in whole.items():
         assert torch.equal(shares[1][name], patches[[2, 3, 8, 9]]), name
-        pieces = [share[name].chunk(2)[piece] for piece in range(2) for share in shares]
-        assert torch.equal(torch.cat(pieces), patches), name
+        parts = [share[name].chunk(2)[half] for half in range(2) for share in shares]
+        assert torch.equal(torch.cat(parts), patches), name
     with pytest.raises(ValueError, match="cannot share 12 patches"):
-        slices(batch_size=12, processes=5)
+        slices(batch_size=12, share=Share(processes=5))
 
 
 def test_loader_goes_on_where_it_is_told_with_any_number_of_workers() -> None:
@@ -132,7 +157,7 @@ def test_cropping_stays_on_the_body_and_padding_keeps_it_whole(size: tuple[int, 
 
 
 @dataclass
-class Ramp:
+class Ramp(Measured):
     """Voxel value is a linear function of the place, so a patch tells where it comes from; body everywhere."""
 
     id: str
@@ -148,9 +173,9 @@ class Ramp:
         return (np.tensordot(self.coefficients, np.indices(self.shape), axes=1) - 0.9).astype(np.float32)[None]
 
 
-def patches(shape: PatchSpec, **settings: object) -> UnpairedPatches:
+def patches(shape: PatchSpec, **settings: object) -> TrainingPatches:
     arguments: dict[str, object] = {"batch_size": 1, "steps": 30, "seed": 1} | settings
-    return UnpairedPatches([Ramp("a1")], [Ramp("b1")], shape=shape, **arguments)  # type: ignore[arg-type]
+    return drawn([Ramp("a1")], [Ramp("b1")], shape=shape, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +240,7 @@ class Cone(Volume):
 
 def test_vertex_matching_pairs_equal_cross_sections_whatever_the_coverage() -> None:
     short, long = Cone("short", 2, 3, 1), Cone("long", 2, 20, 6)
-    dataset = UnpairedPatches(
+    dataset = drawn(
         [short], [long], shape=PatchSpec((48, 48)), batch_size=1, steps=60, seed=0, minimum_body=0.0, matching="vertex"
     )
     # A cone of half width h at a slice has (2 h)^2 voxels there; the matched slices lie at most 0.05 widths, one slice
@@ -228,25 +253,54 @@ def test_vertex_matching_pairs_equal_cross_sections_whatever_the_coverage() -> N
 def test_vertex_height_does_not_depend_on_head_size_or_coverage() -> None:
     small, large = Cone("small", 1, 2, 0), Cone("large", 3, 30, 9)
     for case, scale in ((small, 1), (large, 3)):
-        height = relative_height(case, 2, "vertex")
+        height = relative_height(case.slices.areas[2], "vertex")
         top = case.shape[2] - case.above - 1
         assert height[top] == 0
         # The widest slice is 10 scale voxels wide: one width below the vertex is -1.
         assert height[top - 5 * scale] == pytest.approx(-0.5)
 
 
+@pytest.fixture(scope="module")
+def twins(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> PreparedCohort:
+    """One patient in both domains on one grid."""
+    data = {"a": str(cohort.test_mr[0].parent), "b": str(cohort.test_ct[0].parent)}
+    return factory.prepare(config.parse({"data": data}, "the test"), tmp_path_factory.mktemp("twins") / "prepared")
+
+
+@pytest.mark.filterwarnings("ignore:the bodies of a and b differ")
+def test_opening_patches_reads_no_voxel(twins: PreparedCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored is what the arrays show; and it is all that is read."""
+    (a,), (b,) = twins.cases["a"], twins.cases["b"]
+    assert a.id == b.id and list(twins.common) == [a.id]
+    for case in (a, b):
+        assert case.slices == measure_slices([np.asarray(case.image)], case.body)
+    assert twins.common[a.id] == measure_slices([np.asarray(a.image), np.asarray(b.image)], a.body & b.body)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an array was opened")
+
+    monkeypatch.setattr(stored_case, "_mapped", refuse)
+    for matching in ("any", "extent", "vertex", "profile"):
+        dataset = TrainingPatches([a], [b], Sampling(PatchSpec((16, 16)), matching=matching))  # type: ignore[arg-type]
+        require_fitting(dataset)
+    pairs = TrainingPatches([a], [b], Sampling(PatchSpec((16, 16))), common=twins.common)
+    assert pairs.paired and pairs.describe(0).startswith(f"case {a.id} of a")
+    with pytest.raises(AssertionError, match="an array was opened"):
+        pairs[0]
+
+
 def test_heads_without_their_top_are_warned_of() -> None:
     whole, cut = Cone("whole", 2, 3, 1), Volume("cut", (20, 24, 12), slice(0, 12))
     arguments: dict[str, object] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 1, "seed": 0}
     with pytest.warns(UserWarning, match="the top of the head is not in cut;"):
-        UnpairedPatches([whole], [cut], matching="vertex", **arguments)  # type: ignore[arg-type]
+        drawn([whole], [cut], matching="vertex", **arguments)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        UnpairedPatches([whole], [whole], matching="vertex", **arguments)  # type: ignore[arg-type]
-        UnpairedPatches([whole], [cut], matching="extent", **arguments)  # type: ignore[arg-type]
+        drawn([whole], [whole], matching="vertex", **arguments)  # type: ignore[arg-type]
+        drawn([whole], [cut], matching="extent", **arguments)  # type: ignore[arg-type]
 
 
-class Part:
+class Part(Measured):
     """Slices `first` to `last` of a cone whose diameter is written into its image."""
 
     def __init__(self, name: str, first: int, last: int) -> None:
@@ -260,7 +314,7 @@ def test_profile_matching_pairs_equal_cross_sections_of_cut_scans_and_leaves_the
     top = length - 4
     # b lacks the uppermost slices and begins in the air otherwise; no scan of b has the tip.
     whole, cut = Part("whole", 0, length), Part("cut", 10, top - 5)
-    dataset = UnpairedPatches(
+    dataset = drawn(
         [whole],
         [cut, cut],
         shape=PatchSpec((48, 48)),
@@ -300,7 +354,7 @@ def test_scans_that_profile_matching_drops_are_named_and_counted(domain: str, mo
     at_heights(monkeypatch, *starts["a"], *starts["b"])
     arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 30, "seed": 0}
     with pytest.warns(UserWarning) as told:
-        dataset = UnpairedPatches(given["a"], given["b"], matching="profile", **arguments)
+        dataset = drawn(given["a"], given["b"], matching="profile", **arguments)
     (line,) = [str(w.message) for w in told if "leaves out" in str(w.message)]
     assert f"5 of 7 scans of {domain} as a whole, and in all 71 % of the slices" in line
     assert "hip0, hip1, hip2 and 2 more" in line
@@ -324,7 +378,7 @@ def test_a_scan_that_fits_the_common_profile_nowhere_has_no_heights_and_is_named
 def test_profile_matching_without_a_common_height_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     at_heights(monkeypatch, 0.0, 50.0)
     with pytest.raises(InputError, match="profile finds no height that both domains have"):
-        UnpairedPatches(
+        drawn(
             [Volume("a")], [Volume("b")], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0, matching="profile"
         )
 
@@ -335,7 +389,7 @@ def test_the_share_left_out_is_that_which_is_never_drawn(matching: Any) -> None:
     a, b = [Cone("a1", 2, 3, 1), Cone("a2", 2, 8, 2)], [Cone("b1", 2, 25, 6), Cone("b2", 2, 4, 0)]
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
-        dataset = UnpairedPatches(
+        dataset = drawn(
             a, b, shape=PatchSpec((48, 48)), batch_size=4, steps=400, seed=0, matching=matching, minimum_body=0.0
         )
     random, seen = np.random.default_rng(0), {"a": set(), "b": set()}
@@ -358,18 +412,16 @@ def test_matched_slices_that_lie_far_apart_are_told() -> None:
         "minimum_body": 0.0,
     }
     with pytest.warns(UserWarning, match=r"vertex: for \d\d % of the patches of a, the scan of b has nothing at a sim"):
-        UnpairedPatches([Cone("a", 2, 30, 1)], [Cone("b", 2, 3, 1)], matching="vertex", **arguments)
+        drawn([Cone("a", 2, 30, 1)], [Cone("b", 2, 3, 1)], matching="vertex", **arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        UnpairedPatches([Cone("a", 2, 3, 1)], [Cone("b", 2, 30, 1)], matching="vertex", **arguments)
+        drawn([Cone("a", 2, 3, 1)], [Cone("b", 2, 30, 1)], matching="vertex", **arguments)
 
 
 def test_extent_matching_pairs_the_same_share_of_the_body() -> None:
     low, high = Volume("low", (20, 24, 12), slice(0, 12)), Volume("high", (20, 24, 40), slice(10, 34))
-    assert relative_height(high, 2, "extent")[[10, 33]].tolist() == [0, 1]
-    dataset = UnpairedPatches(
-        [low], [high], shape=PatchSpec((16, 16)), batch_size=1, steps=80, seed=0, matching="extent"
-    )
+    assert relative_height(high.slices.areas[2], "extent")[[10, 33]].tolist() == [0, 1]
+    dataset = drawn([low], [high], shape=PatchSpec((16, 16)), batch_size=1, steps=80, seed=0, matching="extent")
     for step in range(80):
         a, b = (float(dataset[step][d].max()) for d in ("a", "b"))
         share_a = (a + 0.9) / 1.8  # value -0.9 to 0.9 over the slices 0 to 11, all of them body
@@ -378,7 +430,7 @@ def test_extent_matching_pairs_the_same_share_of_the_body() -> None:
 
 
 @dataclass
-class Half:
+class Half(Measured):
     """One half of a pair: its own body, its own contrast, and the same numbers where both show the same place.
 
     The value of a voxel is unique along both axes of every plane: 0.02 along x, 0.001 along y, 0.015 along z.
@@ -430,7 +482,7 @@ WHATEVER_IS_CUT = [
 @pytest.mark.parametrize("shape", WHATEVER_IS_CUT, ids=str)
 def test_a_pair_is_cut_mirrored_and_blanked_alike_whatever_its_masks(shape: PatchSpec) -> None:
     a, b = halves()
-    dataset = UnpairedPatches([a], [b], shape=shape, batch_size=1, steps=40, seed=0, flip=True, paired=True)
+    dataset = drawn([a], [b], shape=shape, batch_size=1, steps=40, seed=0, flip=True, paired=True)
     common = a.body & b.body
     mirrored, places = set(), set()
     for step in range(40):
@@ -465,7 +517,7 @@ def test_a_pair_is_varied_alike_whatever_its_masks(size: tuple[int, ...]) -> Non
     vary = Augmentation(spacing=(1,) * len(size), rotate=20, scale=0.1, translate=3, resize_jitter=1.2)
     arguments: dict[str, Any] = {"shape": PatchSpec(size), "batch_size": 2, "steps": 10, "seed": 0, "paired": True}
     a, b = halves()
-    dataset = UnpairedPatches([a], [b], flip=True, augmentation={"a": vary, "b": vary}, **arguments)
+    dataset = drawn([a], [b], flip=True, augmentation={"a": vary, "b": vary}, **arguments)
     for step in range(10):
         item = dataset[step]
         assert torch.equal(item["body_a"], item["body_b"])
@@ -476,22 +528,22 @@ def test_a_pair_is_varied_alike_whatever_its_masks(size: tuple[int, ...]) -> Non
         assert (difference > 0.0999).float().mean() > 0.6
     for other in ({"a": vary}, {"a": vary, "b": replace(vary, rotate=5)}):
         with pytest.raises(ValueError, match="same movements in a and b"):
-            UnpairedPatches([a], [b], augmentation=other, **arguments)
+            drawn([a], [b], augmentation=other, **arguments)
     recolored = {"a": replace(vary, gamma=0.3, noise=0.05), "b": vary}
-    assert UnpairedPatches([a], [b], augmentation=recolored, **arguments)[0]["a"].shape == (2, 1, *size)
+    assert drawn([a], [b], augmentation=recolored, **arguments)[0]["a"].shape == (2, 1, *size)
 
 
 def test_pairs_whose_bodies_differ_are_told_and_those_without_a_common_slice_refused() -> None:
     arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
     # 28 x 26 x 20 and 34 x 19 x 12 voxels, 28 x 19 x 10 of them common.
     with pytest.warns(UserWarning, match=r"differ in 1 of 1 pairs.*p1 \(63 % of a's, 31 % of b's\)"):
-        UnpairedPatches(*([half] for half in halves()), **arguments)
+        drawn(*([half] for half in halves()), **arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         a, _ = halves()
-        UnpairedPatches([a], [replace(a, brightness=0.1, high=(33, 31, 22))], **arguments)
+        drawn([a], [replace(a, brightness=0.1, high=(33, 31, 22))], **arguments)
     with pytest.raises(InputError, match="p1: the bodies of a and b have no voxel in common"):
-        UnpairedPatches(*([half] for half in halves(low=(4, 5, 22))), **arguments)
+        drawn(*([half] for half in halves(low=(4, 5, 22))), **arguments)
 
 
 @pytest.mark.parametrize(("shift", "fits"), [(0.09, True), (0.11, False), (500.0, False)])
@@ -500,10 +552,10 @@ def test_paired_volumes_lie_on_one_grid_and_not_only_in_one_shape(shift: float, 
     b = replace(a, brightness=0.1, shift=shift)
     arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 1, "seed": 0, "paired": True}
     if fits:
-        UnpairedPatches([a], [b], **arguments)
+        drawn([a], [b], **arguments)
         return
     with pytest.raises(InputError, match=rf"p1: .* up to {shift:.4g} mm apart \(at most 0.1 mm and 0.1 of a voxel"):
-        UnpairedPatches([a], [b], **arguments)
+        drawn([a], [b], **arguments)
 
 
 @pytest.mark.parametrize(
@@ -537,11 +589,9 @@ def test_one_grid_is_meant_in_voxels_where_they_are_small() -> None:
 
 def test_patients_without_a_partner_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="p3"):
-        UnpairedPatches(
-            [Ramp("p1")], [Ramp("p3")], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0, paired=True
-        )
+        drawn([Ramp("p1")], [Ramp("p3")], shape=PatchSpec((16, 16)), batch_size=1, steps=1, seed=0, paired=True)
     with pytest.raises(InputError, match=r"p1: a is \(24, 30, 20\)"):
-        UnpairedPatches(
+        drawn(
             [Ramp("p1")],
             [Ramp("p1", (24, 30, 21))],
             shape=PatchSpec((16, 16)),

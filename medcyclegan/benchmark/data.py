@@ -12,7 +12,7 @@ import torch
 from medcyclegan.benchmark.experiments import bare_trainer, checked_device, random_batch, uses_bf16
 from medcyclegan.benchmark.timing import device_name, interleaved
 from medcyclegan.config import Experiment
-from medcyclegan.data.patches import PatchSpec, UnpairedPatches
+from medcyclegan.data.patches import PatchSpec, Sampling, TrainingPatches
 from medcyclegan.data.prepared import open_prepared
 from medcyclegan.errors import InputError
 from medcyclegan.registry import OBJECTIVES
@@ -32,19 +32,18 @@ def benchmark_data(
     prepared = open_prepared(Path(experiment.data.prepared))
     patches = experiment.patches
     count = max(steps * 20, 100)
-    dataset = UnpairedPatches(
-        prepared.cases["a"],
-        prepared.cases["b"],
-        shape=PatchSpec(tuple(size), patches.plane, patches.neighbors),
+    sampling = Sampling(
+        PatchSpec(tuple(size), patches.plane, patches.neighbors),
         batch_size=batch,
         steps=count,
         seed=experiment.seed,
         minimum_body=patches.minimum_body,
         flip=patches.flip,
         matching=patches.matching,
-        paired=OBJECTIVES.class_of(experiment.objective).paired,
         spacing=prepared.spacing,
     )
+    common = prepared.common if OBJECTIVES.class_of(experiment.objective).paired else None
+    dataset = TrainingPatches(prepared.cases["a"], prepared.cases["b"], sampling, common=common)
     workers = experiment.training.workers
     started = time.perf_counter()
     for _ in dataset.loader(workers=workers, pin_memory=where.type == "cuda"):

@@ -1,6 +1,6 @@
 """Slices of matching height: how high each lies in the body, and which ones have a partner in the other domain.
 
-Heights are rising, (slices,) of a scan, in units that depend on the way to measure them: see `patches.UnpairedPatches`.
+Heights are rising, (slices,) of a scan, in units that depend on the way to measure them: see `patches.Sampling`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.data.eligible import PatchSource
+from medcyclegan.data.slices import PatchSource
 from medcyclegan.errors import few
 
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
@@ -22,28 +22,28 @@ Heights = Mapping[str, Sequence[npt.NDArray[np.float64]]]
 Slices = Mapping[str, Sequence[npt.NDArray[np.intp]]]
 
 
-def relative_height(case: PatchSource, axis: int, matching: str) -> npt.NDArray[np.float64]:
-    """Where each slice across `axis` lies in the body: see `UnpairedPatches`."""
-    body = case.body
-    area = body.sum(axis=tuple(i for i in range(3) if i != axis))
-    occupied = np.flatnonzero(area)
-    index = np.arange(len(area), dtype=float)
+def relative_height(areas: Sequence[int], matching: str) -> npt.NDArray[np.float64]:
+    """Where each slice lies in the body: see `patches.Sampling`.
+
+    Args:
+        areas: voxels of body in every slice along the axis.
+        matching: "extent" or "vertex".
+    """
+    occupied = np.flatnonzero(areas)
+    index = np.arange(len(areas), dtype=float)
     if matching == "extent":
         return (index - occupied[0]) / max(1, occupied[-1] - occupied[0])
     if matching != "vertex":
         raise ValueError(f"matching is 'extent' or 'vertex', got {matching!r}")
     # The working grid is the same for every case, so widths in voxels can be compared; the root of the largest area
     # measures the head's size whatever part of the neck is in the scan.
-    return (index - occupied[-1]) / float(np.sqrt(area.max()))
+    return (index - occupied[-1]) / float(np.sqrt(max(areas)))
 
 
 def warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
     """A scan that begins inside the head has a large uppermost slice, and no vertex to measure heights from."""
-    cut = []
-    for case in cases:
-        area = case.body.sum(axis=tuple(i for i in range(3) if i != axis))
-        if area[np.flatnonzero(area)[-1]] > CUT_SHARE * area.max():
-            cut.append(case.id)
+    areas = {case.id: case.slices.areas[axis] for case in cases}
+    cut = [name for name, area in areas.items() if area[np.flatnonzero(area)[-1]] > CUT_SHARE * max(area)]
     if cut:
         warnings.warn(
             f"patches.matching is vertex, but the top of the head is not in {few(cut)}; they are matched as if "

@@ -8,34 +8,22 @@ and not because the patient does: from such a place a network would learn to era
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from medcyclegan.data.slices import PatchSource, Slices
 from medcyclegan.errors import few, raise_all
 from medcyclegan.io.grid import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 
 SMALLEST_COMMON = 0.9  # share of each half's body that lies in the other's; below, it is told
 
-Bools = npt.NDArray[np.bool_]
 
-
-class PairHalf(Protocol):
-    """One half of a pair; with a `grid` (`io.grid.Grid`), where it lies is compared too."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def body(self) -> Bools:
-        """(X, Y, Z)."""
-        ...
-
-
-def require_pairs(a: Sequence[PairHalf], b: Sequence[PairHalf]) -> None:
+def require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource], common: Mapping[str, Slices]) -> None:
     """Refuse what is no list of pairs; tell of pairs whose bodies differ much.
+
+    Args:
+        a, b: halves; where they have a `grid`, where they lie is compared too.
+        common: id of each pair whose halves lie on one grid -> what both show.
 
     Raises:
         InputError: naming every case that has no partner of its id at its place, lies on another grid or shares no
@@ -54,10 +42,9 @@ def require_pairs(a: Sequence[PairHalf], b: Sequence[PairHalf]) -> None:
             if problem := _misfit(x, y):
                 problems.append(problem)
                 continue
-            bodies = np.asarray(x.body), np.asarray(y.body)
-            common = int((bodies[0] & bodies[1]).sum())
-            shares = [common / max(1, int(body.sum())) for body in bodies]
-            if not common:
+            shared = common[x.id].voxels
+            shares = [shared / max(1, half.slices.voxels) for half in (x, y)]
+            if not shared:
                 problems.append(f"{x.id}: the bodies of a and b have no voxel in common")
             elif min(shares) < SMALLEST_COMMON:
                 differing.append(f"{x.id} ({100 * (1 - shares[0]):.0f} % of a's, {100 * (1 - shares[1]):.0f} % of b's)")
@@ -70,10 +57,10 @@ def require_pairs(a: Sequence[PairHalf], b: Sequence[PairHalf]) -> None:
         )
 
 
-def _misfit(a: PairHalf, b: PairHalf) -> str | None:
+def _misfit(a: PatchSource, b: PatchSource) -> str | None:
     """Why two halves of one id do not lie on each other."""
-    if a.body.shape != b.body.shape:
-        return f"{a.id}: a is {a.body.shape} and b {b.body.shape} voxels on the working grid"
+    if a.slices.shape != b.slices.shape:
+        return f"{a.id}: a is {a.slices.shape} and b {b.slices.shape} voxels on the working grid"
     grids: list[Any] = [getattr(half, "grid", None) for half in (a, b)]
     if None in grids or on_one_grid(*grids):
         return None

@@ -10,8 +10,8 @@ training ones changes anything. Of several training processes, each cuts its own
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from medcyclegan.data.augment import Augmentation
-from medcyclegan.data.eligible import PatchSource, areas, eligible_in_both, eligible_slices, shows_something
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import MATCH_TOLERANCE, reached, relative_height, warn_of_cut_heads, with_partners
 from medcyclegan.data.pairs import require_pairs
+from medcyclegan.data.slices import PatchSource, Slices, eligible_in_both, eligible_slices, shows_something
 from medcyclegan.data.windows import BACKGROUND, Bools, Floats, Values, choose_window, stack_of_slices
 from medcyclegan.errors import InputError, few, raise_all
 
@@ -71,8 +71,9 @@ class PatchSpec:
         return 2 * self.neighbors + 1
 
 
-class UnpairedPatches(Dataset[dict[str, Tensor]]):
-    """The batches of a training: item `step` holds patches of both domains.
+@dataclass(frozen=True)
+class Sampling:
+    """How the patches of a training are drawn.
 
     Every case is equally likely, then every eligible slice of it (for boxes: every eligible height of their middle).
     The domains are drawn independently of each other, or, with `matching`, the patch of b at a height similar to a's:
@@ -85,27 +86,83 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
       have it.
 
     Args:
-        a: cases of domain a.
-        b: cases of domain b; with `paired` the same patients in the same order, on the same grids, see `data.pairs`.
         shape: of the patches. What is longer than the patch is cropped at random where the body is, what is shorter is
             placed at random and surrounded by background.
         batch_size: patches of each domain in a step, all processes together.
         steps: length of the training.
         seed: what the drawing depends on besides the step.
-        rank, processes: which of how many training processes this is. Every batch is cut into `pieces` that are
-            worked through one after another, and each piece into one share per process: rank r has the r-th share of
-            every piece. Together the processes see what one alone would.
-        pieces: see above; gradient accumulation.
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
-        matching: "any", "extent", "vertex" or "profile".
-        paired: the patch of b is of the same patient and place as that of a: one box around the body that both halves
-            have in common, outside which both are background, mirrored and moved alike.
-        augmentation: "a", "b" -> what else is varied; with `paired`, movements must be the same.
+        matching: "any", "extent", "vertex" or "profile"; of no meaning for pairs.
+        augmentation: "a", "b" -> what else is varied; of pairs, movements must be the same.
         spacing: of the working grid, mm; of meaning for `matching` "profile" only.
+    """
+
+    shape: PatchSpec
+    batch_size: int = 1
+    steps: int = 1
+    seed: int = 0
+    minimum_body: float = 0.05
+    flip: bool = False
+    matching: Matching = "any"
+    augmentation: Mapping[str, Augmentation] = field(default_factory=dict)
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @property
+    def axis(self) -> int:
+        """Of the working grid, across which slices are cut; of boxes, along which their middle is drawn."""
+        return PLANES[self.shape.plane] if self.shape.spatial_dims == 2 else 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which patches of every batch are those of one training process.
+
+    A batch is cut into micro-batches that are worked through one after another (gradient accumulation), and each of
+    them into one share per process: rank r has the r-th share of every micro-batch. Together the processes see what one
+    alone would.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    micro_batches: int = 1
+
+    def of_batch(self, size: int) -> set[int]:
+        """Positions in a batch of `size` patches.
+
+        Raises:
+            ValueError: the batch cannot be cut like that.
+        """
+        parts = self.processes * self.micro_batches
+        if not 0 <= self.rank < self.processes or self.micro_batches < 1 or size % parts:
+            raise ValueError(
+                f"rank {self.rank} of {self.processes} processes and {self.micro_batches} micro-batches cannot share "
+                f"{size} patches"
+            )
+        share = size // parts
+        return {
+            (micro_batch * self.processes + self.rank) * share + i
+            for micro_batch in range(self.micro_batches)
+            for i in range(share)
+        }
+
+
+class TrainingPatches(Dataset[dict[str, Tensor]]):
+    """The batches of a training: item `step` holds patches of both domains, drawn as `sampling` says.
+
+    Opening it reads records only, no voxel.
+
+    Args:
+        a: cases of domain a.
+        b: cases of domain b.
+        sampling: how patches are drawn.
+        share: which of them are this process's.
+        common: of pairs: id -> what both halves show. Then b has the same patients as a in the same order, on the same
+            grids (see `data.pairs`), and the patch of b is of the same patient and place as that of a: one box around
+            the body that both halves have in common, outside which both are background, mirrored and moved alike.
 
     Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
-    the B patches of this process, piece by piece.
+    the B patches of this process, micro-batch by micro-batch.
 
     Attributes:
         left_out: "a", "b" -> share of the slices with body, of all cases that were given, that are never the middle of
@@ -120,55 +177,31 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         self,
         a: Sequence[PatchSource],
         b: Sequence[PatchSource],
-        *,
-        shape: PatchSpec,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        rank: int = 0,
-        processes: int = 1,
-        pieces: int = 1,
-        minimum_body: float = 0.05,
-        flip: bool = False,
-        matching: Matching = "any",
-        paired: bool = False,
-        augmentation: dict[str, Augmentation] | None = None,
-        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        sampling: Sampling,
+        share: Share | None = None,
+        common: Mapping[str, Slices] | None = None,
     ) -> None:
-        self.spacing = tuple(spacing)
         self.cases = {"a": list(a), "b": list(b)}
-        self.shape = shape
-        self.batch_size = batch_size
-        self.steps = steps
-        self.seed = seed
-        if not 0 <= rank < processes or pieces < 1 or batch_size % (processes * pieces):
-            raise ValueError(
-                f"rank {rank} of {processes} processes and {pieces} pieces cannot share {batch_size} patches"
-            )
-        share = batch_size // (processes * pieces)
-        # Positions in the batch, in its order: piece by piece, in each of them the share of this process.
-        self.own = {(piece * processes + rank) * share + i for piece in range(pieces) for i in range(share)}
-        self.flip = flip
-        self.matching = matching
-        self.paired = paired
-        self.augmentation = augmentation or {}
-        self.axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
-        if paired:
-            require_pairs(self.cases["a"], self.cases["b"])
+        self.sampling = sampling
+        self.shape, self.axis, self.augmentation = sampling.shape, sampling.axis, sampling.augmentation
+        self.own = (share or Share()).of_batch(sampling.batch_size)
+        self.paired = common is not None
+        matching = "any" if self.paired else sampling.matching
+        if common is not None:
+            require_pairs(a, b, common)
             _require_moving_alike(self.augmentation)
-        if paired:
-            both = zip(*self.cases.values(), strict=True)
-            common = [eligible_in_both(a, b, minimum_body, self.axis) for a, b in both]
-            self.slices = {"a": common, "b": common}
+            both = [eligible_in_both(case.id, common[case.id], sampling.minimum_body, self.axis) for case in a]
+            self.slices = {"a": both, "b": both}
         else:
             self.slices = {
-                d: [eligible_slices(case, minimum_body, self.axis) for case in cases] for d, cases in self.cases.items()
+                d: [eligible_slices(case, sampling.minimum_body, self.axis) for case in cases]
+                for d, cases in self.cases.items()
             }
-        body = {d: sum(int((areas(case, self.axis) > 0).sum()) for case in cases) for d, cases in self.cases.items()}
+        body = {d: sum(len(case.slices.with_body(self.axis)) for case in cases) for d, cases in self.cases.items()}
         self.heights: dict[str, list[npt.NDArray[np.float64]]] = {"a": [], "b": []}
         lost: dict[str, list[str]] = {"a": [], "b": []}
         drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
-        if matching != "any" and not paired:
+        if matching != "any":
             if matching == "vertex":
                 warn_of_cut_heads([case for cases in self.cases.values() for case in cases], self.axis)
             self.heights = self._measured()
@@ -177,6 +210,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
                 drawn = {d: sum(map(len, slices)) for d, slices in self.slices.items()}
             else:
                 drawn["b"] = reached(self.heights, self.slices, matching)
+        self.matching = matching
         self.left_out = {d: 1 - drawn[d] / body[d] for d in body}
         for domain, other in (("a", "b"), ("b", "a")):
             if lost[domain]:
@@ -190,16 +224,12 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
                 )
 
     def _measured(self) -> dict[str, list[npt.NDArray[np.float64]]]:
-        if self.matching != "profile":
-            return {
-                d: [relative_height(case, self.axis, self.matching) for case in cases]
-                for d, cases in self.cases.items()
-            }
-        distance = self.spacing[self.axis]
-        pixel = np.prod(self.spacing) / distance
-        every = profile_heights(
-            [areas(case, self.axis) * pixel for d in ("a", "b") for case in self.cases[d]], distance
-        )
+        areas = {d: [case.slices.areas[self.axis] for case in cases] for d, cases in self.cases.items()}
+        if self.sampling.matching != "profile":
+            return {d: [relative_height(area, self.sampling.matching) for area in areas[d]] for d in areas}
+        distance = self.sampling.spacing[self.axis]
+        pixel = np.prod(self.sampling.spacing) / distance
+        every = profile_heights([np.array(area) * pixel for d in ("a", "b") for area in areas[d]], distance)
         count = len(self.cases["a"])
         return {"a": every[:count], "b": every[count:]}
 
@@ -221,12 +251,12 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         return lost
 
     def __len__(self) -> int:
-        return self.steps
+        return self.sampling.steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        random = np.random.default_rng([self.seed, 0, step])
+        random = np.random.default_rng([self.sampling.seed, 0, step])
         drawn: dict[str, list[npt.NDArray[np.generic]]] = {"a": [], "body_a": [], "b": [], "body_b": []}
-        for position in range(self.batch_size):
+        for position in range(self.sampling.batch_size):
             # Every process chooses all places, which costs nothing, and cuts its own patches only.
             places = self._draw(random)
             if position not in self.own:
@@ -242,10 +272,10 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
 
     def describe(self, step: int) -> str:
         """The cases and positions that item `step` shows, of all processes together, in words."""
-        random = np.random.default_rng([self.seed, 0, step])
+        random = np.random.default_rng([self.sampling.seed, 0, step])
         what = "box around axial slice" if self.shape.spatial_dims == 3 else f"{self.shape.plane} slice"
         shown = []
-        for _ in range(self.batch_size):
+        for _ in range(self.sampling.batch_size):
             for domain, (case, middle, _) in self._draw(random).items():
                 shown.append(f"case {self.cases[domain][case].id} of {domain} ({what} {middle} of the working grid)")
         return ", ".join(shown)
@@ -307,7 +337,8 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
                 patches[domain] = patch
             if all(shows_something(patch, self.shape.slices) for patch in patches.values()):
                 break
-        mirrored = self.flip and random.random() < 0.5 and not (self.shape.spatial_dims == 2 and self.axis == 0)
+        flip = self.sampling.flip and random.random() < 0.5
+        mirrored = flip and not (self.shape.spatial_dims == 2 and self.axis == 0)
         made = {}
         for domain, patch in patches.items():
             shown = _of_every_channel(inside, patch)
@@ -329,7 +360,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         return DataLoader(
             self,
             batch_size=None,
-            sampler=range(start, self.steps),
+            sampler=range(start, self.sampling.steps),
             num_workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
@@ -337,7 +368,7 @@ class UnpairedPatches(Dataset[dict[str, Tensor]]):
         )
 
 
-def require_fitting(dataset: UnpairedPatches) -> None:
+def require_fitting(dataset: TrainingPatches) -> None:
     """Refuse a training whose batches or patches are out of proportion to its volumes, before it begins.
 
     Raises:
@@ -345,15 +376,15 @@ def require_fitting(dataset: UnpairedPatches) -> None:
             fills less than `LEAST_FILLED` of a patch.
     """
     problems = []
-    size, axis = dataset.shape.size, dataset.axis
+    size, axis, batch = dataset.shape.size, dataset.axis, dataset.sampling.batch_size
     for domain, cases in dataset.cases.items():
         count = sum(len(slices) for slices in dataset.slices[domain])
-        if dataset.batch_size > count:
+        if batch > count:
             problems.append(
-                f"a step takes {dataset.batch_size} patches of {domain}, but its {len(cases)} volumes have only "
+                f"a step takes {batch} patches of {domain}, but its {len(cases)} volumes have only "
                 f"{count} slices with body; set training.batch_size (times accumulate and processes) to at most {count}"
             )
-        shapes = [case.body.shape for case in cases]
+        shapes = [case.slices.shape for case in cases]
         if dataset.shape.spatial_dims == 2:
             shapes = [tuple(n for i, n in enumerate(shape) if i != axis) for shape in shapes]
         filled = [filled_share(shape, size) for shape in shapes]
@@ -378,7 +409,7 @@ def _of_every_channel(inside: Bools, patch: Floats) -> Bools:
     return np.concatenate([inside] * (len(patch) // len(inside)))
 
 
-def _require_moving_alike(augmentation: dict[str, Augmentation]) -> None:
+def _require_moving_alike(augmentation: Mapping[str, Augmentation]) -> None:
     """Halves of a pair that moved apart would not be one place any more."""
     movements = {
         (vary.spacing, vary.rotate, vary.scale, vary.translate, vary.resize_jitter) for vary in augmentation.values()

@@ -31,6 +31,7 @@ from medcyclegan.data.prepared_folder import (
     remove_strangers,
 )
 from medcyclegan.data.registered import register_onto, save_picture
+from medcyclegan.data.slices import measure_slices
 from medcyclegan.data.stored_case import key_digest, open_case, read_record, save_case, write_record
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.grid import SAME_GRID_MM, SAME_GRID_VOXELS, Grid, on_one_grid
@@ -126,13 +127,16 @@ def _prepare(
     listed = {group: sorted(n.split("/", 1)[1] for n in done if n.startswith(f"{group}/")) for group in GROUPS}
     both = set(listed["pairs_a"]) & set(listed["pairs_b"])
     listed |= {group: [case for case in listed[group] if case in both] for group in ("pairs_a", "pairs_b")}
+    keys = {name: key_digest(jobs[name].key) for name in done}
+    common = _common_slices(output, listed, keys, pool)
     write_record(
         output / "prepared.json",
         {
             "format": FORMAT,
             "version": VERSION,
             "preparations": {domain: [asdict(p) for p in channels] for domain, channels in preparations.items()},
-            "cases": {g: {case: key_digest(jobs[f"{g}/{case}"].key) for case in listed[g]} for g in GROUPS},
+            "cases": {g: {case: keys[f"{g}/{case}"] for case in listed[g]} for g in GROUPS},
+            "common": common,
             "failed": dict(sorted(failed.items())),
             "warnings": [*messages, *(line for name in sorted(done) for line in _warnings(name, output))],
             "register_pairs": register_pairs,
@@ -358,6 +362,31 @@ def _check_modalities(sources: Mapping[str, Source], modalities: Mapping[str, st
                 "Exchange the folders a and b, or declare the modalities.",
             )
     return [line for d in ("a", "b") for line in modality_findings(hu[d], modalities[d])]
+
+
+def _common_slices(
+    output: Path, cases: Mapping[str, Sequence[str]], keys: Mapping[str, str], pool: ProcessPool
+) -> dict[str, dict[str, Any]]:
+    """What both halves show of every patient in a and b on one grid, measured again only where a half is another."""
+    try:
+        known = read_record(output / "prepared.json").get("common", {})
+    except InputError:
+        known = {}
+    halves = {case: [keys[f"{domain}/{case}"] for domain in ("a", "b")] for case in cases["a"] if case in cases["b"]}
+    found = {case: known[case] for case, of in halves.items() if known.get(case, {}).get("of") == of}
+    tasks = {case: (output / "a" / case, output / "b" / case) for case in halves if case not in found}
+    for case, slices in pool.each(_measure_common, tasks, "comparing pairs"):
+        if isinstance(slices, InputError):
+            raise slices
+        found[case] = {"of": halves[case], "slices": slices}
+    return dict(sorted(found.items()))
+
+
+def _measure_common(*folders: Path) -> dict[str, Any] | None:
+    a, b = map(open_case, folders)
+    if not on_one_grid(a.grid, b.grid):
+        return None
+    return measure_slices([np.asarray(half.image) for half in (a, b)], a.body & b.body).to_dict()
 
 
 def _require_both(usable: Iterable[str], failed: Mapping[str, str]) -> None:

@@ -17,13 +17,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medcyclegan.atomic import claimed, sweep
+from medcyclegan.data.slices import Slices
 from medcyclegan.data.stored_case import FILES, StoredCase, key_digest, open_case
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError, raise_all
@@ -47,6 +48,7 @@ class PreparedCohort:
         failed: "group/case" -> why it could not be prepared.
         warnings: what was suspicious, one line each.
         register_pairs: whether b of each pair was moved onto a.
+        common: id of every patient in a and b on one grid -> what both halves show.
         digest: of the record; another one after every preparation that changed anything.
     """
 
@@ -56,6 +58,7 @@ class PreparedCohort:
     failed: dict[str, str]
     warnings: tuple[str, ...]
     register_pairs: bool = False
+    common: dict[str, Slices] = field(default_factory=dict)
     digest: str = ""
 
     @property
@@ -145,6 +148,11 @@ def opened(folder: Path) -> PreparedCohort:
         failed=content["failed"],
         warnings=tuple(content["warnings"]),
         register_pairs=content["register_pairs"],
+        common={
+            case: Slices.from_dict(told["slices"])
+            for case, told in content["common"].items()
+            if told["slices"] is not None
+        },
         digest=digest,
     )
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medcyclegan.data.eligible import PatchSource, eligible_slices
 from medcyclegan.data.patches import PLANES, PatchSpec
+from medcyclegan.data.slices import PatchSource, eligible_slices
 from medcyclegan.data.windows import choose_window, stack_of_slices
 
 CASES = 6  # of a domain, evenly spread over the sorted ones
@@ -23,11 +23,11 @@ def probe_patches(cases: Sequence[PatchSource], shape: PatchSpec, minimum_body: 
     Args:
         cases: of one domain.
         shape: of the patches.
-        minimum_body: see `UnpairedPatches`.
+        minimum_body: see `Sampling`.
 
     Returns:
         (N, C, *size) float32 in [-1, 1], and where they show the body, boolean, of the same shape; channels as in
-        `UnpairedPatches`.
+        `TrainingPatches`.
     """
     chosen = [cases[k] for k in np.unique(np.linspace(0, len(cases) - 1, min(CASES, len(cases))).round().astype(int))]
     axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2

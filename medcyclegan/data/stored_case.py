@@ -24,6 +24,7 @@ import numpy.typing as npt
 from isal import isal_zlib
 
 from medcyclegan.atomic import write_json
+from medcyclegan.data.slices import Slices, measure_slices
 from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError
@@ -47,6 +48,7 @@ class StoredCase:
     channels: tuple[Channel, ...]
     image_files: tuple[Path, ...]  # where each channel came from
     features: Features
+    slices: Slices
     blanked_ml: float = 0.0  # of an MR that was defaced, mL
     key: str = ""  # digest of what it was made from
     checksums: Mapping[str, int] = field(default_factory=dict)  # "image.npy", "body.npy" -> CRC-32 of the file
@@ -88,7 +90,9 @@ def save_case(prepared: PreparedCase, folder: Path, about: Mapping[str, Any]) ->
         about: what else the record says: id, image_files, key, features, surveys.
     """
     # Fortran order makes an axial slice [..., k], with all its channels, one contiguous piece of the file.
-    np.save(folder / "image.npy", np.asfortranarray(encode(prepared.image)))
+    stored = encode(prepared.image)
+    as_read = np.asarray(StoredImage(stored))
+    np.save(folder / "image.npy", np.asfortranarray(stored))
     np.save(folder / "body.npy", np.asfortranarray(prepared.body))
     write_record(
         folder / "case.json",
@@ -97,6 +101,7 @@ def save_case(prepared: PreparedCase, folder: Path, about: Mapping[str, Any]) ->
             "grid": prepared.grid.to_dict(),
             "source_grid": prepared.source_grid.to_dict(),
             "channels": [_to_dict(channel) for channel in prepared.channels],
+            "slices": measure_slices([as_read], prepared.body).to_dict(),
             "blanked_ml": prepared.blanked_ml,
             "checksums": {name: checksum(folder / name) for name in ("image.npy", "body.npy")},
         },
@@ -137,6 +142,7 @@ def open_case(folder: Path) -> StoredCase:
             channels=tuple(_channel(channel) for channel in content["channels"]),
             image_files=tuple(Path(file) for file in content["image_files"]),
             features=Features.from_dict(content["features"]),
+            slices=Slices.from_dict(content["slices"]),
             blanked_ml=float(content["blanked_ml"]),
             key=key_digest(content["key"]),
             checksums={name: int(content["checksums"][name]) for name in ("image.npy", "body.npy")},

@@ -12,7 +12,7 @@ from medcyclegan import config
 from medcyclegan.cohort.assembly import assemble
 from medcyclegan.cohort.datalist import Cohort, contrast_names, from_folders, from_json
 from medcyclegan.config import Experiment
-from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
+from medcyclegan.data.patches import PLANES, PatchSpec, Sampling, TrainingPatches
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
@@ -113,20 +113,14 @@ def preparations(experiment: Experiment, found: Cohort) -> dict[str, tuple[Prepa
 def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, float]:
     """Domain -> share of the slices with body that a training of `experiment` would never show, see `data.patches`."""
     patches = experiment.patches
-    shape = PatchSpec((16,) * patches.spatial_dims, patches.plane)
-    dataset = UnpairedPatches(
-        prepared.cases["a"],
-        prepared.cases["b"],
-        shape=shape,
-        batch_size=1,
-        steps=1,
-        seed=experiment.seed,
+    sampling = Sampling(
+        PatchSpec((16,) * patches.spatial_dims, patches.plane),
         minimum_body=patches.minimum_body,
         matching=patches.matching,
-        paired=OBJECTIVES.class_of(experiment.objective).paired,
         spacing=prepared.spacing,
     )
-    return dataset.left_out
+    common = prepared.common if OBJECTIVES.class_of(experiment.objective).paired else None
+    return TrainingPatches(prepared.cases["a"], prepared.cases["b"], sampling, common=common).left_out
 
 
 def prepare_or_open(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
@@ -200,8 +194,7 @@ def _window_for(prepared: PreparedCohort, patches: config.Patches) -> tuple[int,
     """The smallest window, in multiples of 16 voxels up to a limit, that holds every body."""
     extents = []
     for case in (*prepared.cases["a"], *prepared.cases["b"]):
-        body = case.body
-        occupied = [np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != axis))) for axis in range(3)]
+        occupied = [case.slices.with_body(axis) for axis in range(3)]
         extents.append([int(indices[-1] - indices[0]) + 1 for indices in occupied])
     limit = LARGEST_WINDOW[patches.spatial_dims]
     window = [int(min(limit, -(-largest // 16) * 16)) for largest in np.max(extents, axis=0)]

@@ -13,7 +13,7 @@ import torch
 from medcyclegan import config, ranks
 from medcyclegan.config import Experiment
 from medcyclegan.data.augment import Augmentation
-from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches, require_fitting
+from medcyclegan.data.patches import PLANES, PatchSpec, Sampling, Share, TrainingPatches, require_fitting
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.factory.devices import wants_bf16
@@ -61,22 +61,23 @@ def make_trainer(
     _require_memory(experiment, device)
     rank, processes = ranks.rank_and_world()
     batch, pieces = _shares(settings, processes, checkpoint)
-    dataset = UnpairedPatches(
-        prepared.cases["a"],
-        prepared.cases["b"],
-        shape=shape,
+    sampling = Sampling(
+        shape,
         batch_size=batch,
         steps=settings.steps,
         seed=experiment.seed,
-        rank=rank,
-        processes=processes,
-        pieces=pieces,
         minimum_body=patches.minimum_body,
         flip=patches.flip,
         matching=patches.matching,
-        paired=objective.paired,
         augmentation=_augmentation(experiment, prepared),
         spacing=prepared.spacing,
+    )
+    dataset = TrainingPatches(
+        prepared.cases["a"],
+        prepared.cases["b"],
+        sampling,
+        Share(rank, processes, pieces),
+        prepared.common if objective.paired else None,
     )
     start = checkpoint["step"] if checkpoint else 0
     if checkpoint is None:

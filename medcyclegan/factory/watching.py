@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medcyclegan import __version__, config, ranks
 from medcyclegan.config import Experiment
-from medcyclegan.data.patches import PLANES, PatchSpec, UnpairedPatches
+from medcyclegan.data.patches import PLANES, PatchSpec, TrainingPatches
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_case import StoredCase
@@ -138,7 +138,7 @@ def _picture_batch(prepared: PreparedCohort, shape: PatchSpec) -> dict[str, Tens
 def attach_guards(
     trainer: TranslationTrainer,
     recorder: RunRecorder | None,
-    dataset: UnpairedPatches,
+    dataset: TrainingPatches,
     run: Path,
     settings: config.Training,
     allow: tuple[str, ...] = (),

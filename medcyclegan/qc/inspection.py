@@ -5,8 +5,8 @@ Files are measured in parallel processes, each of which holds one volume at a ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,12 @@ from medcyclegan.io.reader import case_id
 from medcyclegan.machine import cores
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
-from medcyclegan.qc import ERROR, RULES, SEVERITIES, Finding, Volume, all_findings, kinds, volume_findings
+from medcyclegan.qc import ERROR, SEVERITIES, Finding, Volume, all_findings, kinds, volume_findings
 from medcyclegan.qc.fixes import mend, target_name
-from medcyclegan.qc.page import Row, VolumeEntry, write_inspection_page
+from medcyclegan.qc.page import COLUMNS, cells, write_page
 from medcyclegan.survey.volume import PERCENTILES, Survey, measure_file, measure_header
 
 MODALITIES = ("MR", "CT")
-COLUMNS = (
-    "volume",
-    "shape",
-    "spacing mm",
-    "axes",
-    "tilt °",
-    "stored",
-    f"values at {', '.join(f'{p} %' for p in PERCENTILES)}",
-    "body mm",
-)
-_MOST_THUMBNAILS = 300
 _MOST_ROWS = 100  # of the table in a terminal
 _FEW = 4
 
@@ -78,18 +67,7 @@ class Inspection:
         """Plain data for JSON. Of the patient it holds what the names of the files say, and nothing else."""
         return {
             "volumes": [{"domain": m.domain, "case": m.case, **_shown(m.survey)} for m in self.volumes],
-            "findings": [
-                {
-                    "severity": s.severity,
-                    "code": s.code,
-                    "domain": s.domain,
-                    "file": s.file,
-                    "message": s.message,
-                    "remedy": s.remedy,
-                    "fixable": s.fixable,
-                }
-                for s in self.findings
-            ],
+            "findings": [{"severity": s.severity, **asdict(s), "fixable": s.fixable} for s in self.findings],
             "counts": {severity: len(self.of_severity(severity)) for severity in SEVERITIES},
             "left_out": [str(path) for path in self.left_out],
             "fixed": [{"source": str(f.source), "target": str(f.target), "done": list(f.done)} for f in self.fixes],
@@ -171,9 +149,29 @@ def inspect_cohort(
     left_out = tuple(path for found in gathered.values() for path in found.left_out)
     result = Inspection(tuple(volumes), tuple(findings), left_out, tuple(fixes), headers_only)
     if output is not None:
-        where = domains or {d: Path(f"{len(found.volumes)} volumes") for d, found in gathered.items() if d}
-        _write_page(result, output, of_domain, where)
+        counts = {d: f"{len(found.volumes)} volumes" for d, found in gathered.items() if d}
+        where: Mapping[str, object] = domains or counts
+        facts = {f"domain {d}": f"{folder} ({of_domain[d]})" for d, folder in where.items()}
+        write_page(output, result.volumes, result.findings, facts | _facts(result))
     return result
+
+
+def _facts(result: Inspection) -> dict[str, str]:
+    """Name to value, for the head of the page."""
+    facts = {"volumes": str(len(result.volumes))}
+    facts |= {f"{severity}s": str(len(result.of_severity(severity))) for severity in SEVERITIES}
+    if result.left_out:
+        facts["no volumes, left out"] = _left_out(result)
+    if result.fixes:
+        facts["mended copies"] = ", ".join(str(fix.target) for fix in result.fixes)
+    if result.headers_only:
+        facts["voxels"] = "not read: headers only"
+    return facts
+
+
+def _left_out(result: Inspection) -> str:
+    names = ", ".join(path.name for path in result.left_out[:5]) + ", ..." * (len(result.left_out) > 5)
+    return f"{len(result.left_out)} ({names})"
 
 
 def _shown(survey: Survey) -> dict[str, Any]:
@@ -220,25 +218,6 @@ def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
     return found
 
 
-def cells(volume: Volume) -> tuple[str, ...]:
-    """A volume's row under `COLUMNS`; "–" where nothing is known."""
-    survey = volume.survey
-
-    def numbers(values: Iterable[float] | None, digits: str = ".3g", between: str = " x ") -> str:
-        return between.join(format(value, digits) for value in values) if values else "–"
-
-    return (
-        str(survey.file),
-        numbers(survey.grid.shape if survey.grid else None, "d"),
-        numbers(survey.spacing),
-        survey.axes or "–",
-        "–" if survey.tilt_degrees is None else f"{survey.tilt_degrees:.0f}",
-        survey.stored or "–",
-        numbers(survey.percentiles, ".4g", ", "),
-        numbers(survey.anatomy.extent_mm if survey.anatomy else None, ".0f"),
-    )
-
-
 def lines(result: Inspection) -> list[str]:
     """The result for a terminal: the volumes, then what is suspicious, worst first and each kind once, then the counts.
 
@@ -249,8 +228,7 @@ def lines(result: Inspection) -> list[str]:
         shown.append(f"... and {more} more volumes (--json or -o PAGE.html has all)")
     shown += [f"{kind.severity} [{kind.code}] {kind}" for kind in kinds(result.findings)]
     if result.left_out:
-        names = ", ".join(path.name for path in result.left_out[:5]) + (", ..." if len(result.left_out) > 5 else "")
-        shown.append(f"left out, no volumes: {len(result.left_out)} ({names})")
+        shown.append(f"left out, no volumes: {_left_out(result)}")
     shown += [f"{fix.target}: {'; '.join(fix.done)}" for fix in result.fixes]
     numbers = ", ".join(f"{len(result.of_severity(severity))} {severity}s" for severity in SEVERITIES)
     return [*shown, f"{len(result.volumes)} volumes: {numbers}"]
@@ -323,44 +301,3 @@ def _fix(volumes: Sequence[Volume], folder: Path, progress: Progress) -> tuple[F
             raise RuntimeError(f"the mended copy of {volume.survey.file} is not sound: {left[0]}")
         fixes.append(Fix(volume.survey.file, target, tuple(done)))
     return tuple(fixes)
-
-
-def _write_page(result: Inspection, output: Path, modalities: Mapping[str, str], folders: Mapping[str, Path]) -> None:
-    by_file: dict[tuple[str, str], list[Finding]] = {}
-    for finding in result.findings:
-        by_file.setdefault((finding.domain, finding.file), []).append(finding)
-
-    def rank(volume: Volume) -> int:
-        own = by_file.get((volume.domain, str(volume.survey.file)), [])
-        return min((SEVERITIES.index(s.severity) for s in own), default=len(SEVERITIES))
-
-    shown = {id(m) for m in sorted(result.volumes, key=rank)[:_MOST_THUMBNAILS]}
-    volumes = [
-        VolumeEntry(
-            domain=volume.domain,
-            cells=cells(volume),
-            worst=next(iter([s.severity for s in by_file.get((volume.domain, str(volume.survey.file)), [])]), ""),
-            remarks=tuple(s.message for s in by_file.get((volume.domain, str(volume.survey.file)), [])),
-            thumbnail=volume.survey.thumbnail if id(volume) in shown else b"",
-        )
-        for volume in result.volumes
-    ]
-    facts = {f"domain {d}": f"{folder} ({modalities[d]})" for d, folder in folders.items()}
-    facts["volumes"] = str(len(result.volumes))
-    facts |= {f"{severity}s": str(len(result.of_severity(severity))) for severity in SEVERITIES}
-    if result.left_out:
-        facts["no volumes, left out"] = (
-            f"{len(result.left_out)} ({', '.join(p.name for p in result.left_out[:5])}, ...)"
-        )
-    if result.fixes:
-        facts["mended copies"] = ", ".join(str(fix.target) for fix in result.fixes)
-    if result.headers_only:
-        facts["voxels"] = "not read: headers only"
-    rows = [Row(k.severity, k.subject, k.message, k.remedy, k.each) for k in kinds(result.findings)]
-    pictures = sum(bool(v.thumbnail) for v in volumes)
-    note = (
-        f"{pictures} of {len(volumes)} volumes are shown, those with errors first." if len(shown) < len(volumes) else ""
-    )
-    write_inspection_page(
-        output, facts, rows, COLUMNS, volumes, {c: (r.severity, r.criterion) for c, r in RULES.items()}, note
-    )
