@@ -15,8 +15,8 @@ import pytest
 
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.case import metric_names
-from medcyclegan.evaluation.evaluate import evaluate, evaluate_pairs, score_case
+from medcyclegan.evaluation.case import metric_names, score_case
+from medcyclegan.evaluation.evaluate import evaluate, evaluate_pairs
 from medcyclegan.evaluation.pairing import find_cases, pair
 from medcyclegan.evaluation.protocol import Protocol
 from medcyclegan.evaluation.scoring import Scoring

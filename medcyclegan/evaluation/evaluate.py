@@ -15,7 +15,7 @@ from pathlib import Path
 from medcyclegan.atomic import is_temporary, sweep
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation import segmentation
-from medcyclegan.evaluation.case import METRICS, Case, Metric, grade, score_case
+from medcyclegan.evaluation.case import Case, grade
 from medcyclegan.evaluation.pairing import CaseFiles, Pairing, find_cases
 from medcyclegan.evaluation.scoring import Scoring
 from medcyclegan.evaluation.summary import (
@@ -32,19 +32,6 @@ from medcyclegan.io.writer import write_volume
 from medcyclegan.machine import cores
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
-
-__all__ = [
-    "CASES_FILE",
-    "METRICS",
-    "SUMMARY_FILE",
-    "Case",
-    "Evaluation",
-    "Metric",
-    "Scoring",
-    "evaluate",
-    "evaluate_pairs",
-    "score_case",
-]
 
 RANGE_MAPS, SEGMENTATIONS = "range_error", "segmentations"
 _OURS = (CASES_FILE, SUMMARY_FILE, ANGLES_FILE, CLASSES_FILE, RANGE_MAPS, SEGMENTATIONS)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcyclegan import __version__
-from medcyclegan.atomic import atomic_file, write_json
+from medcyclegan.atomic import write_json, write_table
 from medcyclegan.evaluation import statistics
 from medcyclegan.evaluation.case import Case, metric_names
 from medcyclegan.evaluation.pairing import CaseFiles, Pairing
@@ -155,31 +153,26 @@ def _quantile(ordered: npt.NDArray[np.float64], q: float) -> float:
 def write(folder: Path, result: Evaluation) -> None:
     """Write all files; the summary goes last, so where there is one it belongs to the tables beside it."""
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
-    columns = ("case", *_columns(result), "voxels", "mask", "notes")
-    with _table(folder / CASES_FILE) as stream:
-        table = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        table.writeheader()
-        for name, case in result.cases.items():
-            values = {metric: repr(score.value) for metric, score in case.scores.items()}
-            rest = {"voxels": case.voxels, "mask": case.mask, "notes": "; ".join(case.notes)}
-            table.writerow({"case": name, **values, **rest})
-        for name, reason in result.failed.items():
-            table.writerow({"case": name, "notes": f"failed: {reason}"})
-        for name in result.missing:
-            table.writerow({"case": name, "notes": "failed: there is no prediction"})
-    per_angle = [
-        (name, prefix, angle, *numbers)
-        for name, case in result.cases.items()
-        for prefix, angles in case.angles.items()
-        for angle, numbers in angles.items()
-    ]
-    _write_rows(folder / ANGLES_FILE, ("case", "quantity", "angle", "mean_mm", "p95_mm", "signed_mm"), per_angle)
-    per_class = [
-        (name, label, dice.value, hd95.value)
-        for name, case in result.cases.items()
-        for label, (dice, hd95) in case.classes.items()
-    ]
-    _write_rows(folder / CLASSES_FILE, ("case", "class", "dice", "hd95"), per_class)
+    rows: list[dict[str, object]] = []
+    per_angle: list[dict[str, object]] = []
+    per_class: list[dict[str, object]] = []
+    for name, case in result.cases.items():
+        values = {metric: repr(score.value) for metric, score in case.scores.items()}
+        rows.append({"case": name, **values, "voxels": case.voxels, "mask": case.mask, "notes": "; ".join(case.notes)})
+        for quantity, angles in case.angles.items():
+            for angle, (mean, p95, signed) in angles.items():
+                numbers = {"mean_mm": mean, "p95_mm": p95, "signed_mm": signed}
+                per_angle.append({"case": name, "quantity": quantity, "angle": angle, **numbers})
+        for label, (dice, hd95) in case.classes.items():
+            per_class.append({"case": name, "class": label, "dice": dice.value, "hd95": hd95.value})
+    reasons = {**result.failed, **dict.fromkeys(result.missing, "there is no prediction")}
+    rows += [{"case": name, "notes": f"failed: {reason}"} for name, reason in reasons.items()]
+    write_table(folder / CASES_FILE, ("case", *_columns(result), "voxels", "mask", "notes"), rows)
+    for file, lines in ((ANGLES_FILE, per_angle), (CLASSES_FILE, per_class)):
+        if lines:
+            write_table(folder / file, list(lines[0]), lines)
+        else:
+            (folder / file).unlink(missing_ok=True)  # of an earlier evaluation
     write_json(folder / SUMMARY_FILE, result.summary)
 
 
@@ -188,20 +181,3 @@ def _columns(result: Evaluation) -> tuple[str, ...]:
     headline = ("mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone")
     labels = any(case.classes or "dice" in case.scores for case in result.cases.values())
     return tuple(dict.fromkeys((*headline, *metric_names(result.scoring, labels=labels))))
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table, or none (and none left of an earlier evaluation) if it has no rows."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
-    with _table(path) as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(columns)
-        table.writerows(rows)
-
-
-@contextmanager
-def _table(path: Path) -> Iterator[Any]:
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        yield stream
