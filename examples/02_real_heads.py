@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from medcyclegan import config, factory, load_translator
 from medcyclegan.demo import best_lookup
-from medcyclegan.evaluation.evaluate import score_case
+from medcyclegan.evaluation.case import score_case
 from medcyclegan.evaluation.metrics.tissue import Tissues
 from medcyclegan.evaluation.protocol import protocol
 from medcyclegan.io.grid import Grid

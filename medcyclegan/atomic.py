@@ -16,6 +16,7 @@ system has no locks, nothing can be told, and everything stays.
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -23,7 +24,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -259,3 +260,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV in UTF-8 with a header, atomically; a cell that a row does not have is empty."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)

@@ -133,7 +133,7 @@ def inspect_volumes(
         Path | None, typer.Option(metavar="DIR", help="New folder for copies of what can be mended safely.")
     ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read headers only; for thousands of files.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Look at every volume of a cohort and say what is suspicious and what to do. Exit code 1 if there are errors."""
@@ -156,7 +156,7 @@ def inspect_volumes(
         headers_only=headers,
         output=output,
         fix=fix,
-        workers=inspection.cores() if workers is None else workers,
+        workers=workers,
         progress=Terminal(),
         cohort=cohort,
     )
@@ -560,41 +560,47 @@ def evaluate(
         bool, typer.Option("--unpaired", help="Compare the two sets only, without pairs. Says much less.")
     ] = False,
     device: Annotated[str, typer.Option("--device", "-d", help="For SSIM and MS-SSIM: cpu, cuda or cuda:N.")] = "cpu",
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Grade synthetic volumes against references, paired by case id, in Hounsfield units."""
-    from medcyclegan.evaluation import evaluate as evaluation
+    from medcyclegan.evaluation.evaluate import evaluate_pairs
+    from medcyclegan.evaluation.metrics.tissue import Tissues
+    from medcyclegan.evaluation.pairing import find_cases
+    from medcyclegan.evaluation.range_error import load_calibration
+    from medcyclegan.evaluation.scoring import Scoring
     from medcyclegan.progress import Terminal
 
     if unpaired:
         _evaluate_unpaired(pred, ref, output, as_json)
         return
-    result = evaluation.evaluate(
-        pred,
-        ref,
-        output,
-        masks=mask,
-        protocol=protocol,
-        pairs=pairs,
-        patterns=pattern or (),
-        source=source,
-        pred_labels=pred_labels,
-        ref_labels=ref_labels,
-        segment=segment,
-        targets=targets,
-        angles=_numbers(angles, "--angles", "0,90,180"),
-        calibration=calibration,
+    given = {
+        "pred": pred,
+        "ref": ref,
+        "mask": mask,
+        "source": source,
+        "pred_labels": pred_labels,
+        "ref_labels": ref_labels,
+        "target": targets,
+    }
+    thresholds = _two_numbers(tissues, "--tissues")
+    chosen: dict[str, Any] = {
+        "tissues": Tissues(*thresholds) if thresholds else None,
+        "bone": _numbers(bone, "--bone", "200,500"),
+        "angles": _numbers(angles, "--angles", "0,90,180"),
+        "calibration": load_calibration(calibration) if calibration else None,
+    }
+    scoring = Scoring(
+        protocol,
         range_maps=range_maps,
-        tissues=_two_numbers(tissues, "--tissues"),
-        bone=_numbers(bone, "--bone", "200,500"),
+        segment=segment,
         resample=resample,
         register=register,
-        allow_missing=allow_missing,
         device=device,
-        workers=evaluation.cores() if workers is None else workers,
-        progress=Terminal(),
+        **{name: value for name, value in chosen.items() if value is not None},
     )
+    pairing = find_cases(given, pattern or (), table=pairs, allow_missing=allow_missing)
+    result = evaluate_pairs(pairing, output, scoring, workers=workers, progress=Terminal())
     for case, doubts in result.summary["doubts"].items():
         for doubt in doubts:
             _warn(f"{case}: {doubt}")
@@ -676,11 +682,11 @@ def compare(
         _say(line)
 
 
-def _numbers(text: str | None, option: str, example: str) -> list[float] | None:
+def _numbers(text: str | None, option: str, example: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"{option} {text}: numbers with commas between them are needed, such as {example}.") from None
 

@@ -15,10 +15,12 @@ import pytest
 
 from medcyclegan import __version__
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.case import Settings, metric_names
-from medcyclegan.evaluation.evaluate import _statistics, evaluate, score_case
-from medcyclegan.evaluation.pairing import pair
-from medcyclegan.evaluation.protocol import Protocol, protocol
+from medcyclegan.evaluation.case import metric_names, score_case
+from medcyclegan.evaluation.evaluate import evaluate, evaluate_pairs
+from medcyclegan.evaluation.pairing import find_cases, pair
+from medcyclegan.evaluation.protocol import Protocol
+from medcyclegan.evaluation.scoring import Scoring
+from medcyclegan.evaluation.summary import _statistics
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
@@ -66,7 +68,7 @@ def strict_json(path: Path) -> dict[str, Any]:
 def test_cases_are_paired_by_id_whatever_their_order_and_format(tmp_path: Path) -> None:
     # The predictions sort as p10, p2, p1_sct; the references as p1, p10, p2_ct.
     pred, ref = folders(tmp_path, {"p1": ("p1_sct.mha", 5), "p10": ("p10.nii.gz", 50), "p2_ct": ("p2_sct.nrrd", 7)})
-    result = evaluate(pred, ref, protocol="synthrad2023")
+    result = evaluate(pred, ref, scoring=Scoring("synthrad2023"))
     assert result.failed == {}
     assert {name: case.scores["mae"].value for name, case in result.cases.items()} == {"p1": 5, "p10": 50, "p2_ct": 7}
 
@@ -108,7 +110,7 @@ def test_nothing_is_scored_or_written_before_the_names_fit(tmp_path: Path) -> No
 
 def test_two_single_files_are_paired_as_given(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"reference": ("quite_different.mha", 9)})
-    result = evaluate(pred / "quite_different.mha", ref / "reference.nii.gz", protocol="synthrad2023")
+    result = evaluate(pred / "quite_different.mha", ref / "reference.nii.gz", scoring=Scoring("synthrad2023"))
     assert result.cases["reference"].scores["mae"].value == 9
 
 
@@ -116,7 +118,7 @@ def test_the_body_of_the_reference_is_the_mask_where_none_is_given(tmp_path: Pat
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 0)})
     spoiled = np.where(BODY, ct(), 3000).astype(np.int16)  # right in the body, absurd outside
     write_volume(pred / "a.nii.gz", spoiled, GRID)
-    result = evaluate(pred, ref, tmp_path / "out", protocol="synthrad2023")
+    result = evaluate(pred, ref, tmp_path / "out", scoring=Scoring("synthrad2023"))
     case = result.cases["a"]
     assert (case.mask, case.scores["mae"].value) == ("body", 0)
     assert case.voxels == np.count_nonzero(BODY)
@@ -134,7 +136,7 @@ def test_a_given_mask_is_used(tmp_path: Path) -> None:
     changed[:, :, 14:] += 500  # outside the mask
     changed[3, 3, 3] += 14 * 24 * 26  # one voxel inside, which carries a mean error of 1
     write_volume(pred / "a_sct.nii.gz", changed, GRID)
-    result = evaluate(pred, ref, masks=tmp_path / "masks", protocol="synthrad2023")
+    result = evaluate(pred, ref, masks=tmp_path / "masks", scoring=Scoring("synthrad2023"))
     assert result.cases["a"].scores["mae"].value == 1
     assert (result.cases["a"].mask, result.cases["a"].voxels) == ("given", half.sum())
     assert result.summary["mask"] == "given"
@@ -154,7 +156,7 @@ def test_a_bad_case_fails_by_name_and_does_not_stop_the_others(tmp_path: Path) -
     holes = ct().astype(np.float32)
     holes[12, 13, 14] = np.nan
     write_volume(pred / "holes_sct.nii.gz", holes, GRID)
-    result = evaluate(pred, ref, tmp_path / "out", protocol="synthrad2023")
+    result = evaluate(pred, ref, tmp_path / "out", scoring=Scoring("synthrad2023"))
     assert list(result.cases) == ["good"]
     assert set(result.failed) == {"moved", "shape", "broken", "holes"}
     assert "up to 1.5 mm apart" in result.failed["moved"]
@@ -180,14 +182,14 @@ def test_whatever_a_reader_raises_costs_one_case_only(tmp_path: Path, monkeypatc
         return read_volume(path)
 
     monkeypatch.setattr("medcyclegan.evaluation.case.read_volume", fragile)
-    result = evaluate(pred, ref, protocol="synthrad2023", masks=_masks(tmp_path, "a", "b"))
+    result = evaluate(pred, ref, scoring=Scoring("synthrad2023"), masks=_masks(tmp_path, "a", "b"))
     assert result.failed == {"a": "RuntimeError: decoder gave up"}
     assert list(result.cases) == ["b"]
 
 
 def test_what_is_written(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4), "b": ("b.nii.gz", -8), "same": ("same.nii.gz", 0)})
-    result = evaluate(pred, ref, tmp_path / "out", protocol="native")
+    result = evaluate(pred, ref, tmp_path / "out", scoring=Scoring("native"))
     rows = rows_of(tmp_path / "out")
     assert (rows["a"]["me"], rows["b"]["me"], rows["b"]["mae"], rows["b"]["mae_bone"]) == ("4.0", "-8.0", "8.0", "8.0")
     assert float(rows["a"]["ms_ssim"]) == result.cases["a"].scores["ms_ssim"].value
@@ -200,7 +202,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert summary["protocol"] == "native"
     assert summary["range"] == [-1024, 3071]
     assert summary["version"] == __version__
-    assert list(summary["metrics"]) == list(metric_names(protocol("native"), Settings()))
+    assert list(summary["metrics"]) == list(metric_names(Scoring()))
     assert list(summary["metrics"])[:6] == ["mae", "psnr", "ssim", "ms_ssim", "me", "mae_bone"]
     assert summary["files"]["b"] == {
         "pred": str(pred / "b.nii.gz"), "ref": str(ref / "b.nii.gz"), "mask": None, "source": None
@@ -224,7 +226,7 @@ def test_metrics_of_other_protocols_stay_empty_and_undefined_ones_say_nan(tmp_pa
         ref / "a.nii.gz",
         tmp_path / "out",
         masks=tmp_path / "a_mask.mha",
-        protocol="synthrad2023",
+        scoring=Scoring("synthrad2023"),
     )
     row = rows_of(tmp_path / "out")["a"]
     assert (row["mae"], row["ssim"]) == ("4.0", "nan")
@@ -257,7 +259,7 @@ def test_a_ct_without_its_intercept_is_doubted(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 0), "b": ("b.nii.gz", 0)})
     write_volume(pred / "a.nii.gz", ct() + np.int16(1024), GRID)
     write_volume(ref / "b.nii.gz", ct(1) + np.int16(1024), GRID)
-    result = evaluate(pred, ref, protocol="synthrad2023", masks=_masks(tmp_path, "a", "b"))
+    result = evaluate(pred, ref, scoring=Scoring("synthrad2023"), masks=_masks(tmp_path, "a", "b"))
     first, second = result.cases["a"].notes[:2]
     assert first.startswith("prediction: no value is below -200 HU (the lowest is 14)")
     assert second.startswith("the prediction lies 1024 HU above the reference")
@@ -274,7 +276,7 @@ def test_what_the_reader_warns_of_is_noted(tmp_path: Path, monkeypatch: pytest.M
         return read_volume(path)
 
     monkeypatch.setattr("medcyclegan.evaluation.case.read_volume", doubtful)
-    evaluate(pred, ref, tmp_path / "out", protocol="synthrad2023", masks=_masks(tmp_path, "a"))
+    evaluate(pred, ref, tmp_path / "out", scoring=Scoring("synthrad2023"), masks=_masks(tmp_path, "a"))
     assert rows_of(tmp_path / "out")["a"]["notes"] == "prediction: the units are feet"
 
 
@@ -287,13 +289,13 @@ def _masks(tmp_path: Path, *names: str) -> Path:
 def test_only_an_earlier_evaluation_is_replaced(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
     out = tmp_path / "out"
-    evaluate(pred, ref, out, protocol="synthrad2023")
-    evaluate(pred, ref, out, protocol="synthrad2025")
+    evaluate(pred, ref, out, scoring=Scoring("synthrad2023"))
+    evaluate(pred, ref, out, scoring=Scoring("synthrad2025"))
     assert strict_json(out / "summary.json")["protocol"] == "synthrad2025"
     assert sorted(entry.name for entry in out.iterdir()) == ["cases.csv", "summary.json"]
     (out / "thesis.docx").write_text("precious")
     with pytest.raises(InputError, match=r"something other than an earlier evaluation: thesis\.docx"):
-        evaluate(pred, ref, out, protocol="synthrad2023")
+        evaluate(pred, ref, out, scoring=Scoring("synthrad2023"))
     assert (out / "thesis.docx").read_text() == "precious"
     assert strict_json(out / "summary.json")["protocol"] == "synthrad2025"
     with pytest.raises(InputError, match="is a file"):
@@ -303,7 +305,7 @@ def test_only_an_earlier_evaluation_is_replaced(tmp_path: Path) -> None:
 def test_a_crash_leaves_the_earlier_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
     out = tmp_path / "out"
-    evaluate(pred, ref, out, protocol="synthrad2023")
+    evaluate(pred, ref, out, scoring=Scoring("synthrad2023"))
     before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
 
     def interrupted(*_: object, **__: object) -> None:
@@ -311,29 +313,27 @@ def test_a_crash_leaves_the_earlier_evaluation(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("medcyclegan.evaluation.case.score_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(pred, ref, out, protocol="synthrad2023")
+        evaluate(pred, ref, out, scoring=Scoring("synthrad2023"))
     assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
 
 
 def test_what_the_killed_have_left_is_no_case_and_nothing_foreign(tmp_path: Path) -> None:
     pred, ref = folders(tmp_path, {"a": ("a_sct.nii.gz", 4)})
     out = tmp_path / "out"
-    evaluate(pred, ref, out, protocol="synthrad2023")
+    evaluate(pred, ref, out, scoring=Scoring("synthrad2023"))
     undisturbed = rows_of(out)
     left = [pred / ".partial-01234567-a_sct.nii.gz", ref / ".partial-01234567-a.nii.gz"]
     left += [out / f".{kind}-01234567-cases.csv" for kind in ("partial", "locked")]
     for path in left:
         path.write_bytes(b"half")
     for patterns in ((), ("pred={case}_sct.nii.gz", "ref={case}.nii.gz")):
-        evaluate(pred, ref, out, protocol="synthrad2023", patterns=patterns)
+        evaluate_pairs(find_cases({"pred": pred, "ref": ref}, patterns), out, Scoring("synthrad2023"))
         assert rows_of(out) == undisturbed
         assert sorted(path.name for path in out.iterdir()) == ["cases.csv", "summary.json"]
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
-    pred, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
-    with pytest.raises(InputError, match="Did you mean 'native'"):
-        evaluate(pred, ref, protocol="natve")
+    _, ref = folders(tmp_path, {"a": ("a.nii.gz", 4)})
     with pytest.raises(InputError, match=r"(?s)do not exist:.*pred: .*nowhere"):
         evaluate(tmp_path / "nowhere", ref)
     with pytest.raises(ValueError, match="unknown metrics"):
@@ -350,5 +350,5 @@ def test_progress_sees_every_case(tmp_path: Path) -> None:
                 yield item
                 seen.append((number, total))
 
-    evaluate(pred, ref, protocol="synthrad2023", progress=Counting())
+    evaluate(pred, ref, scoring=Scoring("synthrad2023"), progress=Counting())
     assert seen == [(1, 2), (2, 2)]

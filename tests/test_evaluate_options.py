@@ -12,16 +12,19 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from medcyclegan import cli, phantom
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.case import Settings, grade
-from medcyclegan.evaluation.evaluate import evaluate
-from medcyclegan.evaluation.pairing import CaseFiles
-from medcyclegan.evaluation.protocol import PROTOCOLS
+from medcyclegan.evaluation import segmentation
+from medcyclegan.evaluation.case import grade
+from medcyclegan.evaluation.evaluate import evaluate, evaluate_pairs
+from medcyclegan.evaluation.metrics.tissue import Tissues
+from medcyclegan.evaluation.pairing import CaseFiles, find_cases
+from medcyclegan.evaluation.scoring import Scoring
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
@@ -82,7 +85,7 @@ def test_foreign_folders_are_graded_as_they_are_by_two_processes(layout: Path, t
     assert told["mask"] == "given" and told["n_expected"] == 3 and told["doubts"] == {}
     files = told["files"]["1HNA001"]
     assert files["source"] == str(layout / "ref/1HNA001/mr.mha") and files["mask"].endswith("1HNA001/mask.mha")
-    alone = evaluate(layout / "pred", layout / "ref", protocol="synthrad2025")
+    alone = evaluate(layout / "pred", layout / "ref", scoring=Scoring("synthrad2025"))
     assert json.loads(json.dumps(alone.summary)) == told
 
 
@@ -107,13 +110,13 @@ def test_other_grids_are_resampled_only_on_request_and_told(
     pred = tmp_path / "1HNA001.nii.gz"
     write_volume(pred, np.repeat(heads[0].ct, 2, axis=2)[:, :, :46], Grid((40, 48, 46), finer))
     ref, mask = layout / "ref/1HNA001/ct.mha", layout / "ref/1HNA001/mask.mha"
-    assert "--resample" in evaluate(pred, ref, masks=mask, protocol="synthrad2023").failed["ct"]
-    case = evaluate(pred, ref, masks=mask, protocol="synthrad2023", resample=True).cases["ct"]
+    assert "--resample" in evaluate(pred, ref, masks=mask, scoring=Scoring("synthrad2023")).failed["ct"]
+    case = evaluate(pred, ref, masks=mask, scoring=Scoring("synthrad2023", resample=True)).cases["ct"]
     assert "resampled (linear) from 40 x 48 x 46 voxels of 4 x 4 x 3 mm" in case.notes[0]
     assert "voxel(s) of the mask lie outside the prediction and count as air" in case.notes[1]
     # one voxel more along one axis is another grid too
     write_volume(pred, np.pad(heads[0].ct, ((0, 0), (0, 0), (0, 1))), Grid((40, 48, 27), AFFINE))
-    assert "40 x 48 x 27 voxels" in evaluate(pred, ref, masks=mask, protocol="synthrad2023").failed["ct"]
+    assert "40 x 48 x 27 voxels" in evaluate(pred, ref, masks=mask, scoring=Scoring("synthrad2023")).failed["ct"]
 
 
 def test_registering_is_off_by_default_and_reported(heads: list[phantom.Phantom], layout: Path, tmp_path: Path) -> None:
@@ -123,8 +126,8 @@ def test_registering_is_off_by_default_and_reported(heads: list[phantom.Phantom]
     pred = tmp_path / "moved.nii.gz"
     write_volume(pred, moved.astype(np.float32), GRID)
     ref, mask = layout / "ref/1HNA001/ct.mha", layout / "ref/1HNA001/mask.mha"
-    before = evaluate(pred, ref, masks=mask, protocol="synthrad2023")
-    after = evaluate(pred, ref, tmp_path / "out", masks=mask, protocol="synthrad2023", register=True)
+    before = evaluate(pred, ref, masks=mask, scoring=Scoring("synthrad2023"))
+    after = evaluate(pred, ref, tmp_path / "out", masks=mask, scoring=Scoring("synthrad2023", register=True))
     length = (9 + 4 + 1) ** 0.5
     assert before.cases["ct"].scores["misregistration_mm"].value == pytest.approx(length, abs=0.6)
     assert "shift_mm" not in before.cases["ct"].scores and before.summary["registered"] is False
@@ -134,7 +137,7 @@ def test_registering_is_off_by_default_and_reported(heads: list[phantom.Phantom]
     assert "moved rigidly" in after.cases["ct"].notes[0] and after.summary["registered"] is True
     assert float(rows(tmp_path / "out")[0]["shift_mm"]) == scores["shift_mm"].value
     with pytest.raises(InputError, match="interpolate twice"):
-        evaluate(pred, ref, register=True, resample=True)
+        Scoring(register=True, resample=True)
 
 
 def test_targets_get_a_map_and_every_angle_a_row(layout: Path, heads: list[phantom.Phantom], tmp_path: Path) -> None:
@@ -159,7 +162,7 @@ def test_targets_get_a_map_and_every_angle_a_row(layout: Path, heads: list[phant
     assert np.isfinite(shown[target > 0]).all() and np.isnan(shown[target == 0]).all()
     assert shown[target > 0].mean() == pytest.approx(float(third["wepl_mean_mm"]), rel=1e-5)
     with pytest.raises(InputError, match="give --targets"):
-        evaluate(layout / "pred", layout / "ref", tmp_path / "other", range_maps=True)
+        evaluate(layout / "pred", layout / "ref", tmp_path / "other", scoring=Scoring(range_maps=True))
 
 
 def test_the_same_voxels_in_another_order_are_graded_as_they_lie(heads: list[phantom.Phantom], tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_the_same_voxels_in_another_order_are_graded_as_they_lie(heads: list[pha
             pred_labels=folder / "labels.nii",
             ref_labels=tmp_path / "ref_labels.nii",
         )
-        scores.append(grade("case", files, PROTOCOLS["synthrad2023"], Settings()))
+        scores.append(grade("case", files, Scoring("synthrad2023")))
     plain, turned = scores
     assert [any("axes of the prediction exchanged" in note for note in case.notes) for case in scores] == [False, True]
     assert plain.scores.keys() == turned.scores.keys()
@@ -202,7 +205,9 @@ def test_the_same_voxels_in_another_order_are_graded_as_they_lie(heads: list[pha
     assert plain.scores["mae"].value > 0 and plain.scores["dice"].value == 1
 
 
-def test_label_maps_are_scored_by_region_with_every_class(layout: Path, tmp_path: Path) -> None:
+def test_label_maps_are_scored_by_region_with_every_class(
+    layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels = np.zeros(SHAPE, np.int16)
     labels[10:20, 10:20, 10:20] = 90  # counts in head and neck
     labels[25:30, 10:20, 10:20] = 5  # does not
@@ -211,15 +216,19 @@ def test_label_maps_are_scored_by_region_with_every_class(layout: Path, tmp_path
         write_volume(tmp_path / "found" / f"{patient}.mha", moved, GRID)
         write_volume(tmp_path / "truth" / f"{patient}.mha", labels, GRID)
     out = tmp_path / "out"
-    given = {"pred_labels": tmp_path / "found", "ref_labels": tmp_path / "truth"}
-    result = evaluate(layout / "pred", layout / "ref", out, protocol="synthrad2025", **given)
+    given = {"pred": layout / "pred", "ref": layout / "ref"}
+    given |= {"pred_labels": tmp_path / "found", "ref_labels": tmp_path / "truth"}
+    result = evaluate_pairs(find_cases(given), out, Scoring("synthrad2025"))
     scores = result.cases["1HNA001"].scores
     assert scores["dice"].value == pytest.approx(0.9)
     assert scores["hd95"].value == 6  # one slice
     assert scores["classes_found"].value == 1
     assert [row["class"] for row in rows(out, "classes.csv")] == ["90"] * 3
     write_volume(tmp_path / "found" / "1HNA001.mha", (moved / 2).astype(np.float32) + 0.25, GRID)
-    failed = evaluate(layout / "pred", layout / "ref", protocol="synthrad2025", **given).failed
+    failed = evaluate_pairs(find_cases(given), scoring=Scoring("synthrad2025")).failed
+    with pytest.raises(InputError, match="either given or made"):
+        monkeypatch.setattr(segmentation, "check_installed", lambda: "")
+        evaluate_pairs(find_cases(given), out, Scoring(segment=True))
     assert "whole numbers" in failed["1HNA001"] and list(failed) == ["1HNA001"]
 
 
@@ -228,7 +237,7 @@ def test_segmenting_runs_the_program_that_is_installed(
 ) -> None:
     pred, ref = layout / "pred/sct_1HNA001.mha", layout / "ref/1HNA001/ct.mha"
     with pytest.raises(InputError, match="TotalSegmentator, which is not installed"):
-        evaluate(pred, ref, tmp_path / "none", segment=True)
+        evaluate(pred, ref, tmp_path / "none", scoring=Scoring(segment=True))
     # A stand-in that calls everything above 300 HU the skull.
     program = tmp_path / "bin" / "TotalSegmentator"
     program.parent.mkdir()
@@ -242,12 +251,12 @@ def test_segmenting_runs_the_program_that_is_installed(
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    result = evaluate(pred, ref, tmp_path / "out", protocol="synthrad2025", segment=True)
+    result = evaluate(pred, ref, tmp_path / "out", scoring=Scoring("synthrad2025", segment=True))
     assert 0.9 < result.cases["ct"].scores["dice"].value < 1
     assert (tmp_path / "out/segmentations/pred_labels/ct.nii.gz").exists()
     program.write_text("#!/bin/sh\necho no GPU >&2; exit 3\n")
     with pytest.raises(InputError, match=r"(?s)exit code 3.*no GPU"):
-        evaluate(pred, ref, tmp_path / "out", protocol="synthrad2025", segment=True)
+        evaluate(pred, ref, tmp_path / "out", scoring=Scoring("synthrad2025", segment=True))
 
 
 def test_bad_volumes_and_masks_are_named(layout: Path, tmp_path: Path, heads: list[phantom.Phantom]) -> None:
@@ -285,32 +294,41 @@ def test_a_table_and_its_mistakes(layout: Path, tmp_path: Path) -> None:
     table = tmp_path / "pairs.csv"
     pred, ref = layout / "pred/sct_1HNA001.mha", layout / "ref/1HNA001/ct.mha"
     table.write_text(f"case,pred,ref\nmine,{pred},{ref}\n")
-    result = evaluate(pairs=table, protocol="synthrad2023")
+    result = evaluate_pairs(find_cases({}, table=table), scoring=Scoring("synthrad2023"))
     assert list(result.cases) == ["mine"] and result.cases["mine"].mask == "body"
     with pytest.raises(InputError, match="names all files"):
-        evaluate(pred, ref, pairs=table)
+        find_cases({"pred": pred, "ref": ref}, table=table)
     with pytest.raises(InputError, match="or a table with --pairs"):
-        evaluate(pred)
+        find_cases({"pred": pred})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"angles": []}, "angles"),
-        ({"bone": [200, 200]}, "bone thresholds"),
-        ({"bone": [-5000]}, "between -1024 and 3071 HU"),
-        ({"tissues": (200, -200)}, "the lower first"),
+        ({"protocol": "natve"}, "Did you mean 'native'"),
+        ({"angles": ()}, "angles"),
+        ({"bone": (200, 200)}, "bone thresholds"),
+        ({"bone": (-5000,)}, "between -1024 and 3071 HU"),
         ({"device": "tpu"}, "cannot be used here"),
         ({"device": "cuda:99"}, "There is no device"),
-        ({"workers": -1}, "workers is -1"),
-        ({"calibration": "nowhere.json"}, "nowhere.json"),
-        ({"segment": True}, "give an output folder"),
-        ({"pred_labels": "somewhere"}, "compared in pairs"),
+        ({"range_maps": True, "calibration": {}}, "needs the relative_stopping_power"),
     ],
 )
-def test_wrong_options_are_refused(layout: Path, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_scored_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(layout / "pred", layout / "ref", **options)  # type: ignore[arg-type]
+        Scoring(**options)
+
+
+def test_wrong_options_are_refused(layout: Path) -> None:
+    pred, ref = layout / "pred", layout / "ref"
+    with pytest.raises(InputError, match="the lower first"):
+        Tissues(200, -200)
+    with pytest.raises(InputError, match="workers is -1"):
+        evaluate(pred, ref, workers=-1)
+    with pytest.raises(InputError, match="give an output folder"):
+        evaluate(pred, ref, scoring=Scoring(segment=True))
+    with pytest.raises(InputError, match="compared in pairs"):
+        find_cases({"pred": pred, "ref": ref, "pred_labels": "somewhere"})
 
 
 def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path) -> None:
@@ -318,7 +336,7 @@ def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path
         for patient in PATIENTS:
             volume = read_volume(layout / "pred" / f"sct_{patient}.mha").numpy()[0]
             write_volume(tmp_path / name / f"{patient}.mha", volume + np.float32(extra), GRID)
-        evaluate(tmp_path / name, layout / "ref", tmp_path / f"out_{name}", protocol="synthrad2023")
+        evaluate(tmp_path / name, layout / "ref", tmp_path / f"out_{name}", scoring=Scoring("synthrad2023"))
     told = medcyclegan("compare", tmp_path / "out_a", tmp_path / "out_b", "-o", tmp_path / "compared").stdout
     assert "mae: out_b - out_a = 5" in told and "rank 1: out_a" in told
     assert (tmp_path / "compared/compare.json").exists()

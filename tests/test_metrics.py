@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.evaluate import METRICS, score_case
+from medcyclegan.evaluation.case import METRICS, score_case
 from medcyclegan.evaluation.metrics import moments as moments_module
 from medcyclegan.evaluation.metrics.histogram import wasserstein
 from medcyclegan.evaluation.metrics.mae import mae, me, rmse

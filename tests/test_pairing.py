@@ -32,7 +32,7 @@ def test_the_synthrad_layout_brings_its_masks_and_sources(tmp_path: Path) -> Non
         touch(tmp_path / "folders", "1ABA001/sct.mha", "1ABA002/sct.nii.gz", "1ABA001/ct.mha"),
     ):
         found = find_cases({"pred": pred, "ref": ref})
-        assert list(found.cases) == ["1ABA001", "1ABA002"] and found.layout == "synthrad"
+        assert list(found.cases) == ["1ABA001", "1ABA002"]
         files = found.cases["1ABA001"]
         assert (files.ref, files.mask, files.source) == tuple(
             ref / "1ABA001" / f"{n}.mha" for n in ("ct", "mask", "mr")
@@ -79,7 +79,7 @@ def test_missing_cases_are_refused_or_listed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)'z' belongs to no.*'b' has no.*'c' has no"):
         find_cases({"pred": pred, "ref": ref})
     found = find_cases({"pred": pred, "ref": ref}, allow_missing=True)
-    assert (list(found.cases), found.missing, found.unmatched, found.expected) == (["a"], ("b", "c"), ("z",), 3)
+    assert (list(found.cases), found.missing, found.unmatched) == (["a"], ("b", "c"), ("z",))
     # what may be meant twice stays refused, and so does nothing at all
     touch(pred, "a_sct.mha")
     with pytest.raises(InputError, match="more than one prediction: 'a', 'a_sct'"):
@@ -93,9 +93,9 @@ def test_a_source_may_be_missing_but_a_mask_or_target_may_not(tmp_path: Path) ->
     some = touch(tmp_path / "some", "a_mr.mha")
     found = find_cases({"pred": pred, "ref": ref, "source": some})
     assert (found.cases["a"].source, found.cases["b"].source) == (some / "a_mr.mha", None)
-    for role in ("mask", "target", "pred_labels"):
+    for roles in (("mask",), ("target",), ("pred_labels", "ref_labels")):
         with pytest.raises(InputError, match="reference 'b' has no"):
-            find_cases({"pred": pred, "ref": ref, role: some})
+            find_cases({"pred": pred, "ref": ref, **dict.fromkeys(roles, some)})
     both = touch(tmp_path / "both", "a.mha", "b.mha")
     with pytest.raises(InputError, match="compared in pairs"):
         find_cases({"pred": pred, "ref": ref, "pred_labels": both})
@@ -107,7 +107,7 @@ def test_a_table_names_the_files(tmp_path: Path) -> None:
     table.write_text("case,pred,ref,mask\none,x.mha,y.mha,m.mha\ntwo,x.mha,y.mha,\n")
     found = cases_from_csv(table)
     assert found.cases["one"] == CaseFiles(tmp_path / "x.mha", tmp_path / "y.mha", tmp_path / "m.mha")
-    assert found.cases["two"].mask is None and found.layout == "csv"
+    assert found.cases["two"].mask is None
     table.write_text(
         "case,pred,ref\none,x.mha,y.mha\none,x.mha,y.mha\n,x.mha,y.mha\ntwo,absent.mha,y.mha\nthree,x.mha,no.mha\n"
     )

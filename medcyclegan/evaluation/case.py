@@ -26,6 +26,7 @@ from medcyclegan.evaluation.metrics.surfaces import bone_metric_names, bone_scor
 from medcyclegan.evaluation.metrics.tissue import TISSUE_METRICS, Tissues, tissue_scores
 from medcyclegan.evaluation.pairing import CaseFiles
 from medcyclegan.evaluation.protocol import Protocol
+from medcyclegan.evaluation.scoring import Scoring
 from medcyclegan.evaluation.segmentation import LABEL_METRICS, Labels, label_scores, region_of
 from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import Grid, reordered
@@ -35,7 +36,7 @@ from medcyclegan.io.reader import grid_of, read_mask, read_volume
 from medcyclegan.io.writer import write_volume
 from medcyclegan.transforms.body import body_mask
 from medcyclegan.transforms.geometry import resample
-from medcyclegan.transforms.registration import AIR_HU, Alignment, align, apply
+from medcyclegan.transforms.registration import AIR_HU, align, apply
 
 Metric = Callable[[Volume, Volume, Mask | None, Limits], Score]
 
@@ -55,31 +56,6 @@ METRICS: dict[str, Metric] = {
 REGISTRATION_METRICS = ("misregistration_mm",)
 MOVED_METRICS = ("shift_mm", "rotation_deg")
 _ON_DEVICE = ("ssim", "ms_ssim")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How cases are graded, beyond the protocol.
-
-    Attributes:
-        tissues: thresholds that part air, soft tissue and bone.
-        bone: thresholds in HU at which bone surfaces are compared.
-        angles: gantry angles of the range errors, degrees.
-        calibration: HU to relative stopping power and electron density.
-        resample: bring a prediction on another grid onto the reference's, instead of failing the case.
-        register: move the prediction rigidly onto the reference before it is graded.
-        range_maps: folder for a map of range errors per case; None writes none.
-        device: where SSIM and MS-SSIM are computed.
-    """
-
-    tissues: Tissues = field(default_factory=Tissues)
-    bone: tuple[float, ...] = (200.0,)
-    angles: tuple[float, ...] = ranges.ANGLES
-    calibration: Mapping[str, ranges.Curve] = field(default_factory=ranges.load_calibration)
-    resample: bool = False
-    register: bool = False
-    range_maps: Path | None = None
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -105,21 +81,22 @@ class Case:
     doubtful: int = 0
 
 
-def metric_names(protocol: Protocol, settings: Settings, *, labels: bool = False) -> tuple[str, ...]:
+def metric_names(scoring: Scoring, *, labels: bool = False) -> tuple[str, ...]:
     """Every score of a case, in the order in which they are shown."""
+    protocol = scoring.rules
     names = [*protocol.metrics]
     if "intensity" in protocol.families:
         names += METRICS
     if "tissue" in protocol.families:
         names += TISSUE_METRICS
     if "bone" in protocol.families:
-        names += bone_metric_names(settings.bone)
+        names += bone_metric_names(scoring.bone)
     if "range" in protocol.families:
-        names += [f"{ranges.QUANTITIES[q]}_{m}_mm" for q in settings.calibration for m in ("mean", "p95")]
+        names += [f"{ranges.QUANTITIES[q]}_{m}_mm" for q in scoring.calibration for m in ("mean", "p95")]
     if labels:
         names += LABEL_METRICS
     names += REGISTRATION_METRICS
-    if settings.register:
+    if scoring.register:
         names += MOVED_METRICS
     return tuple(dict.fromkeys(names))
 
@@ -170,12 +147,19 @@ def score_case(
     return {**headline, **found, **(per_tissue if "tissue" in protocol.families else {})}
 
 
-def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -> Case:
+def grade(name: str, files: CaseFiles, scoring: Scoring, maps: Path | None = None) -> Case:
     """Read and grade one case.
+
+    Args:
+        name: case id.
+        files: what is compared.
+        scoring: how.
+        maps: folder for a map of its range errors; None writes none.
 
     Raises:
         InputError: a file cannot be read, or the files do not lie on one grid.
     """
+    protocol = scoring.rules
     synthetic, synthetic_grid, warned = _read("prediction", files.pred)
     reference, grid, also_warned = _read("reference", files.ref)
     done = []
@@ -185,13 +169,12 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
         if turned is not synthetic:
             done.append("axes of the prediction exchanged or reversed to those of the reference; no value changes")
         synthetic = np.ascontiguousarray(turned)
-    else:
-        if not settings.resample:
-            raise InputError(_grids_differ(files.pred, synthetic_grid, files.ref, grid))
-        covered = resample(np.ones(synthetic_grid.shape, bool), synthetic_grid, grid, fill=0, mode="nearest")
+    elif scoring.resample:
+        reaches = resample(np.ones(synthetic_grid.shape, bool), synthetic_grid, grid, fill=0, mode="nearest")
         synthetic = resample(synthetic, synthetic_grid, grid, fill=AIR_HU)
-        reaches = covered
         done.append(f"prediction resampled (linear) from {_words(synthetic_grid)} onto the grid of the reference")
+    else:
+        raise InputError(_grids_differ(files.pred, synthetic_grid, files.ref, grid))
     inside = body_mask(reference, grid.spacing.tolist(), "CT") if files.mask is None else read_mask(files.mask, grid)
     if reaches is not None and (outside := int(np.count_nonzero(inside & ~reaches))):
         done.append(f"{outside} voxel(s) of the mask lie outside the prediction and count as air")
@@ -202,14 +185,22 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
         *value_doubts("prediction", synthetic, inside),
         *difference_doubts(reference, synthetic, inside),
     ]
-    placed: dict[str, Score] = {}
-    estimate = align(reference, synthetic, inside, grid)
-    placed["misregistration_mm"] = _number(estimate.displacement, estimate)
-    if settings.register:
-        synthetic = _registered(reference, synthetic, inside, grid, placed, done)
-    scores = score_case(reference, synthetic, inside, protocol, tissues=settings.tissues, device=settings.device)
+    apart = align(reference, synthetic, inside, grid)
+    placed = {"misregistration_mm": undefined(apart.reason) if apart.reason else Score(apart.displacement)}
+    if scoring.register:
+        moved = align(reference, synthetic, inside, grid, fine=True)
+        if moved.reason:
+            raise InputError(f"The prediction could not be registered to its reference: {moved.reason}.")
+        placed |= {"shift_mm": Score(moved.shift_length), "rotation_deg": Score(moved.rotation)}
+        done.append(
+            "prediction moved rigidly onto the reference before grading: its content lay "
+            f"({', '.join(f'{part:.2f}' for part in moved.shift)}) mm to the right, front and top, turned by "
+            f"{moved.rotation:.2f} degrees"
+        )
+        synthetic = apply(moved, synthetic, grid)
+    scores = score_case(reference, synthetic, inside, protocol, tissues=scoring.tissues, device=scoring.device)
     if "bone" in protocol.families:
-        scores |= bone_scores(reference, synthetic, inside, grid.affine[:3, :3], settings.bone)
+        scores |= bone_scores(reference, synthetic, inside, grid.affine[:3, :3], scoring.bone)
     angles: Mapping[str, Mapping[float, tuple[float, float, float]]] = {}
     if "range" in protocol.families:
         target = None if files.target is None else read_mask(files.target, grid)
@@ -219,13 +210,13 @@ def grade(name: str, files: CaseFiles, protocol: Protocol, settings: Settings) -
             inside,
             grid,
             target=target,
-            angles=settings.angles,
-            calibration=settings.calibration,
+            angles=scoring.angles,
+            calibration=scoring.calibration,
         )
         scores |= error.scores
         angles = error.per_angle
-        if settings.range_maps is not None and "wepl" in error.map:
-            _write_map(settings.range_maps / f"{name}.nii.gz", error, grid, files.ref)
+        if maps is not None and "wepl" in error.map:
+            _write_map(maps / f"{name}.nii.gz", error, grid, files.ref)
     classes: dict[int, tuple[Score, Score]] = {}
     if files.pred_labels is not None and files.ref_labels is not None:
         labels = label_scores(
@@ -256,9 +247,9 @@ def read_hu(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], Grid
     Raises:
         InputError: the file cannot be read, or holds values that no CT has.
     """
-    array, grid, told = _read_warned(path)
+    array, grid, remarks = _read_warned(path)
     refuse_impossible_hu(float(array.min()), float(array.max()), str(path))
-    return array, grid, told
+    return array, grid, remarks
 
 
 def _read_warned(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], Grid, list[str]]:
@@ -266,18 +257,18 @@ def _read_warned(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32],
         warnings.simplefilter("always")
         volume = read_volume(path)
     # MONAI warns of its own optional parts, which says nothing of the file.
-    told = [
+    remarks = [
         str(warning.message)
         for warning in caught
         if issubclass(warning.category, UserWarning) and "monai" not in Path(warning.filename).parts
     ]
     array: npt.NDArray[np.float32] = volume.numpy()[0]
-    return array, grid_of(volume), told
+    return array, grid_of(volume), remarks
 
 
 def _read(kind: str, path: Path) -> tuple[npt.NDArray[np.float32], Grid, list[str]]:
-    array, grid, told = read_hu(path)
-    return array, grid, [f"{kind}: {line}" for line in told]
+    array, grid, remarks = read_hu(path)
+    return array, grid, [f"{kind}: {line}" for line in remarks]
 
 
 def _read_labels(path: Path, grid: Grid) -> Labels:
@@ -292,32 +283,6 @@ def _read_labels(path: Path, grid: Grid) -> Labels:
     if (labels != turned).any() or (labels < 0).any():
         raise InputError(f"{path}: a label map holds whole numbers of at least 0.")
     return labels
-
-
-def _registered(
-    reference: Volume,
-    synthetic: Volume,
-    inside: npt.NDArray[np.bool_],
-    grid: Grid,
-    placed: dict[str, Score],
-    done: list[str],
-) -> npt.NDArray[np.float32]:
-    """The prediction moved onto the reference; what was done is recorded in `placed` and `done`."""
-    found = align(reference, synthetic, inside, grid, fine=True)
-    if found.reason:
-        raise InputError(f"The prediction could not be registered to its reference: {found.reason}.")
-    placed["shift_mm"] = Score(found.shift_length)
-    placed["rotation_deg"] = Score(found.rotation)
-    shift = ", ".join(f"{part:.2f}" for part in found.shift)
-    done.append(
-        f"prediction moved rigidly onto the reference before grading: its content lay ({shift}) mm to the right, front "
-        f"and top, turned by {found.rotation:.2f} degrees"
-    )
-    return apply(found, synthetic, grid)
-
-
-def _number(value: float, estimate: Alignment) -> Score:
-    return undefined(estimate.reason) if estimate.reason else Score(value)
 
 
 def _write_map(path: Path, error: ranges.RangeError, grid: Grid, reference: Path) -> None:

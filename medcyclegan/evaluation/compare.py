@@ -6,7 +6,6 @@ is of paired scores, patient by patient.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -19,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from medcyclegan import __version__
-from medcyclegan.atomic import atomic_file, write_json
+from medcyclegan.atomic import write_json, write_table
 from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.evaluation import statistics
-from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
 from medcyclegan.evaluation.statistics import Better
+from medcyclegan.evaluation.summary import CASES_FILE, SUMMARY_FILE
 
 USUAL = ("mae", "psnr", "ssim", "ms_ssim")
 COMPARE_TABLE, COMPARE_FILE = "compare.csv", "compare.json"
@@ -70,26 +69,26 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """The comparison in words, one line each."""
-        told = [f"{self.summary['n']} patients, compared in {', '.join(self.summary['metrics'])}"]
+        lines = [f"{self.summary['n']} patients, compared in {', '.join(self.summary['metrics'])}"]
         for row in self.summary["pairs"]:
             interval = ""
             if row["ci_low"] is not None:
                 interval = f" (95 % interval {row['ci_low']:.4g} to {row['ci_high']:.4g})"
             p = "no test: " + str(row["reason"]) if row["p_holm"] is None else f"p {row['p_holm']:.3g} after Holm"
-            told.append(
+            lines.append(
                 f"{row['metric']}: {row['b']} - {row['a']} = {row['difference']:.4g}{interval}, {p}, "
                 f"{row['b']} better in {100 * row['win_rate_b']:.0f} %, effect size {row['effect_size']:.2f}, "
                 f"n {row['n']}"
             )
         if ranking := self.summary["ranking"]:
             for row in ranking["methods"]:
-                told.append(
+                lines.append(
                     f"rank {row['rank']:g}: {row['name']} (mean rank {row['mean_rank']:.2f}; over resampled patients "
                     f"{row['rank_low']:g} to {row['rank_high']:g}, the same in {100 * row['kept']:.0f} %)"
                 )
         else:
-            told.append(f"no ranking: {self.summary['no_ranking']}")
-        return told
+            lines.append(f"no ranking: {self.summary['no_ranking']}")
+        return lines
 
 
 def compare(
@@ -314,12 +313,6 @@ def _write(folder: Path, summary: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The output folder {folder} cannot be made ({error}).", "Give another.") from error
-    with (
-        atomic_file(folder / COMPARE_TABLE) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as stream,
-    ):
-        table = csv.DictWriter(stream, (*_COLUMNS, "reason"), lineterminator="\n")
-        table.writeheader()
-        for row in summary["pairs"]:
-            table.writerow({**row, "left_out": " ".join(row["left_out"])})
+    rows = [{**row, "left_out": " ".join(row["left_out"])} for row in summary["pairs"]]
+    write_table(folder / COMPARE_TABLE, (*_COLUMNS, "reason"), rows)
     write_json(folder / COMPARE_FILE, summary)

@@ -150,8 +150,8 @@ def compare_distributions(
             except InputError as error:
                 problems.append(f"{kind} {name}: {error}")
                 continue
-            if told := value_doubts(kind, hu, inside):
-                doubts[f"{kind} {name}"] = told
+            if found := value_doubts(kind, hu, inside):
+                doubts[f"{kind} {name}"] = found
             if not len(features):
                 problems.append(f"{kind} {name}: no slice shows {_SMALLEST_CM2:g} cm^2 of body")
             described[name] = (features, np.quantile(hu[inside].astype(np.float64), np.linspace(0, 1, _QUANTILES)))

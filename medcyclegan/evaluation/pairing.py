@@ -12,10 +12,11 @@ depth, with `ct`, `mr` or `cbct`, `mask` and, for predictions, `sct`. *Template*
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medcyclegan.documents import read_table
@@ -66,31 +67,21 @@ class Pairing:
         cases: case id to its files, in the order of the references.
         missing: references without a prediction, if that was allowed.
         unmatched: predictions without a reference, if that was allowed.
-        layout: how the files were found: "files", "synthrad" or "csv".
     """
 
     cases: Mapping[str, CaseFiles]
     missing: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
-    layout: str = "files"
-
-    @property
-    def expected(self) -> int:
-        """Number of references, whether or not they can be graded."""
-        return len(self.cases) + len(self.missing)
 
 
-@dataclass
-class _Match:
-    """The outcome of pairing: the counterpart of each reference, and what does not fit."""
-
-    of: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    spare: list[str] = field(default_factory=list)
-    ambiguous: list[str] = field(default_factory=list)
-
-
-def pair(references: Iterable[str], others: Iterable[str], kind: str, *, spare_allowed: bool = False) -> dict[str, str]:
+def pair(
+    references: Iterable[str],
+    others: Iterable[str],
+    kind: str,
+    *,
+    spare_allowed: bool = False,
+    missing_allowed: bool = False,
+) -> dict[str, str]:
     """One of `others` for every reference.
 
     Args:
@@ -98,27 +89,56 @@ def pair(references: Iterable[str], others: Iterable[str], kind: str, *, spare_a
         others: case ids of the predictions or masks.
         kind: what `others` are, in the singular, for messages: "prediction" or "mask".
         spare_allowed: accept `others` that belong to no reference.
+        missing_allowed: accept references to which none of `others` belongs.
 
     Returns:
         From reference id to the id of its counterpart, in the order of `references`.
 
     Raises:
-        InputError: a reference without a counterpart, a counterpart without a reference unless `spare_allowed`, or an
-            ambiguous one; all of them are listed.
+        InputError: a reference without a counterpart or a counterpart without a reference, unless that is allowed, or
+            an ambiguous one; all of them are listed.
     """
-    match = _match(list(references), list(others), kind)
-    problems = [*_missing_lines(match, kind), *match.ambiguous]
-    _refuse(problems if spare_allowed else [*_spare_lines(match, kind), *problems])
-    return match.of
+    claims: dict[str, list[str]] = {reference: [] for reference in references}
+    alike: dict[str, list[str]] = defaultdict(list)
+    for reference in claims:
+        alike[_case(reference)].append(reference)
+    spare, ambiguous = [], []
+    for other in others:
+        owners = [other] if other in claims else alike.get(_case(other), [])
+        if not owners:
+            spare.append(f"{kind} '{other}' belongs to no reference")
+        if len(owners) > 1:
+            ambiguous.append(f"{kind} '{other}' may belong to any of the references {_quoted(owners)}")
+        for reference in owners:
+            claims[reference].append(other)
+    missing = [f"reference '{reference}' has no {kind}" for reference, found in claims.items() if not found]
+    ambiguous += [
+        f"reference '{reference}' is matched by more than one {kind}: {_quoted(found)}"
+        for reference, found in claims.items()
+        if len(found) > 1
+    ]
+    raise_all(
+        [*([] if spare_allowed else spare), *([] if missing_allowed else missing), *ambiguous],
+        f"Cases are paired by name: '<case>' exactly, or '<case>' with one of {', '.join(SUFFIXES)} or '{PREFIX}' "
+        "before it. Rename or remove these files, or tell how they are named with --pattern:",
+    )
+    return {reference: found[0] for reference, found in claims.items() if found}
 
 
-def find_cases(folders: Mapping[str, Path], templates: Sequence[str] = (), *, allow_missing: bool = False) -> Pairing:
+def find_cases(
+    given: Mapping[str, str | os.PathLike[str] | None],
+    templates: Sequence[str] = (),
+    *,
+    table: Path | None = None,
+    allow_missing: bool = False,
+) -> Pairing:
     """Find and pair the files of all roles before anything is read.
 
     Args:
-        folders: role to a folder or, for a single case, a file; `pred` and `ref` are needed.
+        given: role to a folder or, for a single case, a file; `pred` and `ref` are needed. None: there is none.
         templates: `ROLE=TEMPLATE`, or a template alone for the predictions; roles without one hold their files directly
             or, for `pred` and `ref`, in the SynthRAD layout.
+        table: a CSV with the files of every case instead of all these, see `cases_from_csv`.
         allow_missing: references without a prediction, and predictions without a reference, are listed in the result
             instead of refused.
 
@@ -126,11 +146,20 @@ def find_cases(folders: Mapping[str, Path], templates: Sequence[str] = (), *, al
         InputError: a path that does not exist, a template that cannot be used, a role without files, or files that do
             not pair; all of them are listed.
     """
+    folders = {role: Path(path) for role, path in given.items() if path is not None}
+    if table is not None:
+        if folders or templates:
+            raise InputError(f"The table {table} names all files; give no folders ({', '.join(folders)}) or patterns.")
+        return cases_from_csv(table, allow_missing=allow_missing)
+    if not {"pred", "ref"} <= folders.keys():
+        raise InputError("Give the predictions and the references, or a table with --pairs.")
+    if ("pred_labels" in folders) != ("ref_labels" in folders):
+        raise InputError("Label maps are compared in pairs: give those of the predictions and of the references.")
     absent = [f"{role}: {path}" for role, path in folders.items() if not split_choice(path)[0].exists()]
     raise_all(absent, "These do not exist:")
     patterns = _templates(templates, folders)
-    references, layout = _files(folders["ref"], "ct", patterns.get("ref"))
-    predictions, _ = _files(folders["pred"], "sct", patterns.get("pred"))
+    references = _files(folders["ref"], "ct", patterns.get("ref"))
+    predictions = _files(folders["pred"], "sct", patterns.get("pred"))
     if references and all(map(_is_synthetic, references)) and not any(map(_is_synthetic, predictions)):
         raise InputError(
             f"By their names the files of {folders['ref']}, given as references, are synthetic, and those of "
@@ -139,21 +168,26 @@ def find_cases(folders: Mapping[str, Path], templates: Sequence[str] = (), *, al
         )
     one_reference = _is_one(folders["ref"], references)
     if one_reference and _is_one(folders["pred"], predictions):
-        match = _Match(dict(zip(references, predictions, strict=True)))
+        chosen = dict(zip(references, predictions, strict=True))
     else:
-        match = _match(list(references), list(predictions), "prediction")
-        problems = [] if allow_missing else [*_spare_lines(match, "prediction"), *_missing_lines(match, "prediction")]
-        _refuse([*problems, *match.ambiguous])
-        if not match.of:
+        allowed = {"spare_allowed": allow_missing, "missing_allowed": allow_missing}
+        chosen = pair(references, predictions, "prediction", **allowed)
+        if not chosen:
             raise InputError(f"No prediction in {folders['pred']} belongs to a reference in {folders['ref']}.")
-    cases = {name: CaseFiles(predictions[other], references[name]) for name, other in match.of.items()}
-    if layout == "synthrad":
+    cases = {name: CaseFiles(predictions[other], references[name]) for name, other in chosen.items()}
+    if "ref" not in patterns and _patients(folders["ref"], "ct"):
         cases = _with_companions(cases)
-    for role in ROLES[2:]:
-        if role in folders:
-            cases = _with_role(cases, role, folders[role], patterns.get(role), one_reference)
-    _refuse_half(cases)
-    return Pairing(cases, tuple(match.missing), tuple(match.spare), layout)
+    for role in (role for role in ROLES[2:] if role in folders):
+        files = _files(folders[role], role, patterns.get(role))
+        if one_reference and _is_one(folders[role], files):
+            own = dict(zip(cases, files, strict=True))
+        else:
+            # Only pictures need a source, so a case may be without.
+            own = pair(cases, files, _WORDS.get(role, role), spare_allowed=True, missing_allowed=role == "source")
+        cases |= {name: replace(cases[name], **{role: files[other]}) for name, other in own.items()}
+    missing = [name for name in references if name not in chosen]
+    unmatched = [name for name in predictions if name not in {*chosen.values()}]
+    return Pairing(cases, tuple(missing), tuple(unmatched))
 
 
 def cases_from_csv(path: Path, *, allow_missing: bool = False) -> Pairing:
@@ -199,8 +233,11 @@ def cases_from_csv(path: Path, *, allow_missing: bool = False) -> Pairing:
     raise_all(problems, f"The table of pairs {path} cannot be used:")
     if not cases:
         raise InputError(f"The table of pairs {path} holds no case that can be graded.")
-    _refuse_half(cases)
-    return Pairing(cases, tuple(missing), (), "csv")
+    raise_all(
+        [name for name, files in cases.items() if (files.pred_labels is None) != (files.ref_labels is None)],
+        "Label maps are compared in pairs, of the prediction and of the reference. These cases have only one:",
+    )
+    return Pairing(cases, tuple(missing))
 
 
 def _is_there(path: Path) -> bool:
@@ -210,53 +247,8 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _match(references: list[str], others: list[str], kind: str) -> _Match:
-    result = _Match()
-    claims: dict[str, list[str]] = defaultdict(list)
-    for other in others:
-        matches = _belongs_to(other, references)
-        if not matches:
-            result.spare.append(other)
-        if len(matches) > 1:
-            result.ambiguous.append(f"{kind} '{other}' may belong to any of the references {_quoted(matches)}")
-        for reference in matches:
-            claims[reference].append(other)
-    for reference in references:
-        if not claims[reference]:
-            result.missing.append(reference)
-        elif len(claims[reference]) > 1:
-            result.ambiguous.append(
-                f"reference '{reference}' is matched by more than one {kind}: {_quoted(claims[reference])}"
-            )
-        else:
-            result.of[reference] = claims[reference][0]
-    return result
-
-
-def _spare_lines(match: _Match, kind: str) -> list[str]:
-    return [f"{kind} '{name}' belongs to no reference" for name in match.spare]
-
-
 def _is_synthetic(name: str) -> bool:
     return name.lower().startswith(PREFIX) or name.lower().endswith(("_sct", "_smr"))
-
-
-def _missing_lines(match: _Match, kind: str) -> list[str]:
-    return [f"reference '{name}' has no {kind}" for name in match.missing]
-
-
-def _refuse(problems: list[str]) -> None:
-    raise_all(
-        problems,
-        f"Cases are paired by name: '<case>' exactly, or '<case>' with one of {', '.join(SUFFIXES)} or '{PREFIX}' "
-        "before it. Rename or remove these files, or tell how they are named with --pattern:",
-    )
-
-
-def _belongs_to(other: str, references: list[str]) -> list[str]:
-    if other in references:
-        return [other]
-    return [reference for reference in references if _case(reference) == _case(other)]
 
 
 def _case(identifier: str) -> str:
@@ -270,13 +262,11 @@ def _quoted(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _files(path: Path, stem: str, template: str | None) -> tuple[dict[str, Path], str]:
-    """Case id to file, and the layout."""
+def _files(path: Path, stem: str, template: str | None) -> dict[str, Path]:
+    """Case id to file."""
     if template is not None:
-        return _by_template(path, template), "files"
-    if patients := _patients(path, stem):
-        return patients, "synthrad"
-    return volumes_at(path), "files"
+        return _by_template(path, template)
+    return _patients(path, stem) or volumes_at(path)
 
 
 def _is_one(path: Path, volumes: Mapping[str, Path]) -> bool:
@@ -321,32 +311,6 @@ def _with_companions(cases: dict[str, CaseFiles]) -> dict[str, CaseFiles]:
         name: replace(files, mask=beside[name].get("mask"), source=beside[name].get("mr") or beside[name].get("cbct"))
         for name, files in cases.items()
     }
-
-
-def _with_role(
-    cases: dict[str, CaseFiles], role: str, folder: Path, template: str | None, single: bool
-) -> dict[str, CaseFiles]:
-    files, _ = _files(folder, role, template)
-    if single and _is_one(folder, files):
-        counterpart = dict(zip(cases, files, strict=True))
-    elif role == "source":
-        # Only pictures need it, so a case may be without.
-        match = _match(list(cases), list(files), "source")
-        _refuse(match.ambiguous)
-        counterpart = match.of
-    else:
-        counterpart = pair(cases, files, _WORDS.get(role, role), spare_allowed=True)
-    return {
-        name: replace(entry, **{role: files[counterpart[name]]}) if name in counterpart else entry
-        for name, entry in cases.items()
-    }
-
-
-def _refuse_half(cases: Mapping[str, CaseFiles]) -> None:
-    raise_all(
-        [name for name, files in cases.items() if (files.pred_labels is None) != (files.ref_labels is None)],
-        "Label maps are compared in pairs, of the prediction and of the reference. These cases have only one:",
-    )
 
 
 def _templates(given: Sequence[str], folders: Mapping[str, Path]) -> dict[str, str]:

@@ -146,5 +146,5 @@ def segment(volume: Path, output: Path) -> None:
     command = [program, "-i", str(volume), "-o", str(output), "--ml", "--task", "total"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not output.exists():
-        told = (done.stderr or done.stdout).strip()[-500:]
-        raise InputError(f"{_PROGRAM} failed on {volume} (exit code {done.returncode}): {told}")
+        reason = (done.stderr or done.stdout).strip()[-500:]
+        raise InputError(f"{_PROGRAM} failed on {volume} (exit code {done.returncode}): {reason}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.evaluate import SUMMARY_FILE
+from medcyclegan.evaluation.summary import SUMMARY_FILE
 from medcyclegan.report import plots
 from medcyclegan.report.baselines import BINS, SCORES, Baselines, mean_of
 from medcyclegan.report.density import BIN_HU, HuDensity

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
+from medcyclegan.evaluation.summary import CASES_FILE, SUMMARY_FILE
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.report.display import CT_WINDOW
 from medcyclegan.report.evaluation_page import evaluation_page

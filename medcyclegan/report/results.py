@@ -14,7 +14,7 @@ from typing import Any
 
 from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.evaluate import CASES_FILE, SUMMARY_FILE
+from medcyclegan.evaluation.summary import CASES_FILE, SUMMARY_FILE
 
 STATISTICS = ("n", "mean", "sd", "median", "q1", "q3", "ci_low", "ci_high")
 # Numbers about a case that are no scores.

@@ -96,8 +96,8 @@ def _read(tree: Tree, name: str | None) -> Found:
     if name is None:
         fitting = {layout.NAME: reason for layout in LAYOUTS.values() if (reason := layout.recognize(tree))}
         if len(fitting) > 1:
-            told = "; ".join(f"{layout} ({reason})" for layout, reason in fitting.items())
-            raise InputError(f"{root} fits more than one layout: {told}.", "Say which with --layout.")
+            reasons = "; ".join(f"{layout} ({reason})" for layout, reason in fitting.items())
+            raise InputError(f"{root} fits more than one layout: {reasons}.", "Say which with --layout.")
         if not fitting:
             raise_all(
                 [f"{layout.NAME}: {layout.SHAPE}" for layout in LAYOUTS.values()],

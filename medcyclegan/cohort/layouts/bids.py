@@ -70,6 +70,6 @@ def _read_sites(tree: Tree) -> dict[str, str]:
     rows = read_table(path, f"table {path}", delimiter="\t")[1]
     found = {}
     for row in rows:
-        told = [row[key] for key in row if key.lower() in _SITES and row[key] not in ("", "n/a")]
-        found[text(row.get("participant_id") or "")] = " ".join(told)
+        sites = [row[key] for key in row if key.lower() in _SITES and row[key] not in ("", "n/a")]
+        found[text(row.get("participant_id") or "")] = " ".join(sites)
     return found

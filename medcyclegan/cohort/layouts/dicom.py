@@ -69,16 +69,18 @@ def read(tree: Tree) -> list[Scan]:
 def _kind(series: Series) -> str:
     if series.modality == "CT":
         return "CT"
-    told = series.description.lower()
-    kind = next((kind for pattern, kind in _KINDS if re.search(pattern, told)), series.description or "MR")
-    return f"{kind} contrast agent" if _AGENT.search(told) else kind
+    description = series.description.lower()
+    kind = next((kind for pattern, kind in _KINDS if re.search(pattern, description)), series.description or "MR")
+    return f"{kind} contrast agent" if _AGENT.search(description) else kind
 
 
 def _united(scans: list[Scan], identities: dict[str, set[str]]) -> list[Scan]:
     """The same scans with one patient for all folders whose headers name the same one."""
     # An anonymizer that gives everybody the same id says nothing.
-    told = Counter(digest for digests in identities.values() for digest in digests)
-    useless = {digest for digest, count in told.items() if count == len(identities)} if len(identities) > 1 else set()
+    folders = Counter(digest for digests in identities.values() for digest in digests)
+    useless = (
+        {digest for digest, count in folders.items() if count == len(identities)} if len(identities) > 1 else set()
+    )
     chief = {patient: patient for patient in identities}
 
     def chief_of(patient: str) -> str:
@@ -86,7 +88,7 @@ def _united(scans: list[Scan], identities: dict[str, set[str]]) -> list[Scan]:
             patient = chief[patient]
         return patient
 
-    for digest in told.keys() - useless:
+    for digest in folders.keys() - useless:
         owners = sorted({chief_of(patient) for patient, digests in identities.items() if digest in digests})
         for other in owners[1:]:
             chief[other] = owners[0]
