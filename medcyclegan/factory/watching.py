@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,90 +12,89 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medcyclegan import __version__, config, ranks
-from medcyclegan.config import Experiment
-from medcyclegan.data.patches import PLANES, PatchSpec, TrainingPatches
+from medcyclegan import __version__, ranks
+from medcyclegan.data.patches import PLANES, PatchSpec
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
 from medcyclegan.data.stored_case import StoredCase
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.evaluation.metrics.mae import mae
+from medcyclegan.factory.training import Training
 from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.io.grid import on_one_grid
 from medcyclegan.training.checkpoint import FILE_NAME, CheckpointHandler, load_checkpoint
-from medcyclegan.training.guards import (
-    FiniteGuard,
-    SaturationGuard,
-    TranslationGuards,
-    bodies_for,
-    silent,
-    undecided_loss,
-)
-from medcyclegan.training.recorder import RunRecorder
+from medcyclegan.training.finite import FiniteGuard
+from medcyclegan.training.guards import Report, SaturationGuard, TranslationGuards, silent, undecided_loss
+from medcyclegan.training.mlflow import attach_mlflow
+from medcyclegan.training.probe import Probe, bodies_for
+from medcyclegan.training.recorder import Panel, RunRecorder
 from medcyclegan.training.trainer import TranslationTrainer
-from medcyclegan.training.validation import Probe, Validation
+from medcyclegan.training.validation import Record, Validation
 from medcyclegan.transforms.intensity import DISPLAY_HU, Scaler
 
-DESCRIBED = 64  # volumes of a domain whose features a checkpoint keeps
+
+def watch(trainer: TranslationTrainer, training: Training, describe_step: Callable[[int], str]) -> None:
+    """Attach guards, curves and pictures, validation, checkpoints and MLflow, in this order.
+
+    Guards and validation are in every process, since all must go back together, and schedules and early stopping follow
+    the scores; only the first process writes and speaks.
+
+    Args:
+        trainer: is watched.
+        training: what it is made from.
+        describe_step: the cases and positions that a step was shown.
+    """
+    recorder = _recorder(training) if ranks.is_first() else None
+    checkpoints = _checkpoints(training) if ranks.is_first() else None
+    report = recorder.report if recorder else silent
+    _attach_guards(trainer, training, describe_step, report)
+    if recorder is not None:
+        recorder.saturation = _saturation_guard(trainer, report)
+        recorder.attach(trainer)
+    validation = Validation(
+        every=training.experiment.training.validate_every or training.experiment.training.picture_every,
+        guards=TranslationGuards(_probe(training), report),
+        score_pairs=_score_pairs(training, trainer),
+        save_best=checkpoints.save_best if checkpoints else lambda engine: None,
+        record=_record(recorder, training) if recorder else lambda *_: None,
+        patience=training.experiment.training.patience,
+    )
+    trainer.companions["validation"] = validation
+    validation.attach(trainer)
+    if checkpoints is not None:
+        checkpoints.attach(trainer)
+    uri = training.experiment.training.mlflow
+    if uri is not None and ranks.is_first():
+        attach_mlflow(trainer, uri, training.run, training.experiment.to_dict(), training.experiment.training.log_every)
 
 
-def make_writers(
-    experiment: Experiment,
-    prepared: PreparedCohort,
-    run: Path,
-    shape: PatchSpec,
-    domains: dict[str, dict[str, Any]],
-    checkpoint: dict[str, Any] | None,
-    given: dict[str, Any] | None,
-    batch: int,
-    newest: bool,
-) -> tuple[RunRecorder, CheckpointHandler]:
-    """What one process writes for all: curves and pictures, and checkpoints."""
-    settings = experiment.training
-    recorder = RunRecorder(
-        run,
+def _recorder(training: Training) -> RunRecorder:
+    settings = training.experiment.training
+    window = {domain: _display_window(training.domains[domain]) for domain in ("a", "b")}
+    return RunRecorder(
+        training.run,
         log_every=settings.log_every,
         picture_every=settings.picture_every,
-        picture_batch=_picture_batch(prepared, shape),
-        window={domain: _display_window(domains[domain]) for domain in ("a", "b")},
-        batch_size=batch,
-        contrasts={name: domain.volumes for name, domain in experiment.domains},
+        panel=Panel(_picture_batch(training.prepared, training.patches), window, training.contrasts),
+        batch_size=training.batch,
     )
+
+
+def _checkpoints(training: Training) -> CheckpointHandler:
+    settings, plain, before = training.experiment.training, training.experiment.to_dict(), training.checkpoint or {}
     header = {
         "program": _versions(),
-        "experiment": experiment.to_dict(),
-        "given": checkpoint["given"] if checkpoint and "given" in checkpoint else given or experiment.to_dict(),
-        "changes": checkpoint.get("changes", []) if checkpoint else [],
-        "domains": domains,
-        "cohort": prepared.fingerprint(),
+        "experiment": plain,
+        "given": before.get("given") or training.given or plain,
+        "changes": before.get("changes", []),
+        "domains": training.domains,
+        "cohort": training.prepared.fingerprint(),
         "processes": ranks.rank_and_world()[1],
-        "batch": batch,
+        "batch": training.batch,
     }
-    saved = checkpoint["step"] if checkpoint and newest else None
-    return recorder, CheckpointHandler(
-        run / FILE_NAME, header, settings.checkpoint_every, settings.keep_checkpoints, saved
-    )
-
-
-def describe_domains(experiment: Experiment, prepared: PreparedCohort) -> dict[str, dict[str, Any]]:
-    """What a checkpoint says of each domain, so that converting needs nothing else."""
-    return {
-        domain: {
-            "name": getattr(experiment.domains, domain).name,
-            "channels": [
-                {"preparation": asdict(preparation), "scaler": prepared.typical_scaler(domain, number).to_dict()}
-                for number, preparation in enumerate(prepared.preparations[domain])
-            ],
-            "cohort": _features(prepared.cases[domain]),
-        }
-        for domain in ("a", "b")
-    }
-
-
-def _features(cases: Sequence[StoredCase]) -> list[dict[str, Any]]:
-    """What the training volumes are like, of at most `DESCRIBED` of them, so that conversion can tell strangers."""
-    every = max(1, -(-len(cases) // DESCRIBED))
-    return [case.features.to_dict() for case in cases[::every]]
+    saved = training.step if training.checkpoint and training.newest else None
+    path = training.run / FILE_NAME
+    return CheckpointHandler(path, header, settings.checkpoint_every, settings.keep_checkpoints, saved)
 
 
 def _display_window(domain: dict[str, Any]) -> tuple[float, float]:
@@ -135,93 +133,66 @@ def _picture_batch(prepared: PreparedCohort, shape: PatchSpec) -> dict[str, Tens
     return batch
 
 
-def attach_guards(
-    trainer: TranslationTrainer,
-    recorder: RunRecorder | None,
-    dataset: TrainingPatches,
-    run: Path,
-    settings: config.Training,
-    allow: tuple[str, ...] = (),
+def _attach_guards(
+    trainer: TranslationTrainer, training: Training, describe_step: Callable[[int], str], report: Report
 ) -> None:
-    """In every process of a training: they must all go back together. Only the one with a recorder speaks."""
-    report = recorder.report if recorder else silent
     finite = FiniteGuard(
-        every=settings.log_every,
-        checkpoint=lambda: _checkpoint_for_all(run, allow),
-        # Step n is item n - 1 of the data.
-        describe=lambda step: dataset.describe(step - 1),
+        every=training.experiment.training.log_every,
+        checkpoint=lambda: _checkpoint_for_all(training.run, training.experiment.allow),
+        describe=describe_step,
         report=report,
     )
     trainer.companions["finite"] = finite
     finite.attach(trainer)
+
+
+def _saturation_guard(trainer: TranslationTrainer, report: Report) -> SaturationGuard | None:
+    """None where an undecided discriminator's loss has no lower bound."""
     adversarial = getattr(trainer.objective, "adversarial", None)
     undecided = undecided_loss(adversarial) if adversarial is not None else None
-    if recorder is not None and undecided is not None:
-        recorder.saturation = SaturationGuard(undecided, report)
-        trainer.companions["saturation"] = recorder.saturation
+    if undecided is None:
+        return None
+    guard = SaturationGuard(undecided, report)
+    trainer.companions["saturation"] = guard
+    return guard
 
 
 def _checkpoint_for_all(run: Path, allow: tuple[str, ...]) -> dict[str, Any] | None:
     """The run's newest checkpoint, the same in every process: none goes on, and writes, before all have read it."""
     content = load_checkpoint(run, allow) if (run / FILE_NAME).exists() else None
-    ranks.largest(0)
+    ranks.maximum(0)
     return content
 
 
-def attach_validation(
-    trainer: TranslationTrainer,
-    recorder: RunRecorder | None,
-    checkpoints: CheckpointHandler | None,
-    prepared: PreparedCohort,
-    shape: PatchSpec,
-    domains: dict[str, dict[str, Any]],
-    settings: config.Training,
-    contrasts: dict[str, int],
-) -> None:
-    """In every process of a training: schedules and early stopping follow the scores. Only one of them writes."""
-    report = recorder.report if recorder else silent
-    patches = {domain: probe_patches(prepared.cases[domain], shape) for domain in ("a", "b")}
-    probe = Probe(
-        {d: image for d, (image, _) in patches.items()}, {d: body for d, (_, body) in patches.items()}, contrasts
-    )
-    scalers = {domain: _scalers(domains[domain]) for domain in ("a", "b")}
+def _probe(training: Training) -> Probe:
+    patches = {domain: probe_patches(training.prepared.cases[domain], training.patches) for domain in ("a", "b")}
+    real, bodies = ({domain: pair[part] for domain, pair in patches.items()} for part in (0, 1))
+    return Probe(real, bodies, training.contrasts)
 
-    def record(step: int, values: dict[str, float], images: dict[str, Tensor]) -> None:
-        if recorder is None:
-            return
+
+def _record(recorder: RunRecorder, training: Training) -> Record:
+    """Writes what a validation measured, and histograms in the target's unit of what it looked at."""
+
+    def record(step: int, values: dict[str, float], probe: Probe, images: dict[str, Tensor]) -> None:
         shown = {f"real_{d}": (probe.real[d], probe.bodies[d]) for d in ("a", "b")}
         for name in ("fake_a", "fake_b"):
             if name in images:
                 shown[name] = images[name], probe.bodies["a" if name == "fake_b" else "b"]
-        unit = {d: "HU" if _is_ct(domains[d]) else "intensity" for d in ("a", "b")}
         histograms = {}
-        for name, (made, body) in shown.items():
-            domain = name[-1]
-            names = [f"{name} {channel['preparation']['name']}" for channel in domains[domain]["channels"]]
+        for name, (image, body) in shown.items():
+            domain = training.domains[name[-1]]
+            unit = "HU" if _is_ct(domain) else "intensity"
+            names = [f"{name} {channel['preparation']['name']}" for channel in domain["channels"]]
             names = names if len(names) > 1 else [name]
-            for part, scaler, shown_as in zip(made.chunk(len(names), dim=1), scalers[domain], names, strict=True):
-                values_inside = part[bodies_for(body, part)].numpy()
-                histograms[f"{shown_as}, {unit[domain]}"] = torch.from_numpy(scaler.undo(values_inside))
+            for part, scaler, label in zip(image.chunk(len(names), dim=1), _scalers(domain), names, strict=True):
+                inside = part[bodies_for(body, part)].numpy()
+                histograms[f"{label}, {unit}"] = torch.from_numpy(scaler.undo(inside))
         recorder.validation(step, values, histograms)
 
-    validation = Validation(
-        every=settings.validate_every or settings.picture_every,
-        probe=probe,
-        score_pairs=_score_pairs(prepared, trainer, shape, domains["b"]),
-        guards=TranslationGuards(probe.real, probe.bodies, report, contrasts),
-        schedule=trainer.schedule,
-        save_best=checkpoints.save_best if checkpoints else lambda engine: None,
-        record=record,
-        report=report,
-        patience=settings.patience,
-    )
-    trainer.companions["validation"] = validation
-    validation.attach(trainer)
+    return record
 
 
-def _score_pairs(
-    prepared: PreparedCohort, trainer: TranslationTrainer, shape: PatchSpec, target: dict[str, Any]
-) -> Callable[[], dict[str, float]] | None:
+def _score_pairs(training: Training, trainer: TranslationTrainer) -> Callable[[], dict[str, float]] | None:
     """Mean absolute error of the averaged generator over the pairs, inside the body, in the target's unit.
 
     It is the mean over the channels of the target.
@@ -229,11 +200,12 @@ def _score_pairs(
     It is `evaluate`'s, on the working grid; against `convert` and `evaluate` it lacks the resampling onto the source
     grid and the rounding to whole HU.
     """
-    pairs = list(zip(prepared.cases["pairs_a"], prepared.cases["pairs_b"], strict=True))
+    cases, patches = training.prepared.cases, training.patches
+    pairs = list(zip(cases["pairs_a"], cases["pairs_b"], strict=True))
     if not pairs:
         return None
-    scalers = _scalers(target)
-    window = SlidingWindow(shape.size, shape.plane, shape.neighbors, device=trainer.state.device)
+    scalers = _scalers(training.domains["b"])
+    window = SlidingWindow(patches.size, patches.plane, patches.neighbors, device=trainer.state.device)
 
     def error(a: StoredCase, b: StoredCase) -> float:
         generator = trainer.ema.averages["gen_ab"]

@@ -204,7 +204,7 @@ def _gaussian_weights(shape: Sequence[int]) -> Tensor:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in told for words in ("out of memory", "can't allocate memory", "not enough memory")
+        words in message for words in ("out of memory", "can't allocate memory", "not enough memory")
     )

@@ -37,7 +37,7 @@ from ignite.engine import Engine, Events
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
-from medcyclegan.training.guards import weights_are_finite
+from medcyclegan.training.finite import weights_are_finite
 from medcyclegan.trust import require_trusted
 
 FORMAT = "medcyclegan-checkpoint"
@@ -134,7 +134,7 @@ def damaged(path: Path, field: str, problem: str) -> InputError:
 
 @contextmanager
 def reading(path: Path, field: str) -> Iterator[None]:
-    """Whatever goes wrong where a field of a checkpoint is used is told as damage of that field."""
+    """Report whatever goes wrong while a field of a checkpoint is used as damage of that field."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:

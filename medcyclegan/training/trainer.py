@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
@@ -21,8 +22,8 @@ from torch.utils.data import DataLoader
 from medcyclegan import ranks
 from medcyclegan.errors import InputError
 from medcyclegan.networks.cpu import accelerate
+from medcyclegan.training.finite import guarded_step
 from medcyclegan.training.gradients import RoleGradients
-from medcyclegan.training.guards import guarded_step
 from medcyclegan.training.objectives import Images, Losses, Objective, at_step
 from medcyclegan.training.schedules import Schedule
 
@@ -59,7 +60,7 @@ class WrongState(InputError):
 
 @contextmanager
 def _taking(field: str) -> Iterator[None]:
-    """Whatever goes wrong while a field of a snapshot is taken is told as its fault."""
+    """Report whatever goes wrong while a field of a snapshot is used as a fault of that field."""
     try:
         yield
     except KeyError as error:
@@ -121,6 +122,30 @@ def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) ->
     return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are updated.
+
+    Attributes:
+        learning_rate, betas: of Adam.
+        learning_rate_discriminator: of the discriminators' Adam; None: the same (with another one it is the two
+            time-scale update rule of Heusel et al. 2017).
+        gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
+        ema_decay: of the averaged generators.
+        accumulate: micro-batches that a batch is split into, and that go through one after another before one step of
+            the optimizer.
+        bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
+    """
+
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    learning_rate_discriminator: float | None = None
+    gradient_clip: float | None = None
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    bf16: bool = False
+
+
 class TranslationTrainer(Trainer):
     """Runs an objective for a number of steps: generators first, then discriminators, then the averages.
 
@@ -138,15 +163,8 @@ class TranslationTrainer(Trainer):
         device: where the networks compute; the objective's networks are moved there.
         objective: what is minimized.
         loader: batches {"a": (B, C, *spatial), "b": ...} of this process from the first step that is still to do.
-        steps: length of the whole training.
-        accumulate: equal pieces of a batch that are worked through one after another, before one step of the optimizer.
-        learning_rate, betas: of Adam.
-        learning_rate_discriminator: of the discriminators' Adam; None: the same (with another one it is the two
-            time-scale update rule of Heusel et al. 2017).
-        schedule: how the rates change; None: constant, and linear decay over the second half of the steps.
-        gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
-        ema_decay: of the averaged generators.
-        bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
+        schedule: how many steps there are, and how the learning rates change over them.
+        optimization: how the weights are updated.
         train_handlers: ignite handlers.
     """
 
@@ -156,28 +174,19 @@ class TranslationTrainer(Trainer):
         device: torch.device,
         objective: Objective,
         loader: DataLoader[dict[str, Tensor]],
-        steps: int,
-        learning_rate: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        learning_rate_discriminator: float | None = None,
-        schedule: Schedule | None = None,
-        gradient_clip: float | None = None,
-        ema_decay: float = 0.999,
-        bf16: bool = False,
-        accumulate: int = 1,
+        schedule: Schedule,
+        optimization: Optimization | None = None,
         train_handlers: Sequence[Any] = (),
     ) -> None:
         self.objective = objective
-        self.bf16 = bf16
-        self.accumulate = accumulate
+        self.optimization = chosen = optimization or Optimization()
         self.images: Images = {}
         self.losses: Losses = {}
         self.finite: Losses = {}
         self.interrupted = False
         self.best: dict[str, Any] | None = None
-        self.schedule = schedule or Schedule(steps=steps)
-        self.gradient_clip = gradient_clip
-        self.companions: dict[str, Stateful] = {"schedule": self.schedule}
+        self.schedule = schedule
+        self.companions: dict[str, Stateful] = {"schedule": schedule}
         networks = objective.networks.to(device)
         if device.type == "cpu":
             accelerate(networks)
@@ -185,26 +194,30 @@ class TranslationTrainer(Trainer):
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
                 lr=rate,
-                betas=betas,
+                betas=chosen.betas,
                 fused=device.type in ("cpu", "cuda"),
             )
             for role, names, rate in (
-                ("generators", objective.generators, learning_rate),
-                ("discriminators", objective.discriminators, learning_rate_discriminator or learning_rate),
+                ("generators", objective.generators, chosen.learning_rate),
+                (
+                    "discriminators",
+                    objective.discriminators,
+                    chosen.learning_rate_discriminator or chosen.learning_rate,
+                ),
             )
         }
         self.schedulers = {
-            role: torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
+            role: torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
             for role, optimizer in self.optimizers.items()
         }
-        self.gradients = {role: RoleGradients(objective, role, device, bf16) for role in self.optimizers}
+        self.gradients = {role: RoleGradients(objective, role, device, chosen.bf16) for role in self.optimizers}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
-        self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
+        self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, chosen.ema_decay)
         super().__init__(
             device=device,
             max_epochs=1,
             data_loader=loader,
-            epoch_length=steps,
+            epoch_length=schedule.steps,
             non_blocking=True,
             decollate=False,
             handlers=list(train_handlers),
@@ -216,7 +229,7 @@ class TranslationTrainer(Trainer):
         before = [buffer.clone() for buffer in self.objective.networks.buffers()]
         micro_batches = [
             dict(zip(batch, tensors, strict=True))
-            for tensors in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
+            for tensors in zip(*(tensor.chunk(self.optimization.accumulate) for tensor in batch.values()), strict=True)
         ]
         share = 1 / len(micro_batches)
         images = [{f"real_{d}": micro_batch[d] for d in ("a", "b")} for micro_batch in micro_batches]
@@ -233,7 +246,7 @@ class TranslationTrainer(Trainer):
                         mean = loss / len(micro_batches)
                         totals[name] = totals[name] + mean if name in totals else mean
             totals = _mean_over_processes(totals)
-            self.finite |= guarded_step(optimizer, totals, self.gradient_clip, role)
+            self.finite |= guarded_step(optimizer, totals, self.optimization.gradient_clip, role)
             self.schedulers[role].step()
             self.losses |= totals
         self._settle_buffers(before)
@@ -264,7 +277,7 @@ class TranslationTrainer(Trainer):
 
     def _agree_to_stop(self, engine: Any) -> None:
         """Stop where any process was asked to; the others wait here for the one that writes."""
-        wanted = ranks.largest(2 if self.interrupted else 1 if self.should_terminate else 0)
+        wanted = ranks.maximum(2 if self.interrupted else 1 if self.should_terminate else 0)
         if wanted:
             self.interrupted = wanted == 2
             self.terminate()
