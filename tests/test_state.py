@@ -95,14 +95,14 @@ def test_pieces_of_a_batch_equal_the_whole_batch(experiment: Experiment, tmp_pat
 def test_the_last_checkpoints_are_kept(experiment: Experiment, tmp_path: Path) -> None:
     every = changed(experiment, training={"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 3})
     run = factory.train(every, tmp_path / "run", device="cpu").run
-    kept = older_checkpoints(run)
+    kept = list(older_checkpoints(run).values())
     assert [path.name for path in kept] == ["checkpoint-0000003.pt", "checkpoint-0000002.pt"]
     assert [load_checkpoint(path)["step"] for path in (run, *kept)] == [4, 3, 2]
     # Going back does the steps again, with the same result, and forgets what was later.
     whole = load_checkpoint(run)
     factory.resume(kept[1], device="cpu", handlers=[StopAt(3)])
     assert load_checkpoint(run)["step"] == 3
-    assert [path.name for path in older_checkpoints(run)] == ["checkpoint-0000002.pt"]
+    assert [path.name for path in older_checkpoints(run).values()] == ["checkpoint-0000002.pt"]
     factory.resume(run, device="cpu")
     assert differences(load_checkpoint(run), whole) == []
 
@@ -126,7 +126,7 @@ def test_the_best_is_kept_beside_the_newest_and_remembered(experiment: Experimen
 @pytest.mark.parametrize("damage", ["one bit", "cut off"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_named(run: Path, tmp_path: Path, damage: str) -> None:
     run = Path(shutil.copytree(run, tmp_path / "run"))
-    (older,) = older_checkpoints(run)
+    (older,) = older_checkpoints(run).values()
     content = bytearray((run / "checkpoint.pt").read_bytes())
     with zipfile.ZipFile(run / "checkpoint.pt") as archive:  # between its parts there is filling that nobody reads
         largest = max(archive.infolist(), key=lambda part: part.file_size)

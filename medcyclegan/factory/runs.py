@@ -26,13 +26,14 @@ from medcyclegan.progress import Progress, Silent
 from medcyclegan.training.checkpoint import (
     FILE_NAME,
     NEEDED_TO_GO_ON,
+    WrongState,
     damaged,
     load_checkpoint,
     reading,
     require_fields,
 )
 from medcyclegan.training.mlflow import require_mlflow
-from medcyclegan.training.trainer import TranslationTrainer, WrongState
+from medcyclegan.training.trainer import TranslationTrainer
 from medcyclegan.training.validation import Validation, require_not_exhausted
 
 PLAN_NAME = "plan.yaml"  # of a run whose config was planned

@@ -7,12 +7,12 @@ waiting; what happened is read together with the losses, every `log_every` steps
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import Tensor
 
 from medcyclegan.errors import InputError
 from medcyclegan.training.guards import Remark, Report
@@ -61,8 +61,12 @@ def guarded_step(
     return finite
 
 
-def weights_are_finite(modules: Iterable[nn.Module]) -> bool:
-    """Whether every parameter is; the host waits for the device. The trainer keeps buffers finite."""
+def weights_are_finite(engine: Any) -> bool:
+    """Whether every parameter of a trainer's networks and averages is; the host waits for the device.
+
+    The trainer keeps buffers finite.
+    """
+    modules = (engine.objective.networks, *engine.ema.averages.values())
     parameters = [p.detach() for module in modules for p in module.parameters()]
     return not parameters or bool(torch.stack([torch.isfinite(p).all() for p in parameters]).all())
 
@@ -128,7 +132,7 @@ class FiniteGuard:
         saw = f"{', '.join(wrong)} not finite at step {first}, on {self.describe(first)}"
         if len(bad) > 1:
             saw += f", and at {len(bad) - 1} more of the last {self.every} steps"
-        broken = not weights_are_finite([engine.objective.networks, *engine.ema.averages.values()])
+        broken = not weights_are_finite(engine)
         if broken or self.in_a_row >= IN_A_ROW:
             why = "the weights are not finite" if broken else f"{self.in_a_row} bad steps came in a row"
             self._return(engine, step, saw, why)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medcyclegan import ranks
-from medcyclegan.errors import InputError
 from medcyclegan.networks.cpu import accelerate
+from medcyclegan.training.checkpoint import using
 from medcyclegan.training.finite import guarded_step
 from medcyclegan.training.gradients import RoleGradients
 from medcyclegan.training.objectives import Images, Losses, Objective, at_step
@@ -48,26 +48,6 @@ def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == parameter.stride():
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-
-
-class WrongState(InputError):
-    """A snapshot cannot be gone on from: `field` of it has the `problem`."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"the checkpoint is damaged: {field} {problem}.", "Go back to another one.")
-        self.field, self.problem = field, problem
-
-
-@contextmanager
-def _taking(field: str) -> Iterator[None]:
-    """Report whatever goes wrong while a field of a snapshot is used as a fault of that field."""
-    try:
-        yield
-    except KeyError as error:
-        raise WrongState(field, f"lacks {error}") from error
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise WrongState(field, f"cannot be used ({' '.join(lines[:2]).rstrip('.')})") from error
 
 
 class Stateful(Protocol):
@@ -357,17 +337,17 @@ class TranslationTrainer(Trainer):
         self.best = snapshot.get("best")
         for name, state in snapshot.get("companions", {}).items():
             if name in self.companions:
-                with _taking(f"companions.{name}"):
+                with using(f"companions.{name}"):
                     self.companions[name].load_state_dict(state)
         self._restore_networks(snapshot)
         for role, optimizer in self.optimizers.items():
             scheduler = self.schedulers[role]
-            with _taking(f"schedulers.{role}"):
+            with using(f"schedulers.{role}"):
                 scheduler.last_epoch = int(snapshot["schedulers"][role]["step"])
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        with _taking("random"):
+        with using("random"):
             self._restore_random(snapshot["random"])
         self.state.iteration = snapshot["step"]
 
@@ -387,14 +367,14 @@ class TranslationTrainer(Trainer):
 
     def _restore_networks(self, snapshot: dict[str, Any]) -> None:
         for name, network in self.objective.networks.items():
-            with _taking(f"networks.{name}"):
+            with using(f"networks.{name}"):
                 network.load_state_dict(snapshot["networks"][name])
         for name, average in self.ema.averages.items():
-            with _taking(f"ema.{name}"):
+            with using(f"ema.{name}"):
                 average.load_state_dict(averaged_state(snapshot, name, average))
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-            with _taking(f"optimizers.{role}"):
+            with using(f"optimizers.{role}"):
                 optimizer.load_state_dict(snapshot["optimizers"][role])
                 for group, own in zip(optimizer.param_groups, settings, strict=True):
                     group.update(own)
@@ -409,7 +389,7 @@ class TranslationTrainer(Trainer):
                             raise ValueError(f"{name} holds values that are not finite")
                         if name != "step":  # may have been saved in another memory format
                             moments[name] = _laid_out_like(parameter, moment)
-        with _taking("objective"):
+        with using("objective"):
             self.objective.load_state_dict(snapshot["objective"], self.state.device)
 
 
