@@ -143,7 +143,7 @@ def from_first(value: T) -> T:
 def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
     """Let the first process do what only one may do, then the others what remains.
 
-    If it fails, nobody goes on: it raises its own error, and the others say where to look.
+    If it fails, none continues: it raises its own error, and the others point to it.
     """
     if rank_and_world()[1] == 1:
         return first()

@@ -147,7 +147,7 @@ def test_early_stop_best_and_conversion_with_it(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series = iter([3.0, 2.0, 4.0, 1.0])
-    monkeypatch.setattr(factory.watching, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
+    monkeypatch.setattr(factory.monitoring, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
     content = experiment.to_dict()
     content["training"] |= {"validate_every": 1, "patience": 1, "checkpoint_every": 4}
     with pytest.warns(UserWarning, match="step 3: patience: mae was no better in 1 validations than 2 at step 2"):
@@ -205,8 +205,8 @@ def test_the_mae_is_that_of_evaluate_on_the_working_grid(run: Path, prepared: Pr
     generator = factory.networks.make_network("gen_ab", experiment)
     generator.load_state_dict(content["ema"]["gen_ab"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
-    made = factory.watching.translate_volume(
-        generator.eval(), np.asarray(a.image), np.asarray(a.body), factory.watching.SlidingWindow((32, 32))
+    made = factory.monitoring.translate_volume(
+        generator.eval(), np.asarray(a.image), np.asarray(a.body), factory.monitoring.SlidingWindow((32, 32))
     )
     hu, truth = ((values.astype(float) + 1) / 2 * (3071 + 1024) - 1024 for values in (made, np.asarray(b.image)))
     expected = np.abs(hu - truth)[np.asarray(b.body)].mean()

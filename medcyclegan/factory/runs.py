@@ -1,4 +1,4 @@
-"""Trainings as folders: begun, and gone on with."""
+"""Trainings as run folders: started and resumed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TrainingResult:
 
 
 def require_new_run(run: Path) -> None:
-    """Refuse a run folder that holds something; a preparation that was interrupted in it goes on where it stopped.
+    """Refuse a run folder that holds something; a preparation that was interrupted in it is resumed.
 
     Raises:
         InputError: saying how to continue a run.
@@ -106,12 +106,12 @@ def train(
 
 @dataclass(frozen=True)
 class NewSettings:
-    """What a training goes on with instead of the run's own experiment.
+    """Settings that a resumed training takes instead of the run's own.
 
     Attributes:
         config_file, overrides: an experiment, as for a new training. Another `data.prepared` is no change as long as it
             holds the same cases.
-        allowed: go on although it differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is warned
+        allowed: resume although it differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is warned
             of and recorded in the checkpoint.
     """
 

@@ -54,7 +54,7 @@ def measure_step(
     trainer = TranslationTrainer(
         device=device,
         objective=make_objective(experiment, ct_windows(experiment)),
-        loader=DataLoader(cast(Any, [{}])),  # is not asked
+        loader=DataLoader(cast(Any, [{}])),  # is not used
         schedule=Schedule(steps=WARM_UP + most),
         optimization=Optimization(bf16=wants_bf16(settings.precision, device)),
     )

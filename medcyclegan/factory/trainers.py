@@ -16,9 +16,9 @@ from medcyclegan.data.patches import PLANES, Sampling, Share, TrainingPatches, r
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.factory.devices import wants_bf16
+from medcyclegan.factory.monitoring import attach_monitors
 from medcyclegan.factory.networks import ct_windows, make_objective, predict_memory
 from medcyclegan.factory.training import Training
-from medcyclegan.factory.watching import watch
 from medcyclegan.machine import free_memory
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.training.objectives import Objective
@@ -27,7 +27,7 @@ from medcyclegan.training.trainer import Optimization, TranslationTrainer
 
 
 def make_trainer(training: Training, handlers: Sequence[Any] = ()) -> TranslationTrainer:
-    """The trainer of a training, with all that watches it.
+    """The trainer of a training, with guards, curves, validation and checkpoints attached.
 
     Args:
         training: what is trained, on what, and from where.
@@ -65,7 +65,8 @@ def make_trainer(training: Training, handlers: Sequence[Any] = ()) -> Translatio
             bf16=wants_bf16(settings.precision, device),
         ),
     )
-    watch(trainer, training, describe_step=lambda step: dataset.describe(step - 1))  # step n is item n - 1 of the data
+    # Step n is item n - 1 of the data.
+    attach_monitors(trainer, training, describe_step=lambda step: dataset.describe(step - 1))
     if training.checkpoint:
         trainer.restore(training.checkpoint)
     for handler in handlers:

@@ -1,4 +1,4 @@
-"""A training that begins or goes on: what its trainer, its checkpoints and all that watches it are made from."""
+"""A training about to start or resume: what its trainer, checkpoints and monitors are made from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Training:
         run: its folder.
         device: where this process trains.
         given: the experiment before it was resolved, as plain data; None: as resolved.
-        checkpoint: what it goes on from; None at its beginning.
+        checkpoint: what it resumes from; None at its beginning.
         newest: whether `checkpoint` is the run's newest, and not one to go back to.
     """
 
@@ -82,8 +82,8 @@ class Training:
     def batch(self) -> int:
         """Patches of each domain that all processes take in a step.
 
-        A run that goes on with another number of processes keeps its batch: the patches of every step, their order and
-        what the image pools do stay the same.
+        A run that is resumed with another number of processes keeps its batch: the patches of every step, their order
+        and what the image pools do stay the same.
 
         Raises:
             InputError: if that many processes cannot share the batch.

@@ -22,7 +22,7 @@ from medcyclegan.machine import free_memory
 
 BACKGROUND = -1.0
 OVERLAP = 0.5
-# Larger batches were no faster on a GPU, and an eighth slower on a processor, where each of two lanes takes one slice.
+# Larger batches were no faster on a GPU, and an eighth slower on a processor, whose two threads take one slice each.
 BATCH_VOXELS = {"cpu": 2 * 256 * 256, "cuda": 64 * 256 * 256}
 # Peak memory of a network over the input and output of its largest layer: padded copies, residuals and workspaces of
 # convolutions (a ResNet of 64 filters: 4 kB per voxel, of which the largest layer is 0.8 kB).

@@ -103,7 +103,7 @@ class FiniteGuard:
         self.in_a_row = 0
         self.skipped = 0
         self.rollbacks = 0
-        self.returned_to = -1  # step of the checkpoint that was last gone back to
+        self.returned_to = -1  # step of the checkpoint of the last rollback
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)

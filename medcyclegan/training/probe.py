@@ -1,4 +1,4 @@
-"""The fixed patches by whose translations a training is watched."""
+"""The probe: fixed patches whose translations validations and guards examine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AT_ONCE = 8  # slices that are translated together; boxes go one by one
 
 @dataclass(frozen=True)
 class Probe:
-    """The patches that a training is watched on, the same every time.
+    """Patches of both domains, the same at every validation.
 
     Attributes:
         real: "a", "b" -> (N, C, *spatial) in [-1, 1], of as many cases as possible.

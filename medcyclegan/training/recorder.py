@@ -177,7 +177,7 @@ class RunRecorder:
         self.board.flush()
 
     def validation(self, step: int, values: dict[str, float], histograms: dict[str, Tensor]) -> None:
-        """Take what a validation measured, and samples of values by name."""
+        """Record what a validation measured, and samples of values by name."""
         _append_row(self.run / "validation.csv", {"step": step, **values})
         for name, value in values.items():
             self.board.add_scalar(f"validation/{name}", value, step)
@@ -186,7 +186,7 @@ class RunRecorder:
         self.board.flush()
 
     def report(self, step: int, guard: str, remark: Remark) -> None:
-        """Take what a guard says: it is warned of, and kept."""
+        """Record what a guard reports, and warn of it."""
         _append_row(self.run / "guards.csv", {"step": step, "guard": guard, **asdict(remark)})
         self.board.add_text(f"guards/{guard}", str(remark), step)
         warn(step, guard, remark)

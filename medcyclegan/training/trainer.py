@@ -132,8 +132,8 @@ class TranslationTrainer(Trainer):
     Every MONAI and ignite handler can be attached. One iteration is one step, and the whole training is one epoch.
     `engine.state.output` holds the weighted losses as detached tensors, and so do `engine.losses` and `engine.images`,
     those and the images of the last whole step. Updates whose losses or gradients are not finite are left out on the
-    device; `engine.finite` tells of the last step, as tensors. Within `ranks.joined` the processes train together:
-    gradients and losses are means over all of them, and images are those of this one.
+    device; `engine.finite` says which of the last step were finite, as tensors. Within `ranks.joined` the processes
+    train together: gradients and losses are means over all of them, and images are those of this one.
 
     Attributes:
         best: {"step", "score"} of the best validation so far, None before the first.
@@ -279,7 +279,7 @@ class TranslationTrainer(Trainer):
         """Train until the last step or an interruption.
 
         Ctrl-C (SIGINT) and SIGTERM let the current step finish, so that what is saved is a whole step; a second Ctrl-C
-        stops at once, unless several processes train together. `interrupted` tells afterwards.
+        stops at once, unless several processes train together. `interrupted` is then True.
         """
         if self.state.iteration >= self.state.epoch_length:
             return
@@ -333,7 +333,7 @@ class TranslationTrainer(Trainer):
 
         Settings of the optimizers and schedules are those that this trainer was made with, which may be others.
         """
-        # Checkpoints of earlier versions have neither; their guards and scores begin anew.
+        # Checkpoints of earlier versions have neither; their guards and scores start again.
         self.best = snapshot.get("best")
         for name, state in snapshot.get("companions", {}).items():
             if name in self.companions:

@@ -2,7 +2,7 @@
 
 Every score is better the lower it is. With pairs it is the mean absolute error in the body. Without pairs nothing
 measures the error; the *proxy* that stands in for it is the mean of three numbers, each of which is 1 for a useless
-translation of the watched patches:
+translation of the probe's patches:
 
 - `cycle`: mean absolute difference in the body between patches and their way there and back, as a share of that
   between the patches and their median, the best constant; both domains; 0 is perfect;

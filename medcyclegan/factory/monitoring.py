@@ -1,4 +1,4 @@
-"""What watches a training: curves, pictures, checkpoints, guards and validation."""
+"""What is attached to a trainer: curves, pictures, checkpoints, guards and validation."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from medcyclegan.training.validation import Record, Validation
 from medcyclegan.transforms.intensity import DISPLAY_HU, Scaler
 
 
-def watch(trainer: TranslationTrainer, training: Training, describe_step: Callable[[int], str]) -> None:
+def attach_monitors(trainer: TranslationTrainer, training: Training, describe_step: Callable[[int], str]) -> None:
     """Attach guards, curves and pictures, validation, checkpoints and MLflow, in this order.
 
     Guards and validation are in every process, since all must go back together, and schedules and early stopping follow
     the scores; only the first process writes and speaks.
 
     Args:
-        trainer: is watched.
+        trainer: gets the handlers.
         training: what it is made from.
         describe_step: the cases and positions that a step was shown.
     """
@@ -158,7 +158,7 @@ def _saturation_guard(trainer: TranslationTrainer, report: Report) -> Saturation
 
 
 def _checkpoint_for_all(run: Path, allow: tuple[str, ...]) -> dict[str, Any] | None:
-    """The run's newest checkpoint, the same in every process: none goes on, and writes, before all have read it."""
+    """The run's newest checkpoint, the same in every process: none continues, and writes, before all have read it."""
     content = load_checkpoint(run, allow) if (run / FILE_NAME).exists() else None
     ranks.maximum(0)
     return content
