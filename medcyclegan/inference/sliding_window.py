@@ -9,6 +9,7 @@ a margin only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -175,6 +176,23 @@ def _walk(
     parts = batches(places, THREADS if threads else 1)
     watched = watch.track(parts, len(parts), f"translating {what}")
     calls = in_threads(translated, watched) if threads else ((part, translated(part)) for part in watched)
+    _blend(into, mask, calls, window)
+
+
+def _blend(
+    into: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    calls: Iterable[tuple[npt.NDArray[np.intp], tuple[_Frame, npt.NDArray[np.float32]]]],
+    window: SlidingWindow,
+) -> None:
+    """Write the mean of the predictions of every place into `into`, (C', N, *spatial).
+
+    Args:
+        into: background.
+        mask: (N, *spatial), the body.
+        calls: places, and what of them was shown and predicted, (B, C' (2 n + 1), *shape).
+        window: how the network is run.
+    """
     count = np.zeros(mask.shape, np.uint16) if window.neighbors else None  # predictions of every voxel
     if count is not None:
         into[:] = 0
@@ -183,17 +201,18 @@ def _walk(
             raise ValueError(
                 f"the generator gives {given.shape[1]} channels, and {len(into)} x {window.depth} are expected"
             )
+        inner: tuple[Any, ...] = (..., *shown.inner)
+        at: tuple[Any, ...] = (part, *shown.region)
+        output = given[inner].swapaxes(0, 1)
+        if count is None:
+            into[(slice(None), *at)] = output
+            continue
         for channel, offset in enumerate(range(-window.neighbors, window.neighbors + 1)):
             there = part + offset
             real = (there >= 0) & (there < len(mask))
-            at: tuple[Any, ...] = (there[real], *shown.region)
-            seen: tuple[Any, ...] = (real, slice(channel, None, window.depth), *shown.inner)
-            made = given[seen].swapaxes(0, 1)
-            if count is None:
-                into[(slice(None), *at)] = made
-            else:
-                into[(slice(None), *at)] += made
-                count[at] += 1
+            at = (there[real], *shown.region)
+            into[(slice(None), *at)] += output[channel :: window.depth, real]
+            count[at] += 1
     if count is not None:
         count[~mask.any(axis=tuple(range(1, mask.ndim)))] = 0
         np.divide(into, count, out=into, where=count > 0)
