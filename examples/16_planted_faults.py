@@ -66,7 +66,7 @@ def main() -> None:
     for number, file in enumerate(given.mr):
         source = translator.read(file)
         case, body = source.case, source.case.body
-        members = translator.opinions(source)
+        members = translator.member_results(source)
         sct = translator.scaler.undo(members[0])
         for kind in FAULTS:
             for trial in range(given.trials):

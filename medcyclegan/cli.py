@@ -371,9 +371,7 @@ def train(
 
         result = factory.resume(
             resume,
-            config_file=config_file,
-            overrides=overrides or (),
-            allow_changes=allow_changes,
+            new=factory.NewSettings(config_file, overrides or (), allow_changes),
             device=device,
             progress=Terminal(),
             handlers=(_notices,),

@@ -108,7 +108,7 @@ def joined(device: torch.device) -> Iterator[None]:
             _waiting = None
         yield
     except RuntimeError as error:
-        if not is_loss(error):
+        if not is_connection_lost(error):
             raise
         raise LostProcess(
             f"process {rank} of {processes} lost its connection: another process of this training has ended."
@@ -119,7 +119,7 @@ def joined(device: torch.device) -> Iterator[None]:
             distributed.destroy_process_group()
 
 
-def is_loss(error: RuntimeError) -> bool:
+def is_connection_lost(error: RuntimeError) -> bool:
     """Whether an exchange failed, as against a fault of this process; gloo has no exception of its own."""
     if env_rank()[1] == 1 and rank_and_world()[1] == 1:
         return False
@@ -143,7 +143,7 @@ def from_first(value: T) -> T:
 def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
     """Let the first process do what only one may do, then the others what remains.
 
-    If it fails, nobody goes on: it raises its own error, and the others say where to look.
+    If it fails, none continues: it raises its own error, and the others point to it.
     """
     if rank_and_world()[1] == 1:
         return first()
@@ -160,7 +160,7 @@ def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
     return result
 
 
-def largest(number: int) -> int:
+def maximum(number: int) -> int:
     """The largest of the processes' numbers; all wait for each other here, the device for none."""
     if rank_and_world()[1] == 1:
         return number

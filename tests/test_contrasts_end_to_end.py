@@ -39,8 +39,9 @@ from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
 from medcyclegan.plan import make_plan, pretended_gpu
 from medcyclegan.training.checkpoint import load_checkpoint
-from medcyclegan.training.guards import TranslationGuards, bodies_for, silent, spread_ratio
-from medcyclegan.training.recorder import make_panel
+from medcyclegan.training.guards import TranslationGuards, silent, spread_ratio
+from medcyclegan.training.probe import Probe, bodies_for
+from medcyclegan.training.recorder import Panel
 from medcyclegan.training.validation import structure_disagreement as edges_apart
 from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.pipeline import prepare
@@ -211,7 +212,7 @@ def test_guards_take_other_numbers_of_channels() -> None:
     rim = torch.full((3, 1, 32, 32), -1.0)
     rim[:, :, 4:28, 4:28] = depth
     real = {"a": torch.cat([rim, rim], dim=1), "b": rim}
-    guard = TranslationGuards(real, {"a": body, "b": body[:, :1]}, silent, {"a": 2})
+    guard = TranslationGuards(Probe(real, {"a": body, "b": body[:, :1]}, {"a": 2}), silent)
     assert guard.ordered == {"a": True, "b": True}
     half = torch.cat([rim, -rim], dim=1)  # the second contrast is inverted
     found = guard.observe(1, {"a": half, "b": rim})
@@ -222,7 +223,7 @@ def test_panels_show_the_middle_slice_of_the_first_contrast() -> None:
     a = torch.zeros(1, 6, 4, 4)
     a[:, 1] = 1.0
     images = {"real_a": a, "fake_b": torch.ones(1, 3, 4, 4), "real_b": torch.ones(1, 3, 4, 4)}
-    panel = make_panel(images, {"a": (0, 1), "b": (0, 1)}, {"a": 2, "b": 1})
+    panel = Panel({}, {"a": (0, 1), "b": (0, 1)}, {"a": 2, "b": 1}).picture(images)
     assert panel[:4, :8].min() == 1
 
 

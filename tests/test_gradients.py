@@ -11,6 +11,7 @@ from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.networks.generators.resnet import ResNetGenerator
 from medcyclegan.training.gradients import RoleGradients
 from medcyclegan.training.objectives.cyclegan import CycleGAN
+from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.trainer import TranslationTrainer
 
 CPU = torch.device("cpu")
@@ -51,7 +52,9 @@ def test_a_snapshot_in_another_memory_format_goes_on_with_the_same_numbers() -> 
     """Fused Adam would otherwise give moments to other weights, silently."""
 
     def trainer() -> TranslationTrainer:
-        return TranslationTrainer(device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], steps=9)
+        return TranslationTrainer(
+            device=CPU, objective=CycleGAN(networks(), pool_size=2), loader=[], schedule=Schedule(steps=9)
+        )
 
     first = trainer()
     first._iteration(first, batch(0))

@@ -25,16 +25,10 @@ from medcyclegan.errors import InputError
 from medcyclegan.losses.adversarial import BCE, LSGAN, WGANGP, Hinge
 from medcyclegan.training import guards
 from medcyclegan.training.checkpoint import load_checkpoint
-from medcyclegan.training.guards import (
-    FiniteGuard,
-    SaturationGuard,
-    TranslationGuards,
-    guarded_step,
-    spread_ratio,
-    undecided_loss,
-    weights_are_finite,
-)
+from medcyclegan.training.finite import FiniteGuard, guarded_step, weights_are_finite
+from medcyclegan.training.guards import SaturationGuard, TranslationGuards, spread_ratio, undecided_loss
 from medcyclegan.training.pool import ImagePool
+from medcyclegan.training.probe import Probe
 
 
 class During:
@@ -142,12 +136,11 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
     assert differences(weights[1], weights[2]) == []
     assert len(differences(weights[2], weights[3])) > 10
     (row,) = told(result.run)
-    trainer = factory.make_trainer(
-        config.load(result.run / "config.yaml"),
-        factory.runs.open_prepared(Path(str(experiment.data.prepared))),
-        tmp_path / "other",
-        torch.device("cpu"),
+    prepared = factory.runs.open_prepared(Path(str(experiment.data.prepared)))
+    training = factory.Training(
+        config.load(result.run / "config.yaml"), prepared, tmp_path / "other", torch.device("cpu")
     )
+    trainer = factory.make_trainer(training)
     assert (row["step"], row["guard"]) == ("3", "not finite")
     assert trainer.data_loader.dataset.describe(2) in row["saw"]
     assert "of a (axial slice" in row["saw"] and "of b (axial slice" in row["saw"]
@@ -176,7 +169,9 @@ def test_spoiled_weights_go_back_to_the_checkpoint(experiment: Experiment, tmp_p
     saved = factory.make_networks(config.load(result.run / "config.yaml"))
     for name, network in saved.items():
         network.load_state_dict(content["networks"][name])
-    assert weights_are_finite([saved])
+    assert weights_are_finite(
+        SimpleNamespace(objective=SimpleNamespace(networks=saved), ema=SimpleNamespace(averages={}))
+    )
     assert len(differences(dict(saved.state_dict()), seen)) > 10  # step 4 was a real one
     assert content["companions"]["finite"]["rollbacks"] == 1
 
@@ -352,7 +347,7 @@ def test_an_inverted_ct_is_told_from_the_right_one(probe: Any, turned: bool) -> 
     heard: list[tuple[int, str, str]] = []
     real = {"a": probe["pairs_a"][0], "b": probe["b"][0]}
     bodies = {"a": probe["pairs_a"][1], "b": probe["b"][1]}
-    guard = TranslationGuards(real, bodies, lambda step, name, remark: heard.append((step, name, str(remark))))
+    guard = TranslationGuards(Probe(real, bodies), lambda step, name, remark: heard.append((step, name, str(remark))))
     truth, body = probe["pairs_b"][0], probe["pairs_a"][1]
     shown = torch.where(body, -0.9 - truth, truth) if turned else truth
     measured = guard.observe(100, {"b": shown})
@@ -372,7 +367,7 @@ def test_no_order_is_expected_where_real_images_show_none() -> None:
     row = torch.arange(32)
     real = ((row[:, None] + row) % 2).float().expand(4, 1, 32, 32) - 0.5
     body = torch.ones(4, 1, 32, 32, dtype=torch.bool)
-    guard = TranslationGuards({"a": real, "b": real}, {"a": body, "b": body}, guards.silent)
+    guard = TranslationGuards(Probe({"a": real, "b": real}, {"a": body, "b": body}), guards.silent)
     assert guard.ordered == {"a": False, "b": False}
     assert "order_ab" not in guard.observe(1, {"b": -real})
 

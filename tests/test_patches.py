@@ -23,7 +23,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.slices import Slices, eligible_slices, measure_slices
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
-from medcyclegan.factory.watching import _picture_batch
+from medcyclegan.factory.monitoring import _picture_batch
 from medcyclegan.io.grid import Grid, on_one_grid
 
 

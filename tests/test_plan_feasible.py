@@ -53,7 +53,7 @@ def accept(made: plan.Plan, folder: Path) -> None:
     experiment = config.load(folder / "plan.yaml")
     prepared = factory.prepare(experiment, folder / "prepared")
     assert not prepared.failed
-    factory.make_trainer(resolve(experiment, prepared), prepared, folder / "run", torch.device("cpu"))
+    factory.make_trainer(factory.Training(resolve(experiment, prepared), prepared, folder / "run", torch.device("cpu")))
 
 
 SLAB = {"shape": (46, 52, 4), "spacing": (4.0, 4.0, 1.0)}

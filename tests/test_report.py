@@ -32,7 +32,7 @@ from medcyclegan.report.pictures import standing_out
 from medcyclegan.report.report import write_report
 from medcyclegan.report.results import read_results
 from medcyclegan.training.guards import Remark
-from medcyclegan.training.recorder import RunRecorder
+from medcyclegan.training.recorder import Panel, RunRecorder
 
 ALL_BYTES, LAYOUT = pictures.PICTURE_BYTES, plots.ConstrainedLayoutEngine
 GRADING = Path(__file__).parents[1] / ".github/docs/howto/grade.md"
@@ -552,7 +552,7 @@ def test_the_report_of_a_training_shows_what_the_guards_said(tmp_path: Path) -> 
     run = make_run(tmp_path / "run", [100])
     quiet = shown(run)
     assert "The guards of the training said nothing." in quiet.text and "what to try" not in quiet.text
-    recorder = RunRecorder(run, log_every=1, picture_every=1, picture_batch={}, window={}, batch_size=1)
+    recorder = RunRecorder(run, log_every=1, picture_every=1, panel=Panel({}, {}))
     recorder.board = SimpleNamespace(add_text=lambda *_: None)
     said = Remark('discriminator_a is <0.005, "now" 0.', "The training goes on.", "Try fewer filters, or layers.")
     with pytest.warns(UserWarning, match="step 250: saturation: discriminator_a .* goes on. Try fewer filters"):

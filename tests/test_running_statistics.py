@@ -18,6 +18,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.objectives.cyclegan import CycleGAN
+from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.trainer import ExponentialMovingAverage, TranslationTrainer, averaged_state
 
 BATCH_NORM = {"_target_": "monai.networks.nets.AttentionUnet", "channels": [4, 8], "strides": [2]}
@@ -32,7 +33,9 @@ def trainer() -> TranslationTrainer:
     networks: dict[str, nn.Module] = {name: normed() for name in ("gen_ab", "gen_ba")}
     networks |= {name: PatchGAN(filters=4, layers=1) for name in ("disc_a", "disc_b")}
     loader: Any = [batch()]
-    return TranslationTrainer(device=CPU, objective=CycleGAN(nn.ModuleDict(networks)), loader=loader, steps=10)
+    return TranslationTrainer(
+        device=CPU, objective=CycleGAN(nn.ModuleDict(networks)), loader=loader, schedule=Schedule(steps=10)
+    )
 
 
 def buffers(network: nn.Module) -> dict[str, Tensor]:

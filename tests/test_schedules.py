@@ -61,7 +61,9 @@ def test_two_time_scales_and_warmup_from_the_config(
 ) -> None:
     settings = {"learning_rate": 1e-4, "learning_rate_discriminator": 4e-4, "warmup": 1, "schedule": "cosine"}
     given = experiment.model_copy(update={"training": experiment.training.model_copy(update=settings)})
-    trainer = factory.make_trainer(factory.cohorts.resolve(given, prepared), prepared, tmp_path, torch.device("cpu"))
+    trainer = factory.make_trainer(
+        factory.Training(factory.cohorts.resolve(given, prepared), prepared, tmp_path, torch.device("cpu"))
+    )
     rates = {role: optimizer.param_groups[0]["lr"] for role, optimizer in trainer.optimizers.items()}
     assert rates == pytest.approx({"generators": 0.5e-4, "discriminators": 2e-4})
 

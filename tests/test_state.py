@@ -95,14 +95,14 @@ def test_pieces_of_a_batch_equal_the_whole_batch(experiment: Experiment, tmp_pat
 def test_the_last_checkpoints_are_kept(experiment: Experiment, tmp_path: Path) -> None:
     every = changed(experiment, training={"steps": 4, "checkpoint_every": 1, "keep_checkpoints": 3})
     run = factory.train(every, tmp_path / "run", device="cpu").run
-    kept = older_checkpoints(run)
+    kept = list(older_checkpoints(run).values())
     assert [path.name for path in kept] == ["checkpoint-0000003.pt", "checkpoint-0000002.pt"]
     assert [load_checkpoint(path)["step"] for path in (run, *kept)] == [4, 3, 2]
     # Going back does the steps again, with the same result, and forgets what was later.
     whole = load_checkpoint(run)
     factory.resume(kept[1], device="cpu", handlers=[StopAt(3)])
     assert load_checkpoint(run)["step"] == 3
-    assert [path.name for path in older_checkpoints(run)] == ["checkpoint-0000002.pt"]
+    assert [path.name for path in older_checkpoints(run).values()] == ["checkpoint-0000002.pt"]
     factory.resume(run, device="cpu")
     assert differences(load_checkpoint(run), whole) == []
 
@@ -126,7 +126,7 @@ def test_the_best_is_kept_beside_the_newest_and_remembered(experiment: Experimen
 @pytest.mark.parametrize("damage", ["one bit", "cut off"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_named(run: Path, tmp_path: Path, damage: str) -> None:
     run = Path(shutil.copytree(run, tmp_path / "run"))
-    (older,) = older_checkpoints(run)
+    (older,) = older_checkpoints(run).values()
     content = bytearray((run / "checkpoint.pt").read_bytes())
     with zipfile.ZipFile(run / "checkpoint.pt") as archive:  # between its parts there is filling that nobody reads
         largest = max(archive.infolist(), key=lambda part: part.file_size)
@@ -161,13 +161,13 @@ class TestAChangedExperiment:
     def test_is_refused_key_by_key_unless_it_is_wanted(self, stopped: Path) -> None:
         new = ["training.steps=3", "training.learning_rate=0.001", "training.log_every=1"]
         with pytest.raises(InputError) as told:
-            factory.resume(stopped, overrides=new, device="cpu")
+            factory.resume(stopped, new=factory.NewSettings(overrides=new), device="cpu")
         for line in ("training.steps: 4 -> 3", "training.learning_rate: 0.0002 -> 0.001", "--allow-changes"):
             assert line in str(told.value)
         assert "log_every" not in str(told.value)
         assert load_checkpoint(stopped)["step"] == 2
         with pytest.warns(UserWarning, match=r"goes on from step 2 with training\.steps: 4 -> 3"):
-            assert factory.resume(stopped, overrides=new, allow_changes=True, device="cpu").step == 3
+            assert factory.resume(stopped, new=factory.NewSettings(overrides=new, allowed=True), device="cpu").step == 3
         content = load_checkpoint(stopped)
         assert content["experiment"]["training"]["learning_rate"] == 0.001
         assert {"step": 2, "key": "training.steps", "old": 4, "new": 3} in content["changes"]
@@ -187,7 +187,9 @@ class TestAChangedExperiment:
         new = ["training.learning_rate=0.001"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            factory.resume(stopped, overrides=new, allow_changes=True, device="cpu", handlers=[Rates()])
+            factory.resume(
+                stopped, new=factory.NewSettings(overrides=new, allowed=True), device="cpu", handlers=[Rates()]
+            )
         assert rates == pytest.approx([0.001, 0.001, 0.0005, 0.0005])
 
     @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ class TestAChangedExperiment:
     )
     def test_of_another_kind_is_another_training(self, stopped: Path, new: str, line: str) -> None:
         with pytest.raises(InputError, match=rf"(?s)train a new run.*{line}"):
-            factory.resume(stopped, overrides=[new], allow_changes=True, device="cpu")
+            factory.resume(stopped, new=factory.NewSettings(overrides=[new], allowed=True), device="cpu")
 
     def test_the_same_file_is_no_change_and_another_is(
         self, cohort: Any, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -217,31 +219,44 @@ class TestAChangedExperiment:
         factory.train(config.load(file), run, device="cpu", handlers=[StopAt(2)])
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        assert factory.resume(run, config_file=file, device="cpu", handlers=[StopAt(3)]).step == 3
-        assert factory.resume(run, config_file=run / "config.yaml", device="cpu", handlers=[StopAt(4)]).step == 4
+        assert (
+            factory.resume(run, new=factory.NewSettings(config_file=file), device="cpu", handlers=[StopAt(3)]).step == 3
+        )
+        assert (
+            factory.resume(
+                run, new=factory.NewSettings(config_file=run / "config.yaml"), device="cpu", handlers=[StopAt(4)]
+            ).step
+            == 4
+        )
         content["data"]["a"] = str(ct.parent)
         file.write_text(yaml.safe_dump(content))
         with pytest.raises(InputError, match=r"(?s)train a new run.*data\.a: "):
-            factory.resume(run, config_file=file, device="cpu", allow_changes=True)
+            factory.resume(run, new=factory.NewSettings(config_file=file, allowed=True), device="cpu")
 
     def test_fewer_steps_than_done_and_other_volumes_are_refused(
         self, stopped: Path, prepared: PreparedCohort, cohort: Any, tmp_path: Path
     ) -> None:
         with pytest.raises(InputError, match="has done 2 steps already"):
-            factory.resume(stopped, overrides=["training.steps=1"], allow_changes=True, device="cpu")
+            factory.resume(stopped, new=factory.NewSettings(overrides=["training.steps=1"], allowed=True), device="cpu")
         data = {"a": str(cohort.test_mr[0].parent), "b": str(cohort.test_ct[0].parent)}
         spacing = {"spacing": list(prepared.spacing)}
         other = factory.prepare(config.parse({"data": data, "preparation": spacing}, "the test"), tmp_path / "other")
         with pytest.raises(InputError, match="does not hold the volumes"):
-            factory.resume(stopped, overrides=[f"data.prepared={other.folder}"], allow_changes=True, device="cpu")
+            factory.resume(
+                stopped,
+                new=factory.NewSettings(overrides=[f"data.prepared={other.folder}"], allowed=True),
+                device="cpu",
+            )
 
     def test_a_moved_cohort_changes_nothing(
         self, stopped: Path, prepared: PreparedCohort, run: Path, tmp_path: Path
     ) -> None:
         moved = ["data.prepared=" + str(shutil.copytree(prepared.folder, tmp_path / "moved"))]
         with pytest.warns(UserWarning, match=r"data\.prepared: .* -> .*moved"):
-            factory.resume(stopped, overrides=moved, allow_changes=True, device="cpu", handlers=[StopAt(3)])
-        assert factory.resume(stopped, overrides=moved, device="cpu").step == 4
+            factory.resume(
+                stopped, new=factory.NewSettings(overrides=moved, allowed=True), device="cpu", handlers=[StopAt(3)]
+            )
+        assert factory.resume(stopped, new=factory.NewSettings(overrides=moved), device="cpu").step == 4
         assert apart_in_weights(stopped, run) < 1e-6
 
     @pytest.mark.parametrize("where", ["within", "beside", "far"])
@@ -273,7 +288,7 @@ class TestAChangedExperiment:
                 factory.resume(run, device="cpu")
         overrides = [f"data.prepared={data}"] if where == "far" else []
         with pytest.warns(UserWarning, match=r"goes on from step 2 with data\.prepared: .*old.* -> "):
-            factory.resume(run, overrides=overrides, device="cpu", handlers=[StopAt(3)])
+            factory.resume(run, new=factory.NewSettings(overrides=overrides), device="cpu", handlers=[StopAt(3)])
         assert factory.resume(run, device="cpu").step == 4
         assert yaml.safe_load((run / "config.yaml").read_text())["data"]["prepared"] == str(data.resolve())
 

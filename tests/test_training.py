@@ -21,7 +21,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.io.reader import read_volume
 from medcyclegan.training.checkpoint import load_checkpoint
-from medcyclegan.training.recorder import RunRecorder, make_panel
+from medcyclegan.training.recorder import Panel, RunRecorder
 from medcyclegan.training.schedules import linear_decay
 from medcyclegan.training.trainer import ExponentialMovingAverage
 
@@ -150,9 +150,8 @@ def test_run_folder_with_content_is_refused(run: Path, experiment: Experiment, t
 def test_generator_phase_leaves_discriminators_untouched(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path
 ) -> None:
-    trainer = factory.make_trainer(
-        factory.cohorts.resolve(experiment, prepared), prepared, tmp_path, torch.device("cpu")
-    )
+    resolved = factory.cohorts.resolve(experiment, prepared)
+    trainer = factory.make_trainer(factory.Training(resolved, prepared, tmp_path, torch.device("cpu")))
     batch = next(iter(trainer.data_loader))
     with trainer._training("generators"):
         for direction in trainer.objective.directions:
@@ -166,7 +165,7 @@ def test_generator_phase_leaves_discriminators_untouched(
 
 def test_a_recorder_that_cannot_begin_leaves_the_reason_visible(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file where its folder should be")
-    recorder = RunRecorder(tmp_path, log_every=1, picture_every=1, picture_batch={}, window={})
+    recorder = RunRecorder(tmp_path, log_every=1, picture_every=1, panel=Panel({}, {}))
     engine = Engine(lambda engine, batch: None)
     recorder.attach(engine)
     with pytest.raises(OSError, match="tensorboard"):
@@ -195,7 +194,7 @@ def test_moving_average_equals_the_recursion() -> None:
 def test_panel_puts_anterior_up_and_keeps_the_order() -> None:
     a, b = torch.full((1, 1, 2, 3), -1.0), torch.full((1, 1, 2, 3), -1.0)
     a[0, 0, 1, 2] = 1.0  # left, anterior
-    panel = make_panel({"real_a": a, "fake_b": b + 1}, {"a": (-1, 1), "b": (-1, 1)})
+    panel = Panel({}, {"a": (-1, 1), "b": (-1, 1)}).picture({"real_a": a, "fake_b": b + 1})
     assert panel.shape == (6, 6)
     assert panel[0, 1] == 1 and panel[:3, :2].sum() == 1
     assert (panel[:3, 2:4] == 0.5).all()

@@ -25,9 +25,9 @@ from medcyclegan.data.probe import probe_patches
 from medcyclegan.errors import InputError
 from medcyclegan.training import mlflow
 from medcyclegan.training.checkpoint import load_checkpoint
+from medcyclegan.training.probe import Probe
 from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.validation import (
-    Probe,
     Validation,
     distribution_distance,
     relative_error,
@@ -102,6 +102,13 @@ def make_engine() -> Any:
 class NoGuards:
     raised = False
 
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.heard: list[tuple[int, str]] = []
+
+    def report(self, step: int, name: str, _: Any) -> None:
+        self.heard.append((step, name))
+
     def observe(self, step: int, translated: dict[str, Any]) -> dict[str, float]:
         return {}
 
@@ -111,21 +118,19 @@ class NoGuards:
 
 def test_best_patience_and_plateau_follow_the_scores(probe: Probe) -> None:
     scores = [5.0, 4.0, 4.5, 3.0, math.nan, 3.5, 3.1, 2.0]
-    guards, saved, heard = NoGuards(), [], []
+    guards, saved = NoGuards(probe), []
     series: Iterator[float] = iter(scores)
     schedule = Schedule("plateau", steps=1000, plateau_patience=2)
     validation = Validation(
         every=10,
-        probe=probe,
         score_pairs=lambda: {"mae": next(series)},
         guards=guards,  # type: ignore[arg-type]
-        schedule=schedule,
         save_best=lambda engine: saved.append(engine.state.iteration),
         record=lambda *_: None,
-        report=lambda step, name, _: heard.append((step, name)),
         patience=3,
     )
     engine = make_engine()
+    engine.schedule = schedule
     for step in range(1, 75):
         engine.state.iteration = step
         guards.raised = step == 20  # a guard objects to the score 4
@@ -134,7 +139,7 @@ def test_best_patience_and_plateau_follow_the_scores(probe: Probe) -> None:
             break
     assert saved == [10, 30, 40]
     assert engine.best == {"step": 40, "score": 3.0, "name": "mae"}
-    assert heard == [(60, "plateau"), (70, "patience")]
+    assert guards.heard == [(60, "plateau"), (70, "patience")]
     assert (step, validation.exhausted) == (70, True)
 
 
@@ -142,7 +147,7 @@ def test_early_stop_best_and_conversion_with_it(
     experiment: Experiment, prepared: PreparedCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series = iter([3.0, 2.0, 4.0, 1.0])
-    monkeypatch.setattr(factory.watching, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
+    monkeypatch.setattr(factory.monitoring, "_score_pairs", lambda *_: lambda: {"mae": next(series)})
     content = experiment.to_dict()
     content["training"] |= {"validate_every": 1, "patience": 1, "checkpoint_every": 4}
     with pytest.warns(UserWarning, match="step 3: patience: mae was no better in 1 validations than 2 at step 2"):
@@ -168,7 +173,7 @@ def test_a_resumed_training_checks_its_data(run: Path, prepared: PreparedCohort,
     (copied / "b/ct_001/image.npy").write_bytes(raw)
     overrides = [f"data.prepared={copied}", "training.steps=6"]
     with pytest.raises(InputError, match=r"b/ct_001/image\.npy is damaged or was changed"):
-        factory.resume(run, overrides=overrides, allow_changes=True, device="cpu")
+        factory.resume(run, new=factory.NewSettings(overrides=overrides, allowed=True), device="cpu")
 
 
 def test_a_word_or_a_run_without_a_best_checkpoint(run: Path, tmp_path: Path) -> None:
@@ -181,12 +186,8 @@ def test_a_word_or_a_run_without_a_best_checkpoint(run: Path, tmp_path: Path) ->
 
 def test_without_pairs_the_proxy_chooses(experiment: Experiment, prepared: PreparedCohort, tmp_path: Path) -> None:
     alone = replace(prepared, cases={**prepared.cases, "pairs_a": (), "pairs_b": ()})
-    factory.runs._run(
-        factory.make_trainer(factory.cohorts.resolve(experiment, alone), alone, tmp_path, torch.device("cpu")),
-        experiment,
-        tmp_path,
-        alone,
-    )
+    training = factory.Training(factory.cohorts.resolve(experiment, alone), alone, tmp_path, torch.device("cpu"))
+    factory.runs._run(factory.make_trainer(training), training)
     with (tmp_path / "validation.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {"cycle", "structure", "distribution", "proxy", "spread_ab", "order_ab"} <= set(rows[0])
@@ -204,8 +205,8 @@ def test_the_mae_is_that_of_evaluate_on_the_working_grid(run: Path, prepared: Pr
     generator = factory.networks.make_network("gen_ab", experiment)
     generator.load_state_dict(content["ema"]["gen_ab"])
     a, b = prepared.cases["pairs_a"][0], prepared.cases["pairs_b"][0]
-    made = factory.watching.translate_volume(
-        generator.eval(), np.asarray(a.image), np.asarray(a.body), factory.watching.SlidingWindow((32, 32))
+    made = factory.monitoring.translate_volume(
+        generator.eval(), np.asarray(a.image), np.asarray(a.body), factory.monitoring.SlidingWindow((32, 32))
     )
     hu, truth = ((values.astype(float) + 1) / 2 * (3071 + 1024) - 1024 for values in (made, np.asarray(b.image)))
     expected = np.abs(hu - truth)[np.asarray(b.body)].mean()

@@ -15,7 +15,8 @@ from medcyclegan import factory
 from medcyclegan.benchmark.plain import PlainStep, plain_networks
 from medcyclegan.config import Experiment, load, parse
 from medcyclegan.errors import InputError
-from medcyclegan.training.trainer import TranslationTrainer, bf16_is_safe
+from medcyclegan.training.schedules import Schedule
+from medcyclegan.training.trainer import Optimization, TranslationTrainer, bf16_is_safe
 
 
 def example_experiment(spatial_dims: int = 2, changes: dict[str, Any] | None = None) -> Experiment:
@@ -98,7 +99,13 @@ def random_batch(
 
 def bare_trainer(experiment: Experiment, device: torch.device, bf16: bool) -> TranslationTrainer:
     objective = factory.make_objective(experiment, {"a": None, "b": experiment.preparation.ct_window})
-    return TranslationTrainer(device=device, objective=objective, loader=[], steps=100_000, bf16=bf16)  # type: ignore[arg-type]
+    return TranslationTrainer(
+        device=device,
+        objective=objective,
+        loader=[],  # type: ignore[arg-type]
+        schedule=Schedule(steps=100_000),
+        optimization=Optimization(bf16=bf16),
+    )
 
 
 def plain_step(experiment: Experiment, device: torch.device) -> PlainStep:

@@ -3,14 +3,17 @@
 from medcyclegan.factory.cohorts import cohort, left_out, prepare
 from medcyclegan.factory.devices import bf16_is_safe, choose_device
 from medcyclegan.factory.networks import make_networks, make_objective, predict_memory
-from medcyclegan.factory.runs import PLAN_NAME, TrainingResult, alone_in, require_new_run, resume, train
+from medcyclegan.factory.runs import PLAN_NAME, NewSettings, TrainingResult, alone_in, require_new_run, resume, train
 from medcyclegan.factory.step_time import StepTime, measure_step
 from medcyclegan.factory.trainers import make_trainer
+from medcyclegan.factory.training import Training
 from medcyclegan.factory.translators import choose_checkpoint, load_translator, load_untrained
 
 __all__ = [
     "PLAN_NAME",
+    "NewSettings",
     "StepTime",
+    "Training",
     "TrainingResult",
     "alone_in",
     "bf16_is_safe",

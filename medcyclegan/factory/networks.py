@@ -84,20 +84,20 @@ def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, obj
         problems.append("losses.structure patch_nce shows the translation to the generator that made it")
     if issubclass(OBJECTIVES.class_of(experiment.objective, experiment.allow), CUT):
         problems.append("objective cut has a PatchNCE, which shows the translation to the generator that made it")
-    told = "; ".join(
+    named = "; ".join(
         f"{name} has {len(domain.contrasts)} contrasts ({', '.join(domain.contrasts)})"
         for name, domain in experiment.domains
         if domain.volumes > 1
     )
     raise_all(
         problems,
-        f"images of a have {a} channels and images of b {b}, because {told}. These need as many on both sides; take "
+        f"images of a have {a} channels and images of b {b}, because {named}. These need as many on both sides; take "
         "other parts, or one contrast:",
     )
 
 
 def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMemory | None:
-    """What a training step will take; None where it cannot be told.
+    """What a training step will take; None where it cannot be predicted.
 
     Args:
         experiment: resolved, at least its patches.size.

@@ -1,4 +1,4 @@
-"""Trainings as folders: begun, and gone on with."""
+"""Trainings as run folders: started and resumed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from medcyclegan.errors import InputError
 from medcyclegan.factory.cohorts import prepare_or_open, resolve, verified
 from medcyclegan.factory.devices import choose_device
 from medcyclegan.factory.trainers import make_trainer
+from medcyclegan.factory.training import Training
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.training.checkpoint import (
     FILE_NAME,
     NEEDED_TO_GO_ON,
+    WrongState,
     damaged,
     load_checkpoint,
     reading,
     require_fields,
 )
 from medcyclegan.training.mlflow import require_mlflow
-from medcyclegan.training.trainer import TranslationTrainer, WrongState
+from medcyclegan.training.trainer import TranslationTrainer
 from medcyclegan.training.validation import Validation, require_not_exhausted
 
 PLAN_NAME = "plan.yaml"  # of a run whose config was planned
@@ -57,7 +59,7 @@ class TrainingResult:
 
 
 def require_new_run(run: Path) -> None:
-    """Refuse a run folder that holds something; a preparation that was interrupted in it goes on where it stopped.
+    """Refuse a run folder that holds something; a preparation that was interrupted in it is resumed.
 
     Raises:
         InputError: saying how to continue a run.
@@ -95,18 +97,33 @@ def train(
 
         prepared = ranks.first_then_all(begin, lambda: open_prepared(experiment.data.prepared or run / "prepared"))
         resolved = resolve(experiment, prepared)
-        trainer = make_trainer(resolved, prepared, run, where, handlers=handlers, given=_given(experiment))
+        training = Training(resolved, prepared, run, where, given=_given(experiment))
+        trainer = make_trainer(training, handlers)
         if ranks.is_first():
             _save_config(resolved, run)
-        return _run(trainer, resolved, run, prepared)
+        return _run(trainer, training)
+
+
+@dataclass(frozen=True)
+class NewSettings:
+    """Settings that a resumed training takes instead of the run's own.
+
+    Attributes:
+        config_file, overrides: an experiment, as for a new training. Another `data.prepared` is no change as long as it
+            holds the same cases.
+        allowed: resume although it differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is warned
+            of and recorded in the checkpoint.
+    """
+
+    config_file: Path | None = None
+    overrides: Sequence[str] = ()
+    allowed: bool = False
 
 
 def resume(
     run: Path,
     *,
-    config_file: Path | None = None,
-    overrides: Sequence[str] = (),
-    allow_changes: bool = False,
+    new: NewSettings | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     handlers: Any = (),
@@ -116,17 +133,14 @@ def resume(
 
     Args:
         run: the folder of the run; or a checkpoint in it, to go back to that.
-        config_file, overrides: the experiment to go on with, as for a new one; by default the run's own. Another
-            `data.prepared` is no change as long as it holds the same cases.
-        allow_changes: go on although that differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is
-            warned of and recorded in the checkpoint.
+        new: what shall be other than it was.
         device, progress, handlers: as in `train`. With other processes, a step still takes the same patches.
         allow: as in `load_translator`.
 
     Raises:
         InputError: if there is nothing to continue, or it cannot be continued as asked.
     """
-    where, allow = choose_device(ranks.own_device(device)), tuple(allow)
+    where, allow, new = choose_device(ranks.own_device(device)), tuple(allow), new or NewSettings()
     folder = run if run.is_dir() else run.parent
     with ranks.joined(where), ExitStack() as held:
         if folder.is_dir():
@@ -134,71 +148,106 @@ def resume(
             ranks.first_then_all(lambda: held.enter_context(alone_in(folder)), lambda: None)
             if ranks.is_first():
                 sweep(folder)
-        if run.is_dir() and not (run / FILE_NAME).exists() and (run / "config.yaml").exists():
-            # It was stopped before its first checkpoint; the seed makes the same beginning again.
-            checkpoint, step = None, 0
-            own = config.load(run / "config.yaml", allow=allow)
-            given = own.to_dict()
-        else:
-            checkpoint = load_checkpoint(run, allow)
-            if "optimizers" not in checkpoint:
-                raise InputError(
-                    f"{run} was imported and holds no state of a training to continue.", "It can only convert."
-                )
-            require_fields(checkpoint, run, NEEDED_TO_GO_ON)
-            own, step = config.parse(checkpoint["experiment"], f"the config in {run}", allow), checkpoint["step"]
-            given = checkpoint.get("given", checkpoint["experiment"])
-        resolved = own.to_dict()
-        new = _given(config.load(config_file, overrides, base=None if config_file else resolved, allow=allow))
-        with reading(run, "given"):
-            found = changes(resolved, given, new)
-        cohort = checkpoint.get("cohort") if checkpoint else None
-        # Where the same cases lie changes nothing, and that they are the same is looked at below.
-        own_place = [change for change in found if change.key == "data.prepared" and cohort]
-        require_allowed([change for change in found if change not in own_place], str(run), allow=allow_changes)
-        experiment = config.parse(replaced(resolved, found), "the changed experiment", allow)
-        if experiment.training.steps < step:
-            raise InputError(
-                f"{run} has done {step} steps already, and training.steps is {experiment.training.steps}.",
-                "Give more steps, or go back with --resume to one of the run's older checkpoints.",
-            )
-        if experiment.training.steps == step:
-            more = f"--set training.steps={2 * step} --allow-changes"
-            warnings.warn(f"{run} has done all its {step} steps already; go on with, for example, {more}", stacklevel=2)
+        stopped = _stopped(run, allow)
+        found = _changes(stopped, new, run, allow)
+        experiment = config.parse(replaced(stopped.resolved, found), "the changed experiment", allow)
+        _require_steps_left(experiment.training.steps, stopped.step, run)
         recorded = Path(str(experiment.data.prepared))
-        place = _find_prepared(recorded, folder, cohort)
+        place = _find_prepared(recorded, folder, stopped.cohort)
         if place != recorded:
             moved = Change("data.prepared", str(recorded), str(place))
             found = [*(change for change in found if change.key != moved.key), moved]
-            experiment = config.parse(replaced(resolved, found), "the changed experiment", allow)
+            experiment = config.parse(replaced(stopped.resolved, found), "the changed experiment", allow)
         prepared = ranks.first_then_all(lambda: verified(place, progress or Silent()), lambda: open_prepared(place))
         resolve(experiment, prepared)
-        if cohort and cohort != prepared.fingerprint():
+        if stopped.cohort and stopped.cohort != prepared.fingerprint():
             raise InputError(
                 f"{prepared.folder} does not hold the volumes that {run} was trained on, or not as they were prepared.",
                 "Name the right folder with --set data.prepared=FOLDER, or train a new run.",
             )
         for change in found:
-            warnings.warn(f"goes on from step {step} with {change}", stacklevel=2)
-        if checkpoint:
-            checkpoint["given"] = replaced(given, [c for c in found if c.key != "data.prepared"])
-            if any(change.key == "data.prepared" for change in found):
-                checkpoint["given"]["data"] = experiment.to_dict()["data"]
-            record = [{"step": step, "key": c.key, "old": c.old, "new": c.new} for c in found]
-            checkpoint["changes"] = [*checkpoint.get("changes", []), *record]
-            if {"training.batch_size", "training.accumulate"} & {change.key for change in found}:
-                checkpoint.pop("batch", None)
+            warnings.warn(f"goes on from step {stopped.step} with {change}", stacklevel=2)
+        checkpoint = stopped.checkpoint and _changed_checkpoint(stopped, found, experiment)
         newest = run.is_dir() or run.name == FILE_NAME
+        training = Training(experiment, prepared, folder, where, checkpoint=checkpoint, newest=newest)
         try:
-            trainer = make_trainer(experiment, prepared, folder, where, checkpoint, handlers, newest=newest)
+            trainer = make_trainer(training, handlers)
         except WrongState as error:
             raise damaged(run, error.field, error.problem) from error
         validation = trainer.companions["validation"]
         if isinstance(validation, Validation):
-            require_not_exhausted(validation, step)
+            require_not_exhausted(validation, stopped.step)
         if ranks.is_first() and (found or not (folder / "config.yaml").exists()):
             _save_config(experiment, folder)
-        return _run(trainer, experiment, folder, prepared)
+        return _run(trainer, training)
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """A training that stopped: the experiment that it had, resolved and as it was given, and its checkpoint."""
+
+    resolved: dict[str, Any]
+    given: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint["step"]) if self.checkpoint else 0
+
+    @property
+    def cohort(self) -> str | None:
+        """Fingerprint of the prepared volumes."""
+        return self.checkpoint.get("cohort") if self.checkpoint else None
+
+
+def _stopped(run: Path, allow: tuple[str, ...]) -> _Stopped:
+    if run.is_dir() and not (run / FILE_NAME).exists() and (run / "config.yaml").exists():
+        # It was stopped before its first checkpoint; the seed makes the same beginning again.
+        own = config.load(run / "config.yaml", allow=allow).to_dict()
+        return _Stopped(own, own)
+    checkpoint = load_checkpoint(run, allow)
+    if "optimizers" not in checkpoint:
+        raise InputError(f"{run} was imported and holds no state of a training to continue.", "It can only convert.")
+    require_fields(checkpoint, run, NEEDED_TO_GO_ON)
+    own = config.parse(checkpoint["experiment"], f"the config in {run}", allow).to_dict()
+    return _Stopped(own, checkpoint.get("given", checkpoint["experiment"]), checkpoint)
+
+
+def _changes(stopped: _Stopped, new: NewSettings, run: Path, allow: tuple[str, ...]) -> list[Change]:
+    """What the new settings change, all of which may change and is wanted."""
+    own = None if new.config_file else stopped.resolved
+    wanted = _given(config.load(new.config_file, new.overrides, base=own, allow=allow))
+    with reading(run, "given"):
+        found = changes(stopped.resolved, stopped.given, wanted)
+    # Where the same cases lie changes nothing, and that they are the same is looked at later.
+    own_place = [change for change in found if change.key == "data.prepared" and stopped.cohort]
+    require_allowed([change for change in found if change not in own_place], str(run), allow=new.allowed)
+    return found
+
+
+def _require_steps_left(steps: int, done: int, run: Path) -> None:
+    """Refuse fewer steps than were done; as many are warned of."""
+    if steps < done:
+        raise InputError(
+            f"{run} has done {done} steps already, and training.steps is {steps}.",
+            "Give more steps, or go back with --resume to one of the run's older checkpoints.",
+        )
+    if steps == done:
+        more = f"--set training.steps={2 * done} --allow-changes"
+        warnings.warn(f"{run} has done all its {done} steps already; go on with, for example, {more}", stacklevel=3)
+
+
+def _changed_checkpoint(stopped: _Stopped, found: list[Change], experiment: Experiment) -> dict[str, Any]:
+    """The checkpoint with a record of what was changed in its experiment."""
+    content = dict(stopped.checkpoint or {})
+    content["given"] = replaced(stopped.given, [change for change in found if change.key != "data.prepared"])
+    if any(change.key == "data.prepared" for change in found):
+        content["given"]["data"] = experiment.to_dict()["data"]
+    record = [{"step": stopped.step, "key": c.key, "old": c.old, "new": c.new} for c in found]
+    content["changes"] = [*content.get("changes", []), *record]
+    if {"training.batch_size", "training.accumulate"} & {change.key for change in found}:
+        content.pop("batch", None)
+    return content
 
 
 def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
@@ -259,27 +308,27 @@ def _save_config(experiment: Experiment, run: Path) -> None:
         config.save(experiment, temporary)
 
 
-def _run(trainer: TranslationTrainer, experiment: Experiment, run: Path, prepared: PreparedCohort) -> TrainingResult:
+def _run(trainer: TranslationTrainer, training: Training) -> TrainingResult:
     loader: Any = trainer.data_loader
     started = time.monotonic()
     try:
-        with prepared.in_use():
+        with training.prepared.in_use():
             trainer.run()
     except RuntimeError as error:
-        if not ranks.is_loss(error):
+        if not ranks.is_connection_lost(error):
             raise
         raise ranks.LostProcess(
             f"another process of this training has ended, at step {trainer.state.iteration}; the last checkpoint is "
             "whole. Continue it, with any number of processes, with "
-            f"`torchrun --nproc-per-node N -m medcyclegan train --resume {run}`."
+            f"`torchrun --nproc-per-node N -m medcyclegan train --resume {training.run}`."
         ) from error
     return TrainingResult(
-        run=run,
-        checkpoint=run / FILE_NAME,
+        run=training.run,
+        checkpoint=training.run / FILE_NAME,
         step=trainer.state.iteration,
-        steps=experiment.training.steps,
+        steps=training.experiment.training.steps,
         seconds=time.monotonic() - started,
-        precision="bf16" if trainer.bf16 else "float32",
+        precision="bf16" if trainer.optimization.bf16 else "float32",
         interrupted=trainer.interrupted,
         left_out=loader.dataset.left_out,
         stopped_early=getattr(trainer.companions.get("validation"), "exhausted", False),

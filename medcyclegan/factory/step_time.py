@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from medcyclegan.config import Experiment
 from medcyclegan.factory.devices import wants_bf16
 from medcyclegan.factory.networks import ct_windows, make_objective
-from medcyclegan.training.trainer import TranslationTrainer
+from medcyclegan.training.schedules import Schedule
+from medcyclegan.training.trainer import Optimization, TranslationTrainer
 
 WARM_UP = 2  # steps that allocate memory, choose kernels and raise the clock, and are not counted
 LEAST, MOST = 7, 40  # steps that are counted
@@ -53,9 +54,9 @@ def measure_step(
     trainer = TranslationTrainer(
         device=device,
         objective=make_objective(experiment, ct_windows(experiment)),
-        loader=DataLoader(cast(Any, [{}])),  # is not asked
-        steps=WARM_UP + most,
-        bf16=wants_bf16(settings.precision, device),
+        loader=DataLoader(cast(Any, [{}])),  # is not used
+        schedule=Schedule(steps=WARM_UP + most),
+        optimization=Optimization(bf16=wants_bf16(settings.precision, device)),
     )
     shapes = {d: (settings.batch_size, experiment.channels(d), *patches.size) for d in ("a", "b")}
     noise = torch.Generator().manual_seed(0)

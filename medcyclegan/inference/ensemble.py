@@ -25,7 +25,7 @@ Translate = Callable[[Values, npt.NDArray[np.bool_], Plane], Values]
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Which members there are besides the checkpoints, and how they are fused.
+    """Test-time augmentation: which members each checkpoint has, and how all of them are fused.
 
     Attributes:
         planes: along which the slices are taken; none: the plane of the training.

@@ -41,7 +41,7 @@ def slice_flicker(volume: np.ndarray, mask: np.ndarray, axis: int = 2) -> float:
 
 
 def seam_energy(volume: np.ndarray, seams: Sequence[int], axis: int, mask: np.ndarray) -> float:
-    """Mean square step across seams, over that across all other places: 1 where seams cannot be told.
+    """Mean square step across seams, over that across all other places: 1 where seams do not show.
 
     Args:
         volume: (X, Y, Z).

@@ -9,6 +9,7 @@ a margin only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble
+from medcyclegan.inference.parallel_calls import THREADS, in_threads, runs_in_threads
 from medcyclegan.inference.planes import ACROSS, Plane, plane_window
-from medcyclegan.inference.side_by_side import LANES, pays, side_by_side
 from medcyclegan.inference.statistics import Statistics, check_statistics
 from medcyclegan.inference.tiles import BACKGROUND, WindowRunner
 from medcyclegan.progress import Progress, Silent
@@ -141,19 +142,19 @@ def _walk(
 ) -> None:
     """Write the translation into `result`, (C', X, Y, Z) of background."""
     stacks, mask, into = window.stacked(image), window.stacked(body[None])[0], window.stacked(result)
-    slicewise, device = window.spatial_dims == 2, window.device
+    slicewise = window.spatial_dims == 2
     what = f"{window.plane} slices" if slicewise else "patches"
     places = np.flatnonzero(mask.any(axis=tuple(range(1, mask.ndim))))
     channels = len(stacks) * window.depth
     frame = _training_frame(mask, window.roi_size)
-    runner = WindowRunner(generator, device=device, bf16=window.bf16)
+    runner = WindowRunner(generator, device=window.device, bf16=window.bf16)
     if not slicewise or not runner.fits(frame.shape, channels):
         runner.tile = tuple(min(n, w) for n, w in zip(frame.shape, window.roi_size, strict=True))
     pooled = window.norm_statistics != "window" and runner.network.gathers
 
-    def batches(chosen: npt.NDArray[np.intp], lanes: int = 1) -> list[npt.NDArray[np.intp]]:
+    def batches(chosen: npt.NDArray[np.intp], threads: int = 1) -> list[npt.NDArray[np.intp]]:
         voxels = int(np.prod(runner.tile or frame.shape))
-        size = max(1, runner.batch_size(voxels, channels, window.spatial_dims) // lanes)
+        size = max(1, runner.batch_size(voxels, channels, window.spatial_dims) // threads)
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
     if pooled:
@@ -171,10 +172,27 @@ def _walk(
         return shown, runner(_windows(stacks, part, shown, window.neighbors), part.tolist(), statistics).cpu().numpy()
 
     # Statistics are frozen for one call after the other; without them, calls know nothing of each other.
-    abreast = slicewise and not pooled and pays(device)
-    parts = batches(places, LANES if abreast else 1)
+    threads = slicewise and not pooled and runs_in_threads(window.device)
+    parts = batches(places, THREADS if threads else 1)
     watched = watch.track(parts, len(parts), f"translating {what}")
-    calls = side_by_side(translated, watched, device) if abreast else ((part, translated(part)) for part in watched)
+    calls = in_threads(translated, watched) if threads else ((part, translated(part)) for part in watched)
+    _blend(into, mask, calls, window)
+
+
+def _blend(
+    into: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    calls: Iterable[tuple[npt.NDArray[np.intp], tuple[_Frame, npt.NDArray[np.float32]]]],
+    window: SlidingWindow,
+) -> None:
+    """Write the mean of the predictions of every place into `into`, (C', N, *spatial).
+
+    Args:
+        into: background.
+        mask: (N, *spatial), the body.
+        calls: places, and what of them was shown and predicted, (B, C' (2 n + 1), *shape).
+        window: how the network is run.
+    """
     count = np.zeros(mask.shape, np.uint16) if window.neighbors else None  # predictions of every voxel
     if count is not None:
         into[:] = 0
@@ -183,17 +201,18 @@ def _walk(
             raise ValueError(
                 f"the generator gives {given.shape[1]} channels, and {len(into)} x {window.depth} are expected"
             )
+        inner: tuple[Any, ...] = (..., *shown.inner)
+        at: tuple[Any, ...] = (part, *shown.region)
+        output = given[inner].swapaxes(0, 1)
+        if count is None:
+            into[(slice(None), *at)] = output
+            continue
         for channel, offset in enumerate(range(-window.neighbors, window.neighbors + 1)):
             there = part + offset
             real = (there >= 0) & (there < len(mask))
-            at: tuple[Any, ...] = (there[real], *shown.region)
-            seen: tuple[Any, ...] = (real, slice(channel, None, window.depth), *shown.inner)
-            made = given[seen].swapaxes(0, 1)
-            if count is None:
-                into[(slice(None), *at)] = made
-            else:
-                into[(slice(None), *at)] += made
-                count[at] += 1
+            at = (there[real], *shown.region)
+            into[(slice(None), *at)] += output[channel :: window.depth, real]
+            count[at] += 1
     if count is not None:
         count[~mask.any(axis=tuple(range(1, mask.ndim)))] = 0
         np.divide(into, count, out=into, where=count > 0)

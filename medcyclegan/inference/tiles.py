@@ -22,7 +22,7 @@ from medcyclegan.machine import free_memory
 
 BACKGROUND = -1.0
 OVERLAP = 0.5
-# Larger batches were no faster on a GPU, and an eighth slower on a processor, where each of two lanes takes one slice.
+# Larger batches were no faster on a GPU, and an eighth slower on a processor, whose two threads take one slice each.
 BATCH_VOXELS = {"cpu": 2 * 256 * 256, "cuda": 64 * 256 * 256}
 # Peak memory of a network over the input and output of its largest layer: padded copies, residuals and workspaces of
 # convolutions (a ResNet of 64 filters: 4 kB per voxel, of which the largest layer is 0.8 kB).
@@ -204,7 +204,7 @@ def _gaussian_weights(shape: Sequence[int]) -> Tensor:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in told for words in ("out of memory", "can't allocate memory", "not enough memory")
+        words in message for words in ("out of memory", "can't allocate memory", "not enough memory")
     )

@@ -260,21 +260,21 @@ class Translator:
         result, count = fused(parts, self.window.ensemble.fuse), len(parts)
         maps = {}
         if trust:
-            maps = self.trust_maps(case, result, self._opinions(parts, functions, case), watch, bf16=bf16[0])
+            maps = self.trust_maps(case, result, self._at_least_two(parts, functions, case), watch, bf16=bf16[0])
         return Prediction(result, maps, count, precisions, changes)
 
-    def opinions(self, source: Source) -> list[npt.NDArray[np.float32]]:
-        """What every member says, each (X, Y, Z) in [-1, 1]; where there is one member only, also its view of the
-        mirrored volume, because a spread needs a second opinion."""
+    def member_results(self, source: Source) -> list[npt.NDArray[np.float32]]:
+        """The result of every member, each (X, Y, Z) in [-1, 1]; of a single member also that of the mirrored volume,
+        because a spread needs two."""
         case = source.case
         functions = [
             _function(translator, translator._is_small(translator._changed_by_bf16(case)), Silent())
             for translator in [self, *self.others]
         ]
         parts = [values for _, values in members(functions, case.image, case.body, self.window.ensemble)]
-        return self._opinions(parts, functions, case)
+        return self._at_least_two(parts, functions, case)
 
-    def _opinions(
+    def _at_least_two(
         self,
         parts: list[npt.NDArray[np.float32]],
         functions: Sequence[tuple[Any, Plane]],
@@ -344,7 +344,7 @@ class Translator:
     def _changed_by_bf16(self, case: PreparedCase) -> float | None:
         """By how much bfloat16 changes a few windows of this volume, mean over their body, in [-1, 1] units.
 
-        Measured for every volume and not once for the network: what a volume becomes must not hang on which ones came
+        Measured for every volume and not once for the network: a result must not depend on which volumes came
         before it, or on which of several processes it went to. None where bfloat16 may not be taken.
         """
         if not self.window.bf16:
@@ -394,7 +394,7 @@ class Translator:
         self,
         case: PreparedCase,
         result: npt.NDArray[np.float32],
-        opinions: Sequence[npt.NDArray[np.float32]],
+        results: Sequence[npt.NDArray[np.float32]],
         progress: Progress | None = None,
         *,
         bf16: bool = False,
@@ -406,14 +406,14 @@ class Translator:
         Args:
             case: the source.
             result: (X, Y, Z) in [-1, 1] on the working grid.
-            opinions: what `opinions` gave.
+            results: of the members, see `member_results`.
             progress: watches the slices of the translation back.
             bf16: translate back in bfloat16.
         """
         width = self.scaler.high - self.scaler.low
         inside = np.where(case.body, result, np.float32(-1))
         maps = {
-            "spread": np.where(case.body, spread(result, opinions, width), 0).astype(np.float32),
+            "spread": np.where(case.body, spread(result, results, width), 0).astype(np.float32),
             "structure": structure_disagreement(case.image, inside, case.body),
         }
         if self.backward is not None:

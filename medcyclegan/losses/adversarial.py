@@ -33,7 +33,7 @@ class AdversarialLoss(Protocol):
         ...
 
     def discriminator(self, real: Logits, fake: Logits) -> Tensor:
-        """Small when real and fake are told apart. Scalar."""
+        """Small when real and fake are separated. Scalar."""
         ...
 
 
@@ -101,7 +101,7 @@ class WGANGP:
             Karras et al. 2020, StyleGAN2, section 3.1, which takes 16); 1: at every step.
 
     Attributes:
-        step: the present one, as far as the objective has been told (`training.objectives.at_step`).
+        step: the present one, as set by the objective (`training.objectives.at_step`).
     """
 
     def __init__(self, penalty_weight: float = 10.0, lazy: int = 1) -> None:
@@ -140,7 +140,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Te
 
 
 def split(logits: Logits, sizes: list[int]) -> list[Logits]:
-    """Take the logits of a joint batch apart again, whatever the number of scales."""
+    """Split the logits of a joint batch again, for any number of scales."""
     if isinstance(logits, tuple):
         return list(zip(*(scale.split(sizes) for scale in logits), strict=True))
     return list(logits.split(sizes))

@@ -38,10 +38,9 @@ def conv_norm_act(
     kernel: int,
     stride: int = 1,
     padding_mode: Padding = "zeros",
-    activation: nn.Module | None = None,
-    dropout: float = 0.0,
+    relu: bool = True,
 ) -> nn.Sequential:
-    """Convolution, instance norm without parameters, activation, dropout.
+    """Convolution, instance norm without parameters and, unless `relu` is False, ReLU; odd kernels keep the size.
 
     The convolution has no bias: the norm subtracts it again, and what is left of its gradient is rounding noise.
     """
@@ -51,11 +50,7 @@ def conv_norm_act(
         ),
         INSTANCE_NORM[spatial_dims](out_channels),
     ]
-    if activation is not None:
-        layers.append(activation)
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class ResidualBlock(nn.Module):
@@ -67,18 +62,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            conv_norm_act(
-                spatial_dims,
-                channels,
-                channels,
-                kernel=3,
-                padding_mode="reflect",
-                activation=nn.ReLU(inplace=True),
-                dropout=dropout,
-            ),
-            conv_norm_act(spatial_dims, channels, channels, kernel=3, padding_mode="reflect"),
+        first, second = (
+            conv_norm_act(spatial_dims, channels, channels, kernel=3, padding_mode="reflect", relu=relu)
+            for relu in (True, False)
         )
+        if dropout:
+            first.append(nn.Dropout(dropout))
+        self.body = nn.Sequential(first, second)
 
     def forward(self, x: Tensor) -> Tensor:
         if _leaves_autocast(x):
@@ -102,14 +92,7 @@ class Upsample(nn.Sequential):
         if mode == "resize":
             super().__init__(
                 nn.Upsample(scale_factor=2, mode="nearest"),
-                conv_norm_act(
-                    spatial_dims,
-                    in_channels,
-                    out_channels,
-                    kernel=3,
-                    padding_mode="reflect",
-                    activation=nn.ReLU(inplace=True),
-                ),
+                conv_norm_act(spatial_dims, in_channels, out_channels, kernel=3, padding_mode="reflect"),
             )
         elif mode == "transposed":
             super().__init__(

@@ -23,7 +23,7 @@ BOUNDING = ("Sigmoid", "Softmax", "Relu", "Hardtanh", "Clamp")
 def adapt_generator(network: nn.Module, in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
     """A generator that keeps the contract around a network that may not.
 
-    The network is shown one small image, so that what does not fit is told before a training starts.
+    The network is shown one small image, so that what does not fit is reported before a training starts.
 
     Args:
         network: (B, in_channels, *spatial) to (B, out_channels, *spatial), for axes that are multiples of 32, one of
@@ -72,7 +72,7 @@ def adapt_discriminator(network: nn.Module, in_channels: int, spatial_dims: int)
 class ForeignGenerator(nn.Module):
     """Padding around a network, and a tanh if it has none.
 
-    All in float32 even under autocast: the last layer of an unknown network cannot be told from the others, and
+    All in float32 even under autocast: the last layer of an unknown network cannot be recognized, and
     bfloat16 there would cost several HU.
 
     Args:

@@ -49,7 +49,7 @@ class Pyramid(nn.Module):
         def level(channels: int, out_channels: int, stride: int = 1) -> nn.Module:
             return nn.Sequential(
                 *(
-                    conv_norm_act(spatial_dims, n, out_channels, kernel=3, stride=s, activation=nn.ReLU(inplace=True))
+                    conv_norm_act(spatial_dims, n, out_channels, kernel=3, stride=s)
                     for n, s in ((channels, stride), (out_channels, 1))
                 )
             )

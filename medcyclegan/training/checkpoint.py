@@ -37,7 +37,7 @@ from ignite.engine import Engine, Events
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
-from medcyclegan.training.guards import weights_are_finite
+from medcyclegan.training.finite import weights_are_finite
 from medcyclegan.trust import require_trusted
 
 FORMAT = "medcyclegan-checkpoint"
@@ -132,20 +132,38 @@ def damaged(path: Path, field: str, problem: str) -> InputError:
     return InputError(f"{file} is damaged: {field} {problem}.", remedy)
 
 
+class WrongState(InputError):
+    """A training cannot go on from a snapshot: `field` of it has the `problem`."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"the checkpoint is damaged: {field} {problem}.", "Go back to another one.")
+        self.field, self.problem = field, problem
+
+
 @contextmanager
-def reading(path: Path, field: str) -> Iterator[None]:
-    """Whatever goes wrong where a field of a checkpoint is used is told as damage of that field."""
+def using(field: str) -> Iterator[None]:
+    """Report whatever goes wrong while a field of a snapshot or checkpoint is used as a fault of that field.
+
+    Raises:
+        WrongState: with what a library says, without the list of all that it would say of every layer.
+    """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else f"cannot be used ({_first_lines(error)})"
-        raise damaged(path, field, reason) from error
+    except KeyError as error:
+        raise WrongState(field, f"lacks {error}") from error
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise WrongState(field, f"cannot be used ({' '.join(lines[:2]).rstrip('.')})") from error
 
 
-def _first_lines(error: Exception) -> str:
-    """What a library says, without the list of all that it would say of every layer."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]).rstrip(".")
+@contextmanager
+def reading(path: Path, field: str) -> Iterator[None]:
+    """The same for a field of the checkpoint at `path`, which the error names."""
+    try:
+        with using(field):
+            yield
+    except WrongState as error:
+        raise damaged(path, field, error.problem) from error.__cause__
 
 
 def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -180,10 +198,10 @@ def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "best", "does not have a step and a score"
 
 
-def older_checkpoints(run: Path) -> list[Path]:
-    """What a run keeps besides its newest checkpoint, the latest first."""
-    found = [(int(match[1]), path) for path in run.glob("checkpoint-*.pt") if (match := OLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+def older_checkpoints(run: Path) -> dict[int, Path]:
+    """Step -> file, of what a run keeps besides its newest checkpoint, the latest first."""
+    found = {int(match[1]): path for path in run.glob("checkpoint-*.pt") if (match := OLDER.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
 
 
 def _damage(file: Path) -> str | None:
@@ -200,7 +218,8 @@ def _instead(file: Path) -> str | None:
     """What to do about a damaged checkpoint of a run that has an older one."""
     if file.suffix != ".pt":  # a config or a picture of the run: nothing is damaged
         return None
-    whole = next((path for path in older_checkpoints(file.parent) if path != file and _damage(path) is None), None)
+    older = older_checkpoints(file.parent).values()
+    whole = next((path for path in older if path != file and _damage(path) is None), None)
     if whole is None:
         return None
     return (
@@ -238,21 +257,21 @@ class CheckpointHandler:
 
     def __call__(self, engine: Any) -> None:
         # A damaged state never replaces a good one; it is the guards that say so and go back to this file.
-        if not weights_are_finite([engine.objective.networks, *engine.ema.averages.values()]):
+        if not weights_are_finite(engine):
             return
         step = engine.state.iteration
         if self.saved is not None and self.saved != step and self.keep > 1:
             self._keep_newest()
         self._save(engine, self.path)
         self.saved = step
-        for number, path in enumerate(older_checkpoints(self.path.parent), start=1):
+        for number, (saved, path) in enumerate(older_checkpoints(self.path.parent).items(), start=1):
             # Those of later steps were left behind by going back.
-            if number >= self.keep or _step_of(path) >= step:
+            if number >= self.keep or saved >= step:
                 path.unlink(missing_ok=True)
 
     def save_best(self, engine: Any) -> None:
         """Save the present state as `best.pt` beside the newest; `engine.best` says which it is."""
-        if weights_are_finite([engine.objective.networks, *engine.ema.averages.values()]):
+        if weights_are_finite(engine):
             self._save(engine, self.path.with_name(BEST_NAME))
 
     def _keep_newest(self) -> None:
@@ -262,17 +281,17 @@ class CheckpointHandler:
             os.link(self.path, older)
         except OSError:  # a file system without hard links
             with (
-                self._told_of_failure(f"the checkpoint of step {self.saved} could not be kept"),
+                self._failure_explained(f"the checkpoint of step {self.saved} could not be kept"),
                 atomic_file(older) as t,
             ):
                 shutil.copyfile(self.path, t)
 
     def _save(self, engine: Any, path: Path) -> None:
-        with self._told_of_failure(f"step {engine.state.iteration} could not be saved"):
+        with self._failure_explained(f"step {engine.state.iteration} could not be saved"):
             save_checkpoint({**self.header, **engine.snapshot()}, path)
 
     @contextmanager
-    def _told_of_failure(self, what: str) -> Iterator[None]:
+    def _failure_explained(self, what: str) -> Iterator[None]:
         """Say what is left after a failed write, and how to go on."""
         try:
             yield
@@ -285,8 +304,3 @@ class CheckpointHandler:
                 left, remedy = "there is no checkpoint yet", "Free some space and start again"
             reason = error.strerror or str(error)
             raise OSError(f"{what} ({reason}); {left}. {remedy}") from error
-
-
-def _step_of(path: Path) -> int:
-    match = OLDER.fullmatch(path.name)
-    return int(match[1]) if match else 0

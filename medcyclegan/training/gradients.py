@@ -42,7 +42,7 @@ class RoleGradients:
     """Computes the gradients of one role; of several processes, the mean over all of them.
 
     Args:
-        objective: its networks are on their device; several processes all go on with the first one's weights.
+        objective: its networks are on their device; several processes all start from the first one's weights.
         role: "generators" or "discriminators".
         device: where the networks are.
         bf16: compute the losses under bfloat16 autocast.

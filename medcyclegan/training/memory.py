@@ -1,4 +1,4 @@
-"""How much memory a training step will take, told before it is run.
+"""How much memory a training step will take, predicted before it is run.
 
 The step is carried out with fake tensors, which have shapes and types and no content, while every storage that comes
 and goes is counted: a second or so for any size.

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,48 @@ from medcyclegan.atomic import atomic_file, sweep
 from medcyclegan.errors import InputError
 from medcyclegan.training.guards import Remark, SaturationGuard, warn
 
-SHOWN = ("cycle", "reconstruction", "adv", "disc")  # beginnings of the losses that are told while it runs
+SHOWN = ("cycle", "reconstruction", "adv", "disc")  # beginnings of the names of the losses that are shown while it runs
 PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the pictures of a run show.
+
+    Attributes:
+        batch: {"a": (B, C, *spatial), "b": ...} in [-1, 1], the same images every time.
+        window: "a", "b" -> the values shown black and white, in [-1, 1].
+        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; of several, the first is
+            shown; 1 where it is left out.
+    """
+
+    batch: Mapping[str, Tensor]
+    window: Mapping[str, tuple[float, float]]
+    contrasts: Mapping[str, int] = field(default_factory=dict)
+
+    def picture(self, images: Mapping[str, Tensor]) -> np.ndarray:
+        """Rows of real a, fake b, cycle a and of real b, fake a, cycle b, one pair of rows per image of the batch.
+
+        Args:
+            images: name -> (B, C, X, Y) or (B, C, X, Y, Z), of which the middle channel and the middle Z are shown;
+                names as in `PANEL_ROWS`, those missing stay black.
+
+        Returns:
+            (rows * Y, 3 * X) in [0, 1]; anterior is up and the patient's right is at the left.
+        """
+        flat = {name: image[..., image.shape[-1] // 2] if image.dim() == 5 else image for name, image in images.items()}
+        count, _, width, height = flat["real_a"].shape
+        picture = np.zeros((count * 2 * height, 3 * width), dtype=np.float32)
+        for sample in range(count):
+            for row, names in enumerate(PANEL_ROWS):
+                for column, name in enumerate(names):
+                    if name in flat:
+                        low, high = self.window[name[-1]]
+                        channels = flat[name].shape[1] // self.contrasts.get(name[-1], 1)
+                        tile = flat[name][sample, channels // 2].float().cpu().numpy().T[::-1]
+                        top = (2 * sample + row) * height
+                        picture[top : top + height, column * width : (column + 1) * width] = (tile - low) / (high - low)
+        return picture.clip(0, 1)
 
 
 class RunRecorder:
@@ -45,11 +85,11 @@ class RunRecorder:
         run: folder of the run.
         log_every: steps between lines of metrics.csv; each line is the mean over those steps.
         picture_every: steps between picture panels.
-        picture_batch: {"a": (B, C, *spatial), "b": ...}, the same images every time.
-        window: "a", "b" -> what is shown black and white, in [-1, 1].
+        panel: what the pictures show.
         batch_size: images of each domain per step.
-        saturation: is told the mean losses.
-        contrasts: "a", "b" -> how many the channels of that domain are; the first is shown.
+
+    Attributes:
+        saturation: observes the mean losses; None unless set.
     """
 
     def __init__(
@@ -58,20 +98,15 @@ class RunRecorder:
         *,
         log_every: int,
         picture_every: int,
-        picture_batch: dict[str, Tensor],
-        window: dict[str, tuple[float, float]],
+        panel: Panel,
         batch_size: int = 1,
-        saturation: SaturationGuard | None = None,
-        contrasts: Mapping[str, int] | None = None,
     ) -> None:
         self.run = run
         self.log_every = log_every
         self.picture_every = picture_every
-        self.picture_batch = picture_batch
-        self.window = window
+        self.panel = panel
         self.batch_size = batch_size
-        self.saturation = saturation
-        self.contrasts = contrasts
+        self.saturation: SaturationGuard | None = None
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.count = 0
@@ -127,7 +162,7 @@ class RunRecorder:
     @torch.no_grad()
     def _picture(self, engine: Any, step: int) -> None:
         averages = engine.ema.averages
-        real = {domain: batch.to(engine.state.device) for domain, batch in self.picture_batch.items()}
+        real = {domain: batch.to(engine.state.device) for domain, batch in self.panel.batch.items()}
         images = {f"real_{domain}": batch for domain, batch in real.items()}
         for source, target in (("a", "b"), ("b", "a")):
             forward, back = averages.get(f"gen_{source}{target}"), averages.get(f"gen_{target}{source}")
@@ -135,14 +170,14 @@ class RunRecorder:
                 images[f"fake_{target}"] = forward(real[source])
             if forward is not None and back is not None:
                 images[f"cycle_{source}"] = back(images[f"fake_{target}"])
-        panel = make_panel(images, self.window, self.contrasts)
+        picture = self.panel.picture(images)
         with atomic_file(self.run / "pictures" / f"step_{step:07d}.png") as temporary:
-            imsave(temporary, panel, cmap="gray", vmin=0, vmax=1)
-        self.board.add_image("panel", panel, step, dataformats="HW")
+            imsave(temporary, picture, cmap="gray", vmin=0, vmax=1)
+        self.board.add_image("panel", picture, step, dataformats="HW")
         self.board.flush()
 
     def validation(self, step: int, values: dict[str, float], histograms: dict[str, Tensor]) -> None:
-        """Take what a validation measured, and samples of values by name."""
+        """Record what a validation measured, and samples of values by name."""
         _append_row(self.run / "validation.csv", {"step": step, **values})
         for name, value in values.items():
             self.board.add_scalar(f"validation/{name}", value, step)
@@ -151,7 +186,7 @@ class RunRecorder:
         self.board.flush()
 
     def report(self, step: int, guard: str, remark: Remark) -> None:
-        """Take what a guard says: it is warned of, and kept."""
+        """Record what a guard reports, and warn of it."""
         _append_row(self.run / "guards.csv", {"step": step, "guard": guard, **asdict(remark)})
         self.board.add_text(f"guards/{guard}", str(remark), step)
         warn(step, guard, remark)
@@ -166,38 +201,6 @@ class RunRecorder:
                 with suppress(OSError):  # on a full disk; `error` says so
                     made.close()
         raise error
-
-
-def make_panel(
-    images: dict[str, Tensor],
-    window: dict[str, tuple[float, float]],
-    contrasts: Mapping[str, int] | None = None,
-) -> np.ndarray:
-    """Rows of real a, fake b, cycle a and of real b, fake a, cycle b, one pair of rows per image of the batch.
-
-    Args:
-        images: name -> (B, C, X, Y) or (B, C, X, Y, Z), of which the middle channel and the middle Z are shown; names
-            as in `PANEL_ROWS`, those missing stay black.
-        window: "a", "b" -> the values shown black and white.
-        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; of several, the first is
-            shown. None: one each.
-
-    Returns:
-        (rows * Y, 3 * X) in [0, 1]; anterior is up and the patient's right is at the left.
-    """
-    images = {name: image[..., image.shape[-1] // 2] if image.dim() == 5 else image for name, image in images.items()}
-    count, _, width, height = images["real_a"].shape
-    panel = np.zeros((count * 2 * height, 3 * width), dtype=np.float32)
-    for sample in range(count):
-        for row, names in enumerate(PANEL_ROWS):
-            for column, name in enumerate(names):
-                if name in images:
-                    low, high = window[name[-1]]
-                    channels = images[name].shape[1] // (contrasts or {}).get(name[-1], 1)
-                    tile = images[name][sample, channels // 2].float().cpu().numpy().T[::-1]
-                    top = (2 * sample + row) * height
-                    panel[top : top + height, column * width : (column + 1) * width] = (tile - low) / (high - low)
-    return panel.clip(0, 1)
 
 
 class _Display:
@@ -217,16 +220,16 @@ class _Display:
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[told]}"),
+                TextColumn("{task.fields[status]}"),
                 console=Console(stderr=True),
             )
             self.bar.start()
-            self.task = self.bar.add_task("training", total=steps, completed=done, told="")
+            self.task = self.bar.add_task("training", total=steps, completed=done, status="")
 
     def show(self, step: int, values: dict[str, float]) -> None:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith(SHOWN))
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, told=f"{values['images_per_s']:.1f} images/s  {losses}")
+            self.bar.update(self.task, completed=step, status=f"{values['images_per_s']:.1f} images/s  {losses}")
             return
         now = time.monotonic()
         if now - self.last_line >= 10 or step == self.steps:

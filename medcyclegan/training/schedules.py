@@ -15,7 +15,7 @@ class Schedule:
 
     - "linear": 1, then from the share `decay_start` of the steps linearly to 0 (CycleGAN, Zhu et al. 2017, section 4);
     - "cosine": the same by half a cosine instead (Loshchilov and Hutter 2017, SGDR, equation 5, without restarts);
-    - "plateau": 1, times `plateau_factor` whenever `plateau_patience` validations on end were no better than the best.
+    - "plateau": 1, times `plateau_factor` whenever `plateau_patience` validations in a row do not improve on the best.
 
     Args:
         kind: one of `KINDS`.

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medcyclegan import ranks
-from medcyclegan.errors import InputError
 from medcyclegan.networks.cpu import accelerate
+from medcyclegan.training.checkpoint import using
+from medcyclegan.training.finite import guarded_step
 from medcyclegan.training.gradients import RoleGradients
-from medcyclegan.training.guards import guarded_step
 from medcyclegan.training.objectives import Images, Losses, Objective, at_step
 from medcyclegan.training.schedules import Schedule
 
@@ -47,26 +48,6 @@ def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     if tensor.stride() == parameter.stride():
         return tensor
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-
-
-class WrongState(InputError):
-    """A snapshot cannot be gone on from: `field` of it has the `problem`."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"the checkpoint is damaged: {field} {problem}.", "Go back to another one.")
-        self.field, self.problem = field, problem
-
-
-@contextmanager
-def _taking(field: str) -> Iterator[None]:
-    """Whatever goes wrong while a field of a snapshot is taken is told as its fault."""
-    try:
-        yield
-    except KeyError as error:
-        raise WrongState(field, f"lacks {error}") from error
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise WrongState(field, f"cannot be used ({' '.join(lines[:2]).rstrip('.')})") from error
 
 
 class Stateful(Protocol):
@@ -121,14 +102,38 @@ def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) ->
     return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are updated.
+
+    Attributes:
+        learning_rate, betas: of Adam.
+        learning_rate_discriminator: of the discriminators' Adam; None: the same (with another one it is the two
+            time-scale update rule of Heusel et al. 2017).
+        gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
+        ema_decay: of the averaged generators.
+        accumulate: micro-batches that a batch is split into, and that go through one after another before one step of
+            the optimizer.
+        bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
+    """
+
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    learning_rate_discriminator: float | None = None
+    gradient_clip: float | None = None
+    ema_decay: float = 0.999
+    accumulate: int = 1
+    bf16: bool = False
+
+
 class TranslationTrainer(Trainer):
     """Runs an objective for a number of steps: generators first, then discriminators, then the averages.
 
     Every MONAI and ignite handler can be attached. One iteration is one step, and the whole training is one epoch.
     `engine.state.output` holds the weighted losses as detached tensors, and so do `engine.losses` and `engine.images`,
     those and the images of the last whole step. Updates whose losses or gradients are not finite are left out on the
-    device; `engine.finite` tells of the last step, as tensors. Within `ranks.joined` the processes train together:
-    gradients and losses are means over all of them, and images are those of this one.
+    device; `engine.finite` says which of the last step were finite, as tensors. Within `ranks.joined` the processes
+    train together: gradients and losses are means over all of them, and images are those of this one.
 
     Attributes:
         best: {"step", "score"} of the best validation so far, None before the first.
@@ -138,15 +143,8 @@ class TranslationTrainer(Trainer):
         device: where the networks compute; the objective's networks are moved there.
         objective: what is minimized.
         loader: batches {"a": (B, C, *spatial), "b": ...} of this process from the first step that is still to do.
-        steps: length of the whole training.
-        accumulate: equal pieces of a batch that are worked through one after another, before one step of the optimizer.
-        learning_rate, betas: of Adam.
-        learning_rate_discriminator: of the discriminators' Adam; None: the same (with another one it is the two
-            time-scale update rule of Heusel et al. 2017).
-        schedule: how the rates change; None: constant, and linear decay over the second half of the steps.
-        gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
-        ema_decay: of the averaged generators.
-        bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
+        schedule: how many steps there are, and how the learning rates change over them.
+        optimization: how the weights are updated.
         train_handlers: ignite handlers.
     """
 
@@ -156,28 +154,19 @@ class TranslationTrainer(Trainer):
         device: torch.device,
         objective: Objective,
         loader: DataLoader[dict[str, Tensor]],
-        steps: int,
-        learning_rate: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        learning_rate_discriminator: float | None = None,
-        schedule: Schedule | None = None,
-        gradient_clip: float | None = None,
-        ema_decay: float = 0.999,
-        bf16: bool = False,
-        accumulate: int = 1,
+        schedule: Schedule,
+        optimization: Optimization | None = None,
         train_handlers: Sequence[Any] = (),
     ) -> None:
         self.objective = objective
-        self.bf16 = bf16
-        self.accumulate = accumulate
+        self.optimization = chosen = optimization or Optimization()
         self.images: Images = {}
         self.losses: Losses = {}
         self.finite: Losses = {}
         self.interrupted = False
         self.best: dict[str, Any] | None = None
-        self.schedule = schedule or Schedule(steps=steps)
-        self.gradient_clip = gradient_clip
-        self.companions: dict[str, Stateful] = {"schedule": self.schedule}
+        self.schedule = schedule
+        self.companions: dict[str, Stateful] = {"schedule": schedule}
         networks = objective.networks.to(device)
         if device.type == "cpu":
             accelerate(networks)
@@ -185,26 +174,30 @@ class TranslationTrainer(Trainer):
             role: torch.optim.Adam(
                 [p for name in names for p in networks[name].parameters()],
                 lr=rate,
-                betas=betas,
+                betas=chosen.betas,
                 fused=device.type in ("cpu", "cuda"),
             )
             for role, names, rate in (
-                ("generators", objective.generators, learning_rate),
-                ("discriminators", objective.discriminators, learning_rate_discriminator or learning_rate),
+                ("generators", objective.generators, chosen.learning_rate),
+                (
+                    "discriminators",
+                    objective.discriminators,
+                    chosen.learning_rate_discriminator or chosen.learning_rate,
+                ),
             )
         }
         self.schedulers = {
-            role: torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
+            role: torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
             for role, optimizer in self.optimizers.items()
         }
-        self.gradients = {role: RoleGradients(objective, role, device, bf16) for role in self.optimizers}
+        self.gradients = {role: RoleGradients(objective, role, device, chosen.bf16) for role in self.optimizers}
         translators = [name for name in objective.generators if name in objective.required]  # not the losses' own heads
-        self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, ema_decay)
+        self.ema = ExponentialMovingAverage({name: networks[name] for name in translators}, chosen.ema_decay)
         super().__init__(
             device=device,
             max_epochs=1,
             data_loader=loader,
-            epoch_length=steps,
+            epoch_length=schedule.steps,
             non_blocking=True,
             decollate=False,
             handlers=list(train_handlers),
@@ -216,7 +209,7 @@ class TranslationTrainer(Trainer):
         before = [buffer.clone() for buffer in self.objective.networks.buffers()]
         micro_batches = [
             dict(zip(batch, tensors, strict=True))
-            for tensors in zip(*(tensor.chunk(self.accumulate) for tensor in batch.values()), strict=True)
+            for tensors in zip(*(tensor.chunk(self.optimization.accumulate) for tensor in batch.values()), strict=True)
         ]
         share = 1 / len(micro_batches)
         images = [{f"real_{d}": micro_batch[d] for d in ("a", "b")} for micro_batch in micro_batches]
@@ -233,7 +226,7 @@ class TranslationTrainer(Trainer):
                         mean = loss / len(micro_batches)
                         totals[name] = totals[name] + mean if name in totals else mean
             totals = _mean_over_processes(totals)
-            self.finite |= guarded_step(optimizer, totals, self.gradient_clip, role)
+            self.finite |= guarded_step(optimizer, totals, self.optimization.gradient_clip, role)
             self.schedulers[role].step()
             self.losses |= totals
         self._settle_buffers(before)
@@ -264,7 +257,7 @@ class TranslationTrainer(Trainer):
 
     def _agree_to_stop(self, engine: Any) -> None:
         """Stop where any process was asked to; the others wait here for the one that writes."""
-        wanted = ranks.largest(2 if self.interrupted else 1 if self.should_terminate else 0)
+        wanted = ranks.maximum(2 if self.interrupted else 1 if self.should_terminate else 0)
         if wanted:
             self.interrupted = wanted == 2
             self.terminate()
@@ -286,7 +279,7 @@ class TranslationTrainer(Trainer):
         """Train until the last step or an interruption.
 
         Ctrl-C (SIGINT) and SIGTERM let the current step finish, so that what is saved is a whole step; a second Ctrl-C
-        stops at once, unless several processes train together. `interrupted` tells afterwards.
+        stops at once, unless several processes train together. `interrupted` is then True.
         """
         if self.state.iteration >= self.state.epoch_length:
             return
@@ -340,21 +333,21 @@ class TranslationTrainer(Trainer):
 
         Settings of the optimizers and schedules are those that this trainer was made with, which may be others.
         """
-        # Checkpoints of earlier versions have neither; their guards and scores begin anew.
+        # Checkpoints of earlier versions have neither; their guards and scores start again.
         self.best = snapshot.get("best")
         for name, state in snapshot.get("companions", {}).items():
             if name in self.companions:
-                with _taking(f"companions.{name}"):
+                with using(f"companions.{name}"):
                     self.companions[name].load_state_dict(state)
         self._restore_networks(snapshot)
         for role, optimizer in self.optimizers.items():
             scheduler = self.schedulers[role]
-            with _taking(f"schedulers.{role}"):
+            with using(f"schedulers.{role}"):
                 scheduler.last_epoch = int(snapshot["schedulers"][role]["step"])
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[0](scheduler.last_epoch)
             scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        with _taking("random"):
+        with using("random"):
             self._restore_random(snapshot["random"])
         self.state.iteration = snapshot["step"]
 
@@ -374,14 +367,14 @@ class TranslationTrainer(Trainer):
 
     def _restore_networks(self, snapshot: dict[str, Any]) -> None:
         for name, network in self.objective.networks.items():
-            with _taking(f"networks.{name}"):
+            with using(f"networks.{name}"):
                 network.load_state_dict(snapshot["networks"][name])
         for name, average in self.ema.averages.items():
-            with _taking(f"ema.{name}"):
+            with using(f"ema.{name}"):
                 average.load_state_dict(averaged_state(snapshot, name, average))
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-            with _taking(f"optimizers.{role}"):
+            with using(f"optimizers.{role}"):
                 optimizer.load_state_dict(snapshot["optimizers"][role])
                 for group, own in zip(optimizer.param_groups, settings, strict=True):
                     group.update(own)
@@ -396,7 +389,7 @@ class TranslationTrainer(Trainer):
                             raise ValueError(f"{name} holds values that are not finite")
                         if name != "step":  # may have been saved in another memory format
                             moments[name] = _laid_out_like(parameter, moment)
-        with _taking("objective"):
+        with using("objective"):
             self.objective.load_state_dict(snapshot["objective"], self.state.device)
 
 

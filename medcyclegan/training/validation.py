@@ -2,7 +2,7 @@
 
 Every score is better the lower it is. With pairs it is the mean absolute error in the body. Without pairs nothing
 measures the error; the *proxy* that stands in for it is the mean of three numbers, each of which is 1 for a useless
-translation of the watched patches:
+translation of the probe's patches:
 
 - `cycle`: mean absolute difference in the body between patches and their way there and back, as a share of that
   between the patches and their median, the best constant; both domains; 0 is perfect;
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,43 +32,11 @@ from medcyclegan.errors import InputError
 from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
-from medcyclegan.training.guards import Remark, Report, TranslationGuards, bodies_for, warn
-from medcyclegan.training.schedules import Schedule
+from medcyclegan.training.guards import Remark, TranslationGuards
+from medcyclegan.training.probe import Probe, bodies_for
 
+Record = Callable[[int, dict[str, float], Probe, dict[str, Tensor]], None]
 QUANTILES = 1000  # at which two distributions are compared
-AT_ONCE = 8  # slices that are translated together; boxes go one by one
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The patches that a training is watched on, the same every time.
-
-    Attributes:
-        real: "a", "b" -> (N, C, *spatial) in [-1, 1], of as many cases as possible.
-        bodies: "a", "b" -> where they show the body, boolean, of the same shape.
-        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; 1 where it is left out.
-    """
-
-    real: dict[str, Tensor]
-    bodies: dict[str, Tensor]
-    contrasts: Mapping[str, int] = field(default_factory=dict)
-
-    @torch.inference_mode()
-    def translate(self, generators: Mapping[str, nn.Module], device: torch.device) -> dict[str, Tensor]:
-        """What the generators make of the patches: `fake_b` and, with a way back, `fake_a`, `cycle_a`, `cycle_b`."""
-        images: dict[str, Tensor] = {}
-        for source, target in (("a", "b"), ("b", "a")):
-            forward, back = generators.get(f"gen_{source}{target}"), generators.get(f"gen_{target}{source}")
-            if forward is None:
-                continue
-            made: dict[str, list[Tensor]] = {f"fake_{target}": [], f"cycle_{source}": []}
-            for part in self.real[source].split(1 if self.real[source].dim() == 5 else AT_ONCE):
-                fake = forward(part.to(device))
-                made[f"fake_{target}"].append(fake.float().cpu())
-                if back is not None:
-                    made[f"cycle_{source}"].append(back(fake).float().cpu())
-            images |= {name: torch.cat(parts) for name, parts in made.items() if parts}
-        return images
 
 
 def unpaired_scores(probe: Probe, images: Mapping[str, Tensor]) -> dict[str, float]:
@@ -148,14 +115,11 @@ class Validation:
 
     Args:
         every: steps between validations.
-        probe: the patches that the proxy, the guards and the histograms look at.
+        guards: look at the translations of their probe's patches; while they object, no best is taken.
         score_pairs: gives the errors of the averaged generators on the pairs by name, the first being the score; None
             without pairs: the score is then the proxy.
-        guards: look at the same translations; while they say that something is wrong, no best is taken.
-        schedule: is told every score.
         save_best: writes the best checkpoint.
-        record: is told the step, all values by name, and the translations.
-        report: is told the step, "plateau" or "patience", and a message.
+        record: takes the step, all values by name, the patches and their translations.
         patience: validations in a row without a better score after which the training ends; None: never.
     """
 
@@ -163,23 +127,17 @@ class Validation:
         self,
         *,
         every: int,
-        probe: Probe,
-        score_pairs: Callable[[], dict[str, float]] | None,
         guards: TranslationGuards,
-        schedule: Schedule,
+        score_pairs: Callable[[], dict[str, float]] | None,
         save_best: Callable[[Any], None],
-        record: Callable[[int, dict[str, float], dict[str, Tensor]], None],
-        report: Report = warn,
+        record: Record,
         patience: int | None = None,
     ) -> None:
         self.every = every
-        self.probe = probe
-        self.score_pairs = score_pairs
         self.guards = guards
-        self.schedule = schedule
+        self.score_pairs = score_pairs
         self.save_best = save_best
         self.record = record
-        self.report = report
         self.patience = patience
         self.waited = 0
 
@@ -196,18 +154,18 @@ class Validation:
         if step % self.every and step != engine.state.epoch_length:
             return
         generators = engine.ema.averages
-        images = self.probe.translate(generators, engine.state.device)
+        images = self.guards.probe.translate(generators, engine.state.device)
         values = dict(self.score_pairs()) if self.score_pairs else {}
         name = next(iter(values), "proxy")
-        values |= unpaired_scores(self.probe, images)
+        values |= unpaired_scores(self.guards.probe, images)
         values |= self.guards.observe(
             step, {image.removeprefix("fake_"): made for image, made in images.items() if image.startswith("fake_")}
         )
-        self.record(step, values, images)
+        self.record(step, values, self.guards.probe, images)
         score = values[name]
-        if self.schedule.observe(score if math.isfinite(score) else math.inf):
+        if engine.schedule.observe(score if math.isfinite(score) else math.inf):
             seen = f"{name} is no better for a while."
-            self.report(step, "plateau", Remark(seen, "The learning rate falls from here on."))
+            self.guards.report(step, "plateau", Remark(seen, "The learning rate falls from here on."))
         usable = math.isfinite(score) and not self.guards.raised
         if usable and (engine.best is None or score < engine.best["score"]):
             engine.best = {"step": step, "score": score, "name": name}
@@ -216,7 +174,7 @@ class Validation:
             return
         self.waited += 1
         if self.exhausted:
-            self.report(
+            self.guards.report(
                 step,
                 "patience",
                 Remark(

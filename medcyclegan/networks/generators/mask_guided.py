@@ -1,4 +1,4 @@
-"""A generator that says where it changes the image, and keeps the rest."""
+"""A generator that predicts a mask of where it changes the image, and keeps the rest."""
 
 from __future__ import annotations
 

@@ -90,16 +90,10 @@ def resnet_trunk(
         raise ValueError(f"dropout is a share from 0 to below 1, got {dropout}")
     widths = [filters * 2**level for level in range(downsamplings + 1)]
 
-    def down(channels: int) -> nn.Module:
-        # Zero padding, as in the paper: only the stride-1 convolutions reflect.
-        return conv_norm_act(spatial_dims, channels, 2 * channels, kernel=3, stride=2, activation=nn.ReLU(inplace=True))
-
-    stem = conv_norm_act(
-        spatial_dims, in_channels, filters, kernel=7, padding_mode="reflect", activation=nn.ReLU(inplace=True)
-    )
     return [
-        stem,
-        *(down(width) for width in widths[:-1]),
+        conv_norm_act(spatial_dims, in_channels, filters, kernel=7, padding_mode="reflect"),
+        # Zero padding, as in the paper: only the stride-1 convolutions reflect.
+        *(conv_norm_act(spatial_dims, width, 2 * width, kernel=3, stride=2) for width in widths[:-1]),
         *(ResidualBlock(spatial_dims, widths[-1], dropout) for _ in range(blocks)),
         *(Upsample(spatial_dims, 2 * width, width, upsampling) for width in reversed(widths[:-1])),
     ]
