@@ -16,8 +16,7 @@ import SimpleITK as sitk
 from scans import AFFINE, MHA, NRRD, RAW, SHAPE, VALUES, mha, nifti, nrrd, write
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.headers import read_header
-from medcyclegan.io.reader import SimpleITKReader, as_volume, read_volume, volume_files
+from medcyclegan.io.reader import SimpleITKReader, as_volume, read_header, read_volume, volume_files
 
 NAN, INF = float("nan"), float("inf")
 BIG = VALUES.astype(">i2").tobytes(order="F")

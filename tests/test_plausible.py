@@ -12,9 +12,8 @@ from dicom_files import write_series
 
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.case import read_hu
-from medcyclegan.io.headers import read_header
 from medcyclegan.io.plausible import refuse_impossible_geometry
-from medcyclegan.io.reader import as_volume, read_values, read_volume
+from medcyclegan.io.reader import as_volume, read_header, read_values, read_volume
 from medcyclegan.qc.rules import Volume
 from medcyclegan.qc.volume_rules import volume_findings
 from medcyclegan.survey.volume import measure_file

@@ -14,8 +14,7 @@ import SimpleITK as sitk
 from scans import AFFINE, RAW, VALUES, mha, nrrd
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.headers import read_header
-from medcyclegan.io.reader import read_volume, volume_files
+from medcyclegan.io.reader import read_header, read_volume, volume_files
 
 
 @pytest.fixture(autouse=True)
