@@ -88,8 +88,8 @@ def test_dicom_out_holds_the_same_sct(scans: dict[str, Path], run: Path, tmp_pat
         assert (first.PatientID == "id-4711") == (kind in ("dicom", "zip"))
         assert "medcyclegan" in first.SoftwareVersions
         if shutil.which("dciodvfy"):
-            told = subprocess.run(["dciodvfy", str(folder / "0001.dcm")], capture_output=True, text=True, check=False)
-            assert "Error" not in told.stderr, told.stderr
+            done = subprocess.run(["dciodvfy", str(folder / "0001.dcm")], capture_output=True, text=True, check=False)
+            assert "Error" not in done.stderr, done.stderr
 
 
 def test_the_command_line(scans: dict[str, Path], run: Path, tmp_path: Path) -> None:
@@ -215,5 +215,5 @@ def test_a_real_head_as_dicom(run: Path, tmp_path: Path) -> None:
     assert grid_of(made).matches(grid_of(expected), 1e-3)
     if shutil.which("dciodvfy"):
         for file in sorted(folder.iterdir())[::10]:
-            told = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True, check=False)
-            assert "Error" not in told.stderr, told.stderr
+            done = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True, check=False)
+            assert "Error" not in done.stderr, done.stderr

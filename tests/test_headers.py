@@ -16,8 +16,7 @@ import SimpleITK as sitk
 from scans import AFFINE, MHA, NRRD, RAW, SHAPE, VALUES, mha, nifti, nrrd, write
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.headers import read_header
-from medcyclegan.io.reader import SimpleITKReader, as_volume, read_volume, volume_files
+from medcyclegan.io.reader import SimpleITKReader, as_volume, read_header, read_volume, volume_files
 
 NAN, INF = float("nan"), float("inf")
 BIG = VALUES.astype(">i2").tobytes(order="F")
@@ -222,11 +221,24 @@ DOUBTS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "changes", "words"), DOUBTS)
 def test_a_doubtful_header_is_read_and_said(kind: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = write(tmp_path, kind, changes)
     with pytest.warns(UserWarning, match=words):
-        volume = read_volume(write(tmp_path, kind, changes))
+        volume = read_volume(path)
     np.testing.assert_array_equal(volume.numpy()[0], VALUES)
-    if kind == "nii" and changes.get("forms") != "":
-        np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+    if kind == "nii":
+        np.testing.assert_allclose(volume.affine.numpy(), nib.load(path).affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [("x", "not all of it is numbers"), ("1.5", "not all"), ("40000", "not all"), ("1 2", "121 numb")],
+)
+@pytest.mark.parametrize(("kind", "changes"), [("mha", {"BinaryData": "False"}), ("nrrd", {"encoding": "ascii"})])
+def test_numbers_as_text_are_checked(
+    kind: str, changes: dict[str, Any], last: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_volume(write(tmp_path, kind, changes, b" ".join([*TEXT.split()[:-1], last.encode()])))
 
 
 @pytest.mark.parametrize("space", ["RAS", "LAS", "LPS", *(f"{x}-anterior-superior" for x in ("left", "right"))])

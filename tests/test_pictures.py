@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,33 +59,54 @@ def test_signed_and_floating_tiff_are_what_they_say(tmp_path: Path, dtype: type)
     assert volume.meta["unit"] == "HU"
 
 
-@pytest.mark.parametrize(("tag", "value", "named"), [(274, 2, "Orientation"), (262, 0, "Photometric")])
-def test_a_tiff_that_is_turned_or_inverted_is_refused(tmp_path: Path, tag: int, value: int, named: str) -> None:
-    image = Image.fromarray(ramp(np.uint8))
-    image.save(tmp_path / "x.tif", tiffinfo={tag: value})
-    content = bytearray((tmp_path / "x.tif").read_bytes())
-    # Pillow decides some tags by itself: the entry (tag, type, count, value) is set by hand where it did.
-    for at in range(0, len(content) - 12, 2):
-        if struct.unpack_from("<HHI", content, at) == (tag, 3, 1):
-            struct.pack_into("<H", content, at + 8, value)
-    (tmp_path / "x.tif").write_bytes(content)
-    with pytest.raises(InputError, match=named):
-        read_volume(tmp_path / "x.tif")
+GRAY = ramp(np.uint8)
 
 
-def test_a_tiff_with_a_tag_twice_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.tif")
-    content = bytearray((tmp_path / "x.tif").read_bytes())
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """(rows, columns) or (rows, columns, components) as Pillow writes it."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def tiff(tag: int, offset: int, value: int) -> bytes:
+    """A TIFF with two bytes of a tag's entry (tag, type, count, value) changed."""
+    content = bytearray(encoded(GRAY, "TIFF", tiffinfo={274: 1}))
     (at,) = struct.unpack_from("<I", content, 4)
-    struct.pack_into("<H", content, at + 2 + 12, 256)  # the height becomes a second width
-    (tmp_path / "x.tif").write_bytes(content)
-    with pytest.raises(InputError, match=r"tag 256 twice|does not say its ImageLength|cannot be read"):
-        read_volume(tmp_path / "x.tif")
+    struct.pack_into("<H", content, content.index(struct.pack("<H", tag), at) + offset, value)
+    return bytes(content)
+
+
+COLOR = np.zeros((2, 3, 3), np.uint8)
+COLOR[0, 0], COLOR[0, 1], COLOR[0, 2] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+OPAQUE = np.dstack([GRAY, GRAY, GRAY, np.full((5, 7), 255, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("turned.tif", tiff(274, 8, 2), "Orientation"),
+        ("inverted.tif", tiff(262, 8, 0), "Photometric"),
+        ("two_widths.tif", tiff(257, 0, 256), r"tag 256 twice|does not say its ImageLength|cannot be read"),
+        (
+            "pages.tif",
+            encoded(GRAY, "TIFF", save_all=True, append_images=[Image.new("L", (7, 5))]),
+            "two axes",
+        ),
+        ("gray_hidden.png", encoded(GRAY, transparency=14), "transparent"),
+        ("hidden.png", encoded(OPAQUE - np.uint8([0, 0, 0, 1])), "transparent"),
+        ("color.png", encoded(COLOR), r"color\.png: a color picture"),
+        ("broken.png", b"\x89PNG\r\n\x1a\nnothing", r"broken\.png cannot be read"),
+    ],
+)
+def test_what_is_no_plain_picture_is_refused(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        read_volume(tmp_path / name)
 
 
 def test_a_tiff_that_is_cut_within_its_directory_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.tif")
-    content = (tmp_path / "x.tif").read_bytes()
+    content = encoded(GRAY, "TIFF")
     (at,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, at)
     for length in range(at, min(len(content), at + 2 + 12 * count)):
@@ -92,44 +115,17 @@ def test_a_tiff_that_is_cut_within_its_directory_is_refused(tmp_path: Path) -> N
             read_volume(tmp_path / "x.tif")
 
 
-def test_a_gray_level_that_is_transparent_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(ramp(np.uint8)).save(tmp_path / "x.png", transparency=14)
-    with pytest.raises(InputError, match="transparent"):
-        read_volume(tmp_path / "x.png")
-
-
-def test_color(tmp_path: Path) -> None:
-    same = np.repeat(ramp(np.uint8)[..., None], 3, axis=2)
-    Image.fromarray(same).save(tmp_path / "gray.png")
-    np.testing.assert_array_equal(read_volume(tmp_path / "gray.png").numpy()[0, :, :, 0].T, ramp(np.uint8))
-    color = np.zeros((2, 3, 3), np.uint8)
-    color[0, 0], color[0, 1], color[0, 2] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    Image.fromarray(color).save(tmp_path / "color.png")
-    with pytest.raises(InputError, match=r"color\.png: a color picture"):
-        read_volume(tmp_path / "color.png")
+def test_color_and_transparency_that_show_gray(tmp_path: Path) -> None:
+    for pixels in (np.dstack([GRAY, GRAY, GRAY]), OPAQUE):
+        (tmp_path / "gray.png").write_bytes(encoded(pixels))
+        np.testing.assert_array_equal(read_volume(tmp_path / "gray.png").numpy()[0, :, :, 0].T, GRAY)
+    (tmp_path / "color.png").write_bytes(encoded(COLOR))
     gray = read_volume(tmp_path / "color.png", GrayLevels(gray=True)).numpy()[0, :, 0, 0]
     # ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B.
     np.testing.assert_allclose(gray, [76.245, 149.685, 29.07], atol=1e-3)
 
 
-def test_transparency(tmp_path: Path) -> None:
-    pixels = np.dstack([*[ramp(np.uint8)] * 3, np.full((5, 7), 255, np.uint8)])
-    Image.fromarray(pixels).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(read_volume(tmp_path / "x.png").numpy()[0, :, :, 0].T, ramp(np.uint8))
-    pixels[2, 2, 3] = 0
-    Image.fromarray(pixels).save(tmp_path / "x.png")
-    with pytest.raises(InputError, match="transparent"):
-        read_volume(tmp_path / "x.png")
-
-
-def test_what_is_no_picture(tmp_path: Path) -> None:
-    pages = [Image.fromarray(ramp(np.uint8)), Image.fromarray(ramp(np.uint8) + 1)]
-    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(InputError, match="a picture has two axes"):
-        read_volume(tmp_path / "pages.tif")
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(InputError, match=r"broken\.png cannot be read"):
-        read_volume(tmp_path / "broken.png")
+def test_a_window_rises() -> None:
     with pytest.raises(InputError, match="two rising HU"):
         GrayLevels((5.0, 5.0))
 

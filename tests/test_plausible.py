@@ -12,9 +12,8 @@ from dicom_files import write_series
 
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.case import read_hu
-from medcyclegan.io.headers import read_header
 from medcyclegan.io.plausible import refuse_impossible_geometry
-from medcyclegan.io.reader import as_volume, read_values, read_volume
+from medcyclegan.io.reader import as_volume, read_header, read_values, read_volume
 from medcyclegan.qc.rules import Volume
 from medcyclegan.qc.volume_rules import volume_findings
 from medcyclegan.survey.volume import measure_file
@@ -85,8 +84,8 @@ class TestHounsfield:
             prepare([volume], [Preparation(modality="CT", spacing=(1, 1, 1))])
         with pytest.raises(InputError, match=words):
             read_hu(file)
-        told = volume_findings(Volume("b", "v", "CT", measure_file(file)))
-        assert [s.code for s in told if s.code in ("impossible_hu", "modality")] == ["impossible_hu"]
+        findings = volume_findings(Volume("b", "v", "CT", measure_file(file)))
+        assert [s.code for s in findings if s.code in ("impossible_hu", "modality")] == ["impossible_hu"]
         assert "impossible_hu" not in [s.code for s in volume_findings(Volume("a", "v", "MR", measure_file(file)))]
 
     def test_a_dicom_ct_says_it_by_itself(self, tmp_path: Path) -> None:

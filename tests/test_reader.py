@@ -174,7 +174,9 @@ class TestNames:
 class TestSameScan:
     @pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
     def test_every_format_gives_the_same_volume(self, suffix: str, tmp_path: Path) -> None:
-        volume = read_volume(store(tmp_path, suffix, scan()))
+        path = store(tmp_path, suffix, scan())
+        image = sitk.ReadImage(str(path))
+        volume = read_volume(path.rename(tmp_path / f"SCAN{suffix.upper()}"))
         assert isinstance(volume, MetaTensor)
         assert volume.dtype == torch.float32 and volume.affine.dtype == torch.float64
         assert volume.is_contiguous()
@@ -182,20 +184,8 @@ class TestSameScan:
         np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-5)
         assert volume.meta["spatial_shape"].tolist() == list(SHAPE)
         np.testing.assert_array_equal(volume.meta["original_affine"], volume.affine.numpy())
-
-    @pytest.mark.parametrize("suffix", [".NII", ".Nii.Gz"])
-    def test_suffixes_in_any_letter_case(self, suffix: str, tmp_path: Path) -> None:
-        path = store(tmp_path, suffix.lower(), scan())
-        renamed = path.rename(tmp_path / f"SCAN{suffix}")
-        np.testing.assert_array_equal(read_volume(renamed).numpy()[0], scan())
-
-    @pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
-    def test_a_voxel_lies_where_itk_says(self, suffix: str, tmp_path: Path) -> None:
-        path = store(tmp_path, suffix, scan())
-        index = (5, 1, 3)
-        lps = np.array(sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint(index))
-        ras = read_volume(path).affine.numpy() @ np.array([*index, 1.0])
-        np.testing.assert_allclose(ras[:3], lps * [-1, -1, 1], atol=1e-4)
+        lps = volume.affine.numpy() @ [5, 1, 3, 1] * [-1, -1, 1, 1]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((5, 1, 3)), lps[:3], atol=1e-4)
 
     def test_a_trailing_axis_of_one_frame(self, tmp_path: Path) -> None:
         nib.save(nifti(scan()[..., None]), tmp_path / "scan.nii")
@@ -208,22 +198,6 @@ class TestSameScan:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
-    @pytest.mark.parametrize("fault", ["cut", "empty", "text"])
-    def test_broken_files(self, suffix: str, fault: str, tmp_path: Path) -> None:
-        path = store(tmp_path, suffix, np.random.default_rng(1).normal(size=(20, 20, 20)).astype(np.float32))
-        if fault == "cut":
-            data = path.with_suffix(".raw") if suffix == ".mhd" else path
-            data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-        elif fault == "empty":
-            path.write_bytes(b"")
-        else:
-            path.write_text("this is not a volume\n" * 50)
-        with pytest.raises(InputError) as caught:
-            read_volume(path)
-        message = str(caught.value)
-        assert str(path) in message and "\n" not in message and len(message) < 300 + len(str(path))
-
     def test_missing_file_folder_and_foreign_suffix(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"none\.nii does not exist"):
             read_volume(tmp_path / "none.nii")

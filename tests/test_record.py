@@ -94,7 +94,7 @@ def test_a_case_that_two_write_at_the_same_time_fails_in_both(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('{"somebody": "else"}', "no record of a conversion"),
         ("[1, 2]", "no record of a conversion"),
@@ -121,7 +121,7 @@ def test_a_case_that_two_write_at_the_same_time_fails_in_both(tmp_path: Path) ->
     ],
 )
 def test_what_is_no_record_or_damaged_is_named_and_replaced_only_when_asked(
-    content: Any, told: str, tmp_path: Path
+    content: Any, message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "run.json"
     if isinstance(content, dict):
@@ -130,7 +130,7 @@ def test_what_is_no_record_or_damaged_is_named_and_replaced_only_when_asked(
     before = file.read_bytes()
     record = Record(file, None, HEAD)
     for step in (record.check, record.finished, lambda: record.begin("p", tmp_path / "p_sct.nii.gz")):
-        with pytest.raises(InputError, match=rf"run\.json.*({told}).*--overwrite"):
+        with pytest.raises(InputError, match=rf"run\.json.*({message}).*--overwrite"):
             step()
     assert file.read_bytes() == before
     replacing = Record(file, None, HEAD, overwrite=True)
@@ -241,7 +241,7 @@ def test_whatever_one_case_raises_the_others_go_on(
     run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = Translator.predict
-    for error, told in (
+    for error, message in (
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the device has not enough memory"),
         (RuntimeError("cuDNN gave up"), "RuntimeError: cuDNN gave up"),
         (ZeroDivisionError("by zero"), "ZeroDivisionError"),
@@ -258,5 +258,5 @@ def test_whatever_one_case_raises_the_others_go_on(
             return predict(self, *arguments, **options)
 
         monkeypatch.setattr(Translator, "predict", fail)
-        result = convert(run, [mr], tmp_path / told[:12], device="cpu")
-        assert set(result.written) == {"p2"} and told in result.failed["p1"]
+        result = convert(run, [mr], tmp_path / message[:12], device="cpu")
+        assert set(result.written) == {"p2"} and message in result.failed["p1"]

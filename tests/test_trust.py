@@ -40,7 +40,7 @@ def test_no_leaf_of_any_kind_starts_a_program(place: str, target: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("monai.networks.utils.torch.hub.load", "torch.hub.load is a function"),
         ("torch.nn.modules.module.torch.hub.load", "torch.hub.load is a function"),
@@ -60,10 +60,10 @@ def test_no_leaf_of_any_kind_starts_a_program(place: str, target: str, tmp_path:
         ("monai.networks.nets.UNet\n", "a name or a dotted path is needed"),
     ],
 )
-def test_the_path_to_a_class_does_not_count_but_where_it_is_written(target: str, told: str) -> None:
+def test_the_path_to_a_class_does_not_count_but_where_it_is_written(target: str, message: str) -> None:
     for name in ("generator", "reconstruction"):
         (problem,) = REGISTRIES[name].check({"_target_": target})
-        assert told in problem
+        assert message in problem
 
 
 def test_a_structure_loss_has_a_weight() -> None:
@@ -187,9 +187,9 @@ def test_nothing_is_downloaded_unpickled_or_started_for_an_argument(
     def from_the_hub() -> None:
         (tmp_path / "hub" / "hubconf.py").open()
 
-    for way, told in ((unpickle, "unpickle"), (connect, "network"), (start, "program"), (from_the_hub, "torch hub")):
+    for way, message in ((unpickle, "unpickle"), (connect, "network"), (start, "program"), (from_the_hub, "torch hub")):
         # Libraries try, and go on without.
-        with pytest.raises(InputError, match=rf"it would .*{told}"), sealed("it"), contextlib.suppress(Exception):
+        with pytest.raises(InputError, match=rf"it would .*{message}"), sealed("it"), contextlib.suppress(Exception):
             way()
     assert "was unpickled" not in capsys.readouterr().out
     start()  # outside nothing is refused

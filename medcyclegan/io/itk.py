@@ -1,9 +1,8 @@
-"""SimpleITK and MONAI at the border: the geometry and errors of ITK images, and a reader for MONAI's transforms."""
+"""SimpleITK and MONAI at the border: the geometry of ITK images, and a reader for MONAI's transforms."""
 
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,18 +31,6 @@ def itk_affine(image: sitk.Image) -> npt.NDArray[np.float64]:
     affine[:used, :used] = (direction * np.array(image.GetSpacing()))[:used, :used]
     affine[:used, 3] = np.array(image.GetOrigin())[:used]
     return np.asarray(RAS_FROM_LPS @ affine)
-
-
-def itk_reason(error: BaseException) -> str:
-    """The sentence of SimpleITK's error that helps, on one line."""
-    text = str(error)
-    if "sitk::ERROR:" in text or "ITK ERROR:" in text:
-        text = re.split(r"(?:sitk::|ITK )ERROR:", text)[-1]
-        text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
-        if "Unable to determine ImageIO reader" in text:
-            return "its content is not of the format that its name says"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 class SimpleITKReader(ImageReader):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import DISAGREEMENT_MM, UNIT_LENGTH, Grid
-from medcyclegan.io.stored import ANOTHER_COPY, GZIP_MAGIC, Part, Stored, checked
+from medcyclegan.io.stored import ANOTHER_COPY, GZIP_MAGIC, Part, Stored, checked, header_error
 
 # What places the voxels. `pixdim` begins with qfac and three voxel sizes; three bits of `xyzt_units` are the unit.
 GEOMETRY = (
@@ -83,13 +83,12 @@ def _header(path: Path, packed: bool) -> Stored:
         remarks.append(f"it is {'' if packed else 'not '}compressed, other than its name says")
     dim = [int(n) for n in fields["dim"]]
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
-        raise InputError(f"{path}: its header gives the dimensions {dim}, which are none.")
+        raise header_error(path, f"gives the dimensions {dim}, which are none")
     shape = tuple(dim[1 : dim[0] + 1])
     offset = float(fields["vox_offset"])
     if not offset.is_integer() or not least <= offset < 2**53:
-        raise InputError(
-            f"{path}: its header lets the voxels begin at byte {offset:g} (vox_offset), and they begin at {least} or "
-            "later."
+        raise header_error(
+            path, f"lets the voxels begin at byte {offset:g} (vox_offset), and they begin at {least} or later"
         )
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0:  # nifti1.h: "If the scl_slope field is nonzero, then each voxel value should be scaled"
@@ -99,9 +98,10 @@ def _header(path: Path, packed: bool) -> Stored:
             )
         slope, intercept = 1.0, 0.0
     if not np.isfinite([slope, intercept]).all():
-        raise InputError(
-            f"{path}: its header scales the voxels by slope {slope:g} and intercept {intercept:g} (scl_slope, "
-            "scl_inter), so that their values are unknown.",
+        raise header_error(
+            path,
+            f"scales the voxels by slope {slope:g} and intercept {intercept:g} (scl_slope, scl_inter), so that their "
+            "values are unknown",
             "Set slope 1 and intercept 0 if the values are stored as they are.",
         )
     kept = {key: _plain(fields[key]) for key in GEOMETRY}
@@ -142,12 +142,13 @@ def geometry(fields: Mapping[str, Any], shape: tuple[int, ...], name: str) -> tu
     codes = {key: int(fields[key]) for key in ("sform_code", "qform_code")}
     for key, code in codes.items():
         if code not in _CODES:
-            raise InputError(f"{name}: its header has {key} {code}; the standard knows 0 to {_CODES[-1]}.")
+            raise header_error(name, f"has {key} {code}; the standard knows 0 to {_CODES[-1]}")
     unit = int(fields["xyzt_units"]) & 7
     if unit not in _UNITS:
-        raise InputError(f"{name}: its header gives lengths in unit {unit}; the standard knows 0 to {max(_UNITS)}.")
+        raise header_error(name, f"gives lengths in unit {unit}; the standard knows 0 to {max(_UNITS)}")
     sform = np.vstack([*(np.asarray(fields[f"srow_{axis}"], dtype=np.float64) for axis in "xyz"), [0, 0, 0, 1]])
     size = np.asarray(fields["pixdim"], dtype=np.float64)[1:4]
+    shown = " x ".join(f"{s:g}" for s in size)
     remarks = []
     if codes["sform_code"]:
         affine = sform
@@ -155,10 +156,10 @@ def geometry(fields: Mapping[str, Any], shape: tuple[int, ...], name: str) -> tu
             remarks.append(f"{contradiction}; the sform is used")
     else:
         if not (np.isfinite(size).all() and (size != 0).all()):
-            raise InputError(f"{name}: its header gives a voxel size of {' x '.join(f'{s:g}' for s in size)} (pixdim).")
+            raise header_error(name, f"gives a voxel size of {shown} (pixdim)")
         if (size < 0).any():
             remarks.append(
-                f"its header gives a negative voxel size ({' x '.join(f'{s:g}' for s in size)}); it is taken without "
+                f"its header gives a negative voxel size ({shown}); it is taken without "
                 "its sign, as nibabel does, and ITK mirrors that axis: check left and right"
             )
         if codes["qform_code"]:
@@ -223,7 +224,7 @@ def _fields(start: bytes, path: Path) -> tuple[Any, int]:
                 return fields, least
             if found[:3] in (b"ni1", b"ni2"):
                 raise InputError(f"{path}: it is the header of a NIfTI pair, whose voxels lie in an .img file.")
-            raise InputError(f"{path}: its header bears the mark {found!r}; a single NIfTI file has {magic!r}.")
+            raise header_error(path, f"bears the mark {found!r}; a single NIfTI file has {magic!r}")
     raise InputError(f"{path} cannot be read: its content is not NIfTI.")
 
 
@@ -237,12 +238,12 @@ def _dtype(fields: Any, path: Path) -> np.dtype[Any]:
         raise InputError(f"{path}: values of type {code} (datatype), which cannot be read.")
     dtype = np.dtype(_TYPES[code])
     if bits != 8 * dtype.itemsize:
-        raise InputError(
-            f"{path}: its header contradicts itself: datatype {code} ({dtype}) has {8 * dtype.itemsize} bits per "
-            f"voxel, and bitpix is {bits}."
+        raise header_error(
+            path,
+            f"contradicts itself: datatype {code} ({dtype}) has {8 * dtype.itemsize} bits per voxel, and bitpix is "
+            f"{bits}",
         )
-    order = fields.dtype["dim"].base.byteorder
-    return dtype.newbyteorder(order)
+    return dtype.newbyteorder(fields.dtype["dim"].base.byteorder)
 
 
 def _qform(fields: Mapping[str, Any], name: str) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ and floating ones.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -60,7 +61,10 @@ def load_picture(
     """
     levels = levels or GrayLevels()
     _require_plain(path)
-    image = sitk.ReadImage(str(path))
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read: {_reason(error)}.") from error
     size = [n for n in image.GetSize() if n > 1]
     if len(size) != 2:
         raise InputError(
@@ -158,3 +162,15 @@ def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Pat
             "Give gray ones, or let preparation turn color into gray (prepare --gray, data.picture_gray).",
         )
     return np.asarray(array @ _LUMA)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The sentence of SimpleITK's error that helps, on one line."""
+    text = str(error)
+    if "sitk::ERROR:" in text or "ITK ERROR:" in text:
+        text = re.split(r"(?:sitk::|ITK )ERROR:", text)[-1]
+        text = re.sub(r"\w+\(0x[0-9a-f]+\):", "", text)
+        if "Unable to determine ImageIO reader" in text:
+            return "its content is not of the format that its name says"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

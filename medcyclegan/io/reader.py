@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import holds_dicom, split_choice
-from medcyclegan.io.dicom.series import load_series
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, holds_dicom, split_choice
+from medcyclegan.io.dicom.series import load_series, source_series
 from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import RAS_FROM_LPS, SHEAR_COSINE, Grid, reordered
-from medcyclegan.io.itk import SimpleITKReader, itk_affine, itk_reason
+from medcyclegan.io.itk import SimpleITKReader, itk_affine
 from medcyclegan.io.listing import list_volumes, volume_files
 from medcyclegan.io.nifti import GEOMETRY, geometry
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
@@ -35,6 +36,7 @@ from medcyclegan.io.tree import VOLUME_SUFFIXES, case_id
 
 __all__ = [
     "VOLUME_SUFFIXES",
+    "Header",
     "SimpleITKReader",
     "as_volume",
     "case_id",
@@ -42,14 +44,31 @@ __all__ = [
     "grid_of",
     "itk_affine",
     "list_volumes",
+    "read_header",
     "read_mask",
     "read_values",
     "read_volume",
     "volume_files",
 ]
 
-
 _ONE_VALUE, _MAGNITUDE = "Give a volume with one value per voxel.", "Give the magnitude image."
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header.
+
+    Attributes:
+        grid: shape and affine.
+        stored: type of the values on disk, such as "int16".
+        modality: "MR", "CT", ... of DICOM; None elsewhere.
+        contrast_agent: whether DICOM names a contrast agent; None elsewhere.
+    """
+
+    grid: Grid
+    stored: str
+    modality: str | None = None
+    contrast_agent: bool | None = None
 
 
 def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) -> MetaTensor:
@@ -93,6 +112,25 @@ def read_values(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid, dict[st
     """
     array, affine, meta = _load(Path(path))
     return array, checked_grid(array.shape, affine, str(path)), meta
+
+
+def read_header(path: Path) -> Header:
+    """The header of one volume, as `read_volume` reads it; its voxels may still be damaged.
+
+    Raises:
+        InputError: there is none, or it does not describe one 3D volume.
+
+    Warns:
+        UserWarning: what is doubtful about it.
+    """
+    if path.is_dir() or not suffix_of(path.name):
+        if not holds_dicom(path):
+            raise InputError(
+                f"{path}: no volume that can be read.", f"Give one of {', '.join(VOLUME_SUFFIXES)}, DICOM."
+            )
+        return _dicom_header(path)
+    stored = _described(path)
+    return Header(checked_grid(stored.shape, stored.affine, str(path)), stored.kind)
 
 
 def read_mask(path: str | os.PathLike[str], like: Grid) -> npt.NDArray[np.bool_]:
@@ -195,7 +233,7 @@ def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt
     try:
         if picture:
             return load_picture(path, levels)
-        stored = described_volume(path)
+        stored = _described(path)
         values, remarks = read_voxels(stored)
         _remark(path, remarks)
         return scaled(values.reshape(stored.shape[:3]), stored.slope, stored.intercept), stored.affine, stored.meta
@@ -205,19 +243,22 @@ def _load(path: Path, levels: GrayLevels | None = None) -> tuple[np.ndarray, npt
         raise InputError(f"{path} does not fit into memory.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except RuntimeError as error:  # SimpleITK, of pictures
-        raise InputError(f"{path} cannot be read: {itk_reason(error)}.") from error
 
 
-def described_volume(path: Path) -> Stored:
-    """What the header of a file says, if that is one scalar 3D volume.
+def _dicom_header(path: Path) -> Header:
+    series = source_series(split_choice(path)[0] if path.exists() else path)
+    header = series.header
+    try:
+        signed = "int" if header.get("PixelRepresentation") else "uint"
+        agent = str(header.get("ContrastBolusAgent") or "").strip().upper()
+        stored, modality = f"{signed}{header.get('BitsAllocated', '?')}", str(header.get("Modality") or "?")
+    except LIBRARY_ERRORS as error:  # elements are taken apart when they are asked for
+        raise InputError(f"{path}: the header of the series is damaged ({error}).") from error
+    return Header(series.grid, stored, modality, agent not in ("", "NONE", "NO"))
 
-    Raises:
-        InputError: it cannot be read, or is something else.
 
-    Warns:
-        UserWarning: what is doubtful about the header.
-    """
+def _described(path: Path) -> Stored:
+    """What the header of a file says, if that is one scalar 3D volume."""
     stored = describe(path)
     _check_kind(stored.shape, str(path), stored.components)
     _remark(path, stored.remarks)

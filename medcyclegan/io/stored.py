@@ -94,6 +94,11 @@ class Stored:
         return str(self.dtype.newbyteorder("="))
 
 
+def header_error(path: str | Path, problem: str, remedy: str | None = None) -> InputError:
+    """The error that tells what is wrong with the header of a file, to be raised."""
+    return InputError(f"{path}: its header {problem}.", remedy)
+
+
 def checked(stored: Stored) -> Stored:
     """The same, after its numbers were held against each other and against the length of its files.
 
@@ -103,9 +108,9 @@ def checked(stored: Stored) -> Stored:
     name = stored.path
     shown = " x ".join(str(n) for n in stored.shape)
     if not stored.shape or min(stored.shape) < 1 or stored.components < 1:
-        raise InputError(f"{name}: its header gives {shown or 'no'} voxels, which is no volume.")
+        raise header_error(name, f"gives {shown or 'no'} voxels, which is no volume")
     if not np.isfinite(stored.affine).all():
-        raise InputError(f"{name}: its header places the voxels by numbers that are not finite.")
+        raise header_error(name, "places the voxels by numbers that are not finite")
     values = math.prod(stored.shape) * stored.components
     if values % len(stored.parts):
         raise InputError(f"{name}: {shown} voxels cannot lie in {len(stored.parts)} files of one size.")
@@ -181,9 +186,10 @@ def _fitting(stored: Stored, part: Part, found: int, tail: bytes | bytearray) ->
     # A file of voxels alone has no fixed start: it fits, or it is not known where they begin.
     apart = part.path != stored.path and stored.encoding == "raw"
     if found - needed >= a_slice or apart or tail.strip(_PADDING):
-        raise InputError(
-            f"{stored.path}: its header describes {needed} bytes of voxels, and {found} or more are there{where}: "
-            "shape, type or start of the data is wrong, or bytes were inserted."
+        raise header_error(
+            stored.path,
+            f"describes {needed} bytes of voxels, and {found} or more are there{where}: shape, type or start of the "
+            "data is wrong, or bytes were inserted",
         )
     return f"{found - needed} bytes of padding follow the last voxel"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 from medcyclegan.errors import InputError
+from medcyclegan.io.stored import header_error
 
 _LONGEST_HEADER = 1 << 20  # bytes
 # NaN and infinity are for voxels only.
@@ -44,8 +45,8 @@ class TextHeader:
             yield line.decode("utf-8", "surrogateescape")
 
     def refusal(self, problem: str, remedy: str | None = None) -> InputError:
-        """The error that tells what is wrong with the header, to be raised."""
-        return InputError(f"{self.path}: its header {problem}.", remedy)
+        """As `header_error`, of this file."""
+        return header_error(self.path, problem, remedy)
 
     def text(self, name: str, default: str | None = None) -> str:
         """A field, which must be there unless it has a default."""

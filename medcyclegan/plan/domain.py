@@ -11,9 +11,8 @@ import numpy.typing as npt
 from medcyclegan.cohort.datalist import Case
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.headers import read_header
 from medcyclegan.io.pictures import PICTURE_SUFFIXES
-from medcyclegan.io.reader import grid_of, read_mask, read_volume
+from medcyclegan.io.reader import grid_of, read_header, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.survey.anatomy import Anatomy
 from medcyclegan.survey.volume import Survey, measure_volume

@@ -26,8 +26,7 @@ from scipy import ndimage
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.headers import Header, read_header
-from medcyclegan.io.reader import grid_of, read_values
+from medcyclegan.io.reader import Header, grid_of, read_header, read_values
 from medcyclegan.survey.anatomy import SIGNATURES, Anatomy, Coarse, Head, anatomy_of, coarse_copy
 from medcyclegan.survey.hounsfield import hu_offset, looks_like_hu
 

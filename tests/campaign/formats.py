@@ -11,9 +11,8 @@ from random import Random
 from campaign import dicom, metaimage, nifti, nrrd, pictures
 from campaign.meaning import STREAM, Meaning, Undefined
 from campaign.outcomes import GOOD, attempt, judged_volume
-from medcyclegan.io.headers import read_header
 from medcyclegan.io.pictures import PICTURE_SUFFIXES
-from medcyclegan.io.reader import read_volume
+from medcyclegan.io.reader import read_header, read_volume
 
 Files = dict[str, bytes]
 

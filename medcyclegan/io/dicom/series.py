@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -216,35 +216,17 @@ def _class_name(header: Dataset) -> str:
 
 def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
     """The name for messages, the slices of the one series that is meant, and what was left out."""
+    name = str(path)
     folder, digits = split_choice(path)
     objects, strangers = read_objects(folder)
     found = _grouped(objects)
-    listed = "; ".join(str(series) for series, _ in found)
-    scans = [(series, items) for series, items in found if series.kind == "scan"]
+    series, items = _meant(found, folder, digits)
     notes = []
-    if digits:
-        meant = [(series, items) for series, items in found if series.uid.endswith(digits)]
-        if len(meant) != 1:
-            raise InputError(
-                f"{folder} holds {len(meant) or 'no'} series whose UID ends in {digits}. It holds: {listed}.",
-                "Give digits that end the UID of one of them.",
-            )
-    elif len(scans) > 1:
-        raise InputError(
-            f"{folder} holds {len(scans)} series, and one is needed: {listed}.",
-            f"Give the sub-folder of one series, or name it by the end of its UID: '{folder}#{scans[0][0].uid_end}'.",
-        )
-    else:
-        meant = scans or found[:1]
-        others = [series for series, _ in found if series is not meant[0][0]]
-        if not scans and others:
-            raise InputError(f"{folder} holds no scan: {listed}.", "Give the folder of an image series.")
-        if others:
-            notes.append(f"left out what is no scan: {'; '.join(map(str, others))}.")
+    others = [other for other, _ in found if other is not series]
+    if others and not digits:
+        notes.append(f"left out what is no scan: {'; '.join(map(str, others))}.")
     if strangers:
         notes.append(f"left out {count(len(strangers), 'file')} that {_be(strangers)} not DICOM: {few(strangers)}.")
-    ((series, items),) = meant
-    name = str(path)
     if series.kind == "other":
         raise InputError(
             f"{name} holds no scan: {series}, {shown(_class_name(items[0].header)) or 'no SOPClassUID'}: "
@@ -273,6 +255,28 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
         raise
     except LIBRARY_ERRORS as error:
         raise InputError(f"{name}: the headers of the series are damaged.", "Copy or export it again.") from error
+
+
+def _meant(found: list[tuple[Series, list[Object]]], folder: Path, digits: str) -> tuple[Series, list[Object]]:
+    """The series whose UID ends in `digits`; without them the only scan, or the only series."""
+    listed = "; ".join(str(series) for series, _ in found)
+    if digits:
+        chosen = [(series, items) for series, items in found if series.uid.endswith(digits)]
+        if len(chosen) != 1:
+            raise InputError(
+                f"{folder} holds {len(chosen) or 'no'} series whose UID ends in {digits}. It holds: {listed}.",
+                "Give digits that end the UID of one of them.",
+            )
+        return chosen[0]
+    scans = [(series, items) for series, items in found if series.kind == "scan"]
+    if len(scans) > 1:
+        raise InputError(
+            f"{folder} holds {len(scans)} series, and one is needed: {listed}.",
+            f"Give the sub-folder of one series, or name it by the end of its UID: '{folder}#{scans[0][0].uid_end}'.",
+        )
+    if not scans and len(found) > 1:
+        raise InputError(f"{folder} holds no scan: {listed}.", "Give the folder of an image series.")
+    return (scans or found)[0]
 
 
 def _words(header: Dataset, keyword: str) -> list[str]:

@@ -135,7 +135,47 @@ def stacked(slices: list[Slice], name: str) -> Stack:
         )
     if len(slices) < 2:
         raise InputError(f"{name} holds a single slice.", "Give the folder that holds the whole series.")
-    first = slices[0]
+    row, column, spacing = _axes(slices[0], name)
+    normal = np.cross(row, column)
+    positions = np.array([s.position for s in slices], dtype=np.float64)
+    order = np.argsort(positions @ normal, kind="stable")
+    slices, positions = [slices[int(k)] for k in order], positions[order]
+    across = (positions - positions[0]) @ normal
+    sideways = (positions - positions[0]) @ np.stack([row, column], axis=1)
+    angle = float(np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), across[-1])))
+    sheared = np.sin(np.radians(angle)) > SHEAR_COSINE
+    what = "the gantry was tilted" if slices[0].modality == "CT" else "the stack of slices is sheared"
+    tilt = f"{what} by {angle:.1f} degrees" if sheared else ""
+    _refuse_repeated(slices, np.diff(across), name)
+    _refuse_uneven(slices, across, name, tilt)
+    even = np.arange(len(slices)) / (len(slices) - 1)
+    if (off := float(np.linalg.norm(sideways - even[:, None] * sideways[-1], axis=1).max())) > _OFF_MM:
+        raise InputError(
+            f"{name}: the slices are shifted sideways against each other, by up to {off:.2f} mm.",
+            "Export the series again with its slices in line.",
+        )
+    notes = [*_missing_numbers(slices), *_doubts(slices[0], angle)]
+    columns, rows = int(slices[0].header.Columns), int(slices[0].header.Rows)
+    origin, shift, step = positions[0], None, (positions[-1] - positions[0]) / (len(slices) - 1)
+    if sheared:
+        pixels = sideways / spacing[::-1]
+        start = np.floor(pixels.min(axis=0) + 1e-6)
+        columns, rows = (np.array([columns, rows]) + np.ceil(np.ptp(pixels, axis=0) - 1e-6)).astype(int).tolist()
+        origin = origin + start[0] * spacing[1] * row + start[1] * spacing[0] * column
+        # Without rounding, an edge would count as outside by the last digit.
+        shift, step = np.round(pixels - start, 6), float(across[-1] / (len(slices) - 1)) * normal
+        notes.append(
+            f"{tilt}; every slice was shifted within its own plane by linear interpolation until the axes were "
+            "orthogonal."
+        )
+    lps = np.eye(4)
+    lps[:3] = np.stack([row * spacing[1], column * spacing[0], step, origin], axis=1)
+    refuse_impossible_geometry((columns, rows, len(slices)), lps, name)
+    return Stack(slices, Grid((columns, rows, len(slices)), RAS_FROM_LPS @ lps), shift, notes)
+
+
+def _axes(first: Slice, name: str) -> tuple[npt.NDArray[np.float64], ...]:
+    """Direction of a row and of a column, orthonormal, and the distances between rows and between columns, mm."""
     assert first.orientation is not None and first.spacing is not None
     row, column = first.orientation[:3], first.orientation[3:]
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column), 1 + abs(row @ column)])
@@ -147,55 +187,21 @@ def stacked(slices: list[Slice], name: str) -> Stack:
         )
     row = row / np.linalg.norm(row)
     column = column - (column @ row) * row
-    column /= np.linalg.norm(column)
-    normal = np.cross(row, column)
-    unsorted = np.array([s.position for s in slices], dtype=np.float64)
-    order = np.argsort(unsorted @ normal, kind="stable")
-    slices, places = [slices[int(k)] for k in order], unsorted[order]
-    across = (places - places[0]) @ normal
-    _refuse_repeated(slices, np.diff(across), name)
-    notes = _missing_numbers(slices)
-    span = np.arange(len(slices)) / (len(slices) - 1)
-    step = float(across[-1] / (len(slices) - 1))
-    sideways = (places - places[0]) @ np.stack([row, column], axis=1)
-    angle = float(np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), across[-1])))
-    sheared = np.sin(np.radians(angle)) > SHEAR_COSINE
-    what = "the gantry was tilted" if first.modality == "CT" else "the stack of slices is sheared"
-    tilt = f"{what} by {angle:.1f} degrees" if sheared else ""
-    _refuse_uneven(slices, across, name, tilt)
-    if (off := float(np.linalg.norm(sideways - span[:, None] * sideways[-1], axis=1).max())) > _OFF_MM:
-        raise InputError(
-            f"{name}: the slices are shifted sideways against each other, by up to {off:.2f} mm.",
-            "Export the series again with its slices in line.",
-        )
+    return row, column / np.linalg.norm(column), first.spacing
+
+
+def _doubts(first: Slice, angle: float) -> Iterator[str]:
+    """What the header says beside its positions, which give a tilt of `angle` degrees."""
     said = numbers_or_none(first.header, "GantryDetectorTilt", 1)
     if first.modality == "CT" and said is not None and abs(abs(float(said[0])) - angle) > 1 and abs(said[0]) > 0.5:
-        notes.append(
+        yield (
             f"the header gives a gantry tilt of {abs(float(said[0])):.1f} degrees and the positions one of "
             f"{angle:.1f}; the positions are used."
         )
     if first.modality == "MR" and str(first.header.get("PhotometricInterpretation")) == "MONOCHROME1":
-        notes.append(
+        yield (
             "MONOCHROME1: viewers show its low values bright. They are used as stored; see that bright tissue is high."
         )
-    columns, rows = int(first.header.Columns), int(first.header.Rows)
-    origin, shift, axis = places[0], None, (places[-1] - places[0]) / (len(slices) - 1)
-    if sheared:
-        pixels = sideways / first.spacing[::-1]
-        start = np.floor(pixels.min(axis=0) + 1e-6)
-        columns, rows = (np.array([columns, rows]) + np.ceil(np.ptp(pixels, axis=0) - 1e-6)).astype(int).tolist()
-        origin = origin + start[0] * first.spacing[1] * row + start[1] * first.spacing[0] * column
-        # Without rounding, an edge would count as outside by the last digit.
-        shift, axis = np.round(pixels - start, 6), step * normal
-        notes.append(
-            f"{tilt}; every slice was shifted within its own plane by linear interpolation until the axes were "
-            "orthogonal."
-        )
-    lps = np.eye(4)
-    lps[:3, :3] = np.stack([row * first.spacing[1], column * first.spacing[0], axis], axis=1)
-    lps[:3, 3] = origin
-    refuse_impossible_geometry((columns, rows, len(slices)), lps, name)
-    return Stack(slices, Grid((columns, rows, len(slices)), RAS_FROM_LPS @ lps), shift, notes)
 
 
 def _functional_group(header: Dataset, frame: int, sequence: str) -> Dataset:
