@@ -38,6 +38,10 @@ def _convert(out: Path, *more: str) -> Words:
     return ["convert", _base("run"), _base("phantoms", "train", "mr"), "-o", out / "sct", "--device", "cpu", *more]
 
 
+def _conversion(*more: str) -> Scenario:
+    return Scenario("convert", lambda out: _convert(out, *more), lambda out: _convert(out, *more, "--resume"))
+
+
 def _evaluate(out: Path) -> Words:
     return ["evaluate", _base("sct"), _base("phantoms", "test", "ct"), "-o", out / "scores", "--workers", "1"]
 
@@ -50,25 +54,9 @@ SCENARIOS = {
         lambda out: ["plan", *_prepare(out)[1:5], "-o", out / "plan.yaml", "--gpu-memory", "24", "--device", "cpu"],
     ),
     "train": Scenario("train", _train, lambda out: ["train", "--resume", out / "run", "--device", "cpu"]),
-    "convert": Scenario("convert", _convert, lambda out: _convert(out, "--resume")),
-    "convert-trust": Scenario(
-        "convert", lambda out: _convert(out, "--trust"), lambda out: _convert(out, "--trust", "--resume")
-    ),
-    "convert-dicom": Scenario(
-        "convert",
-        lambda out: _convert(out, "--format", "dicom"),
-        lambda out: _convert(out, "--format", "dicom", "--resume"),
-    ),
-    "convert-mha": Scenario(
-        "convert",
-        lambda out: _convert(out, "--format", "mha"),
-        lambda out: _convert(out, "--format", "mha", "--resume"),
-    ),
-    "convert-nrrd": Scenario(
-        "convert",
-        lambda out: _convert(out, "--format", "nrrd"),
-        lambda out: _convert(out, "--format", "nrrd", "--resume"),
-    ),
+    "convert": _conversion(),
+    "convert-trust": _conversion("--trust"),
+    **{f"convert-{name}": _conversion("--format", name) for name in ("dicom", "mha", "nrrd")},
     "evaluate": Scenario("evaluate", _evaluate),
     "report": Scenario("report", lambda out: ["report", _base("scores"), "-o", out / "report.html"]),
     "report-run": Scenario("report", lambda out: ["report", _base("run"), "-o", out / "report.html"]),
