@@ -1,4 +1,4 @@
-"""Comparing evaluations of the same patients: is B better than A, by how much, and would other patients say so too?
+"""Comparison of evaluations of the same patients: paired differences with intervals and tests, and a ranking.
 
 Words used here. *Result*: a folder that `evaluate` wrote. *Pair*: two results; the later one given is B. Every number
 is of paired scores, patient by patient.
@@ -19,11 +19,10 @@ import numpy as np
 
 from medcyclegan import __version__
 from medcyclegan.atomic import write_json, write_table
-from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.evaluation import statistics
-from medcyclegan.evaluation.statistics import Better
-from medcyclegan.evaluation.summary import CASES_FILE, SUMMARY_FILE
+from medcyclegan.evaluation.columns import heading
+from medcyclegan.evaluation.results import Case, read_results
 
 USUAL = ("mae", "psnr", "ssim", "ms_ssim")
 COMPARE_TABLE, COMPARE_FILE = "compare.csv", "compare.json"
@@ -31,13 +30,6 @@ _COLUMNS = (
     "metric", "a", "b", "better", "n", "left_out", "mean_a", "mean_b", "difference", "ci_low", "ci_high", "p_value",
     "p_holm", "win_rate_b", "effect_size",
 )  # fmt: skip
-# The start of a score's name and what is better; longer starts first.
-_BETTER: dict[str, Better] = {
-    "mae": "lower", "rmse": "lower", "me": "zero", "psnr": "higher", "ssim": "higher",
-    "ms_ssim": "higher", "ncc": "higher", "mutual_information": "higher", "gradient_similarity": "higher",
-    "wasserstein": "lower", "dice": "higher", "hd95": "lower", "surface_distance": "lower", "classes_found": "higher",
-    "wepl": "lower", "radiological": "lower", "misregistration": "lower",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,15 +38,18 @@ class Result:
 
     Attributes:
         name: of its folder, made unique where several have the same.
-        scores: case to metric to value; nan where undefined.
-        voxels: case to the number of voxels that were graded.
+        cases: those that were graded, by name.
+        metrics: that its summary holds.
         summary: what its summary.json holds.
     """
 
     name: str
-    scores: Mapping[str, Mapping[str, float]]
-    voxels: Mapping[str, int]
+    cases: Mapping[str, Case]
+    metrics: tuple[str, ...]
     summary: Mapping[str, Any]
+
+    def score(self, case: str, metric: str) -> float:
+        return self.cases[case].scores.get(metric, math.nan)
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def compare(
 
     For every pair and metric: the mean paired difference with its 95 % interval, Wilcoxon's signed-rank test, its
     p-value after Holm's correction over all pairs and metrics of this call, the part of the patients on whom B is
-    better, and the matched-pairs rank-biserial correlation. Over all: a ranking, and how firm it is when patients are
+    better, and the matched-pairs rank-biserial correlation. Over all: a ranking, and its stability when patients are
     resampled. For signed errors (`me`) magnitudes are compared.
 
     Args:
@@ -187,45 +182,31 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Result:
-    if lacking := [file for file in (SUMMARY_FILE, CASES_FILE) if not (folder / file).is_file()]:
-        raise InputError(f"{folder}: it has no {lacking[0]}")
-    try:
-        summary = read_json(folder / SUMMARY_FILE, f"summary {folder / SUMMARY_FILE}")
-        rows = read_table(folder / CASES_FILE, f"table {folder / CASES_FILE}")[1]
-        failed = {entry["case"] for entry in summary["failed"]} | set(summary.get("missing", ()))
-        graded = {row["case"]: row for row in rows if row["case"] not in failed}
-        scores = {
-            case: {column: float(row[column]) for column in summary["metrics"] if row.get(column)}
-            for case, row in graded.items()
-        }
-        voxels = {case: int(row["voxels"]) for case, row in graded.items()}
-        summary["protocol"]
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: {error!r}") from error
-    if not scores:
+    found = read_results(folder)
+    if not found.scored:
         raise InputError(f"{folder}: it has no graded case")
-    return Result(name, scores, voxels, summary)
+    if "protocol" not in found.summary or any(case.voxels is None for case in found.scored):
+        raise InputError(f"{folder}: its protocol, or the number of voxels that were graded, was not recorded")
+    return Result(name, {case.name: case for case in found.scored}, tuple(found.statistics), found.summary)
 
 
 def _common_cases(read: Sequence[Result], allow_missing: bool) -> tuple[list[str], dict[str, list[str]]]:
     """The patients that all have, and for each result those of the others that it lacks."""
-    every = list(dict.fromkeys(case for result in read for case in result.scores))
-    absent = {result.name: [case for case in every if case not in result.scores] for result in read}
+    every = list(dict.fromkeys(case for result in read for case in result.cases))
+    absent = {result.name: [case for case in every if case not in result.cases] for result in read}
     if not allow_missing:
         raise_all(
             [f"{name} lacks {', '.join(cases)}" for name, cases in absent.items() if cases],
             "Results are compared on the same patients; with --allow-missing on those that all have:",
         )
-    cases = [case for case in every if all(case in result.scores for result in read)]
+    cases = [case for case in every if all(case in result.cases for result in read)]
     if not cases:
         raise InputError("The results have no patient in common, so that there is nothing to compare.")
     raise_all(
         [
-            f"case {case}: " + ", ".join(f"{result.voxels[case]} voxels in {result.name}" for result in read)
+            f"case {case}: " + ", ".join(f"{result.cases[case].voxels} voxels in {result.name}" for result in read)
             for case in cases
-            if len({result.voxels[case] for result in read}) > 1
+            if len({result.cases[case].voxels for result in read}) > 1
         ],
         "These cases were graded in different masks, so that their scores cannot be compared:",
     )
@@ -233,7 +214,7 @@ def _common_cases(read: Sequence[Result], allow_missing: bool) -> tuple[list[str
 
 
 def _metrics(read: Sequence[Result], cases: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    shared = [m for m in read[0].summary["metrics"] if all(m in result.summary["metrics"] for result in read)]
+    shared = [metric for metric in read[0].metrics if all(metric in result.metrics for result in read)]
     if wanted is None:
         chosen = tuple(metric for metric in USUAL if metric in shared)
         if not chosen:
@@ -245,22 +226,16 @@ def _metrics(read: Sequence[Result], cases: Sequence[str], wanted: Sequence[str]
     for metric in wanted:
         if metric not in shared:
             problems.append(f"'{metric}' is not in all results")
-        elif better(metric) is None:
+        elif heading(metric).better is None:
             problems.append(f"'{metric}' has no better direction")
-    raise_all(problems, f"Metrics that can be compared are {', '.join(m for m in shared if better(m))}:")
+    raise_all(problems, f"Metrics that can be compared are {', '.join(m for m in shared if heading(m).better)}:")
     return tuple(dict.fromkeys(wanted))
 
 
-def better(metric: str) -> Better | None:
-    """Which direction of a score is better; None where none is, as for the share of a tissue."""
-    starts = [start for start in _BETTER if metric == start or metric.startswith(f"{start}_")]
-    return _BETTER[max(starts, key=len)] if starts else None
-
-
 def _pair_row(metric: str, a: Result, b: Result, cases: Sequence[str]) -> dict[str, Any]:
-    values = [(a.scores[case].get(metric, math.nan), b.scores[case].get(metric, math.nan)) for case in cases]
+    values = [(a.score(case, metric), b.score(case, metric)) for case in cases]
     used = [pair for pair in values if all(map(math.isfinite, pair))]
-    direction = better(metric)
+    direction = heading(metric).better
     if direction is None:
         raise ValueError(f"{metric} has no better direction")
     row: dict[str, Any] = dict.fromkeys(_COLUMNS)
@@ -285,8 +260,8 @@ def _ranking(
     for i, result in enumerate(read):
         for j, case in enumerate(cases):
             for k, metric in enumerate(metrics):
-                value = result.scores[case].get(metric, math.nan)
-                direction = better(metric)
+                value = result.score(case, metric)
+                direction = heading(metric).better
                 losses[i, j, k] = abs(value) if direction == "zero" else signs[str(direction)] * value
     # Infinity is a rank like any other (identical images); nothing can be said of what is undefined.
     if np.isnan(losses).any():
