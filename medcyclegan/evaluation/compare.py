@@ -23,13 +23,10 @@ from medcyclegan.errors import InputError, raise_all
 from medcyclegan.evaluation import statistics
 from medcyclegan.evaluation.columns import heading
 from medcyclegan.evaluation.results import Case, read_results
+from medcyclegan.evaluation.statistics import Better
 
 USUAL = ("mae", "psnr", "ssim", "ms_ssim")
 COMPARE_TABLE, COMPARE_FILE = "compare.csv", "compare.json"
-_COLUMNS = (
-    "metric", "a", "b", "better", "n", "left_out", "mean_a", "mean_b", "difference", "ci_low", "ci_high", "p_value",
-    "p_holm", "win_rate_b", "effect_size",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,13 @@ def compare(
         raise InputError(f"{len(results)} result was given; at least two are compared.", "Give the folders of two.")
     read = _read_all([Path(path) for path in results])
     cases, absent = _common_cases(read, allow_missing)
-    chosen = _metrics(read, cases, metrics)
-    rows = []
-    for metric in chosen:
-        for a, b in combinations(read, 2):
-            rows.append(_pair_row(metric, a, b, cases))
-    for row, p_value in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = p_value
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                row[key] = None
+    chosen = _metrics(read, metrics)
+    rows = [
+        _pair_row(metric, better, a, b, cases) for metric, better in chosen.items() for a, b in combinations(read, 2)
+    ]
+    for row, p_holm in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = p_holm
+        row |= {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     ranked, why_not = _ranking(read, cases, chosen)
     summary = {
         "results": [{"name": r.name, "folder": str(Path(p).resolve())} for r, p in zip(read, results, strict=True)],
@@ -213,74 +206,77 @@ def _common_cases(read: Sequence[Result], allow_missing: bool) -> tuple[list[str
     return cases, absent
 
 
-def _metrics(read: Sequence[Result], cases: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
+def _metrics(read: Sequence[Result], wanted: Sequence[str] | None) -> dict[str, Better]:
+    """The metrics to compare, and which direction of each is better."""
     shared = [metric for metric in read[0].metrics if all(metric in result.metrics for result in read)]
+    known = {metric: better for metric in shared if (better := heading(metric).better)}
     if wanted is None:
-        chosen = tuple(metric for metric in USUAL if metric in shared)
+        chosen = {metric: known[metric] for metric in USUAL if metric in known}
         if not chosen:
             raise InputError(
                 f"The results share none of {', '.join(USUAL)}; they share {', '.join(shared) or 'nothing'}."
             )
         return chosen
-    problems = []
-    for metric in wanted:
-        if metric not in shared:
-            problems.append(f"'{metric}' is not in all results")
-        elif heading(metric).better is None:
-            problems.append(f"'{metric}' has no better direction")
-    raise_all(problems, f"Metrics that can be compared are {', '.join(m for m in shared if heading(m).better)}:")
-    return tuple(dict.fromkeys(wanted))
+    problems = [
+        f"'{metric}' has no better direction" if metric in shared else f"'{metric}' is not in all results"
+        for metric in wanted
+        if metric not in known
+    ]
+    raise_all(problems, f"Metrics that can be compared are {', '.join(known)}:")
+    return {metric: known[metric] for metric in wanted}
 
 
-def _pair_row(metric: str, a: Result, b: Result, cases: Sequence[str]) -> dict[str, Any]:
-    values = [(a.score(case, metric), b.score(case, metric)) for case in cases]
-    used = [pair for pair in values if all(map(math.isfinite, pair))]
-    direction = heading(metric).better
-    if direction is None:
-        raise ValueError(f"{metric} has no better direction")
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    row |= {"metric": metric, "a": a.name, "b": b.name, "better": direction, "n": len(used)}
-    row |= {"left_out": [case for case, pair in zip(cases, values, strict=True) if pair not in used], "reason": None}
+def _pair_row(metric: str, better: Better, a: Result, b: Result, cases: Sequence[str]) -> dict[str, Any]:
+    pairs = {case: (a.score(case, metric), b.score(case, metric)) for case in cases}
+    used = {case: pair for case, pair in pairs.items() if all(map(math.isfinite, pair))}
     if not used:
         raise InputError(f"{metric} is defined on no patient in both {a.name} and {b.name}.", "Leave it out.")
-    x, y = (np.array(column) for column in zip(*used, strict=True))
-    found = statistics.paired_difference(x, y, direction)
-    row |= {"mean_a": float(x.mean()), "mean_b": float(y.mean()), "difference": found.difference}
-    row |= {"ci_low": found.interval.low, "ci_high": found.interval.high, "p_value": found.p_value}
-    row |= {"win_rate_b": found.win_rate, "effect_size": found.effect_size}
-    row["reason"] = found.reason or found.interval.reason
-    return row
+    x, y = (np.array(column) for column in zip(*used.values(), strict=True))
+    found = statistics.paired_difference(x, y, better)
+    return {
+        "metric": metric,
+        "a": a.name,
+        "b": b.name,
+        "better": better,
+        "n": len(used),
+        "left_out": [case for case in cases if case not in used],
+        "mean_a": float(x.mean()),
+        "mean_b": float(y.mean()),
+        "difference": found.difference,
+        "ci_low": found.interval.low,
+        "ci_high": found.interval.high,
+        "p_value": found.p_value,
+        "p_holm": None,  # known once all tests are done
+        "win_rate_b": found.win_rate,
+        "effect_size": found.effect_size,
+        "reason": found.reason or found.interval.reason,
+    }
 
 
 def _ranking(
-    read: Sequence[Result], cases: Sequence[str], metrics: Sequence[str]
+    read: Sequence[Result], cases: Sequence[str], metrics: Mapping[str, Better]
 ) -> tuple[dict[str, Any] | None, str | None]:
-    signs = {"higher": -1.0, "lower": 1.0}
-    losses = np.empty((len(read), len(cases), len(metrics)))
-    for i, result in enumerate(read):
-        for j, case in enumerate(cases):
-            for k, metric in enumerate(metrics):
-                value = result.score(case, metric)
-                direction = heading(metric).better
-                losses[i, j, k] = abs(value) if direction == "zero" else signs[str(direction)] * value
+    """The ranking, or why there is none."""
+    losses = np.array(
+        [
+            [[_loss(result.score(case, metric), better) for metric, better in metrics.items()] for case in cases]
+            for result in read
+        ]
+    )
     # Infinity is a rank like any other (identical images); nothing can be said of what is undefined.
     if np.isnan(losses).any():
         which = [case for j, case in enumerate(cases) if np.isnan(losses[:, j]).any()]
         return None, f"scores of {', '.join(which)} are undefined"
     found = statistics.ranking(np.nan_to_num(losses, posinf=1e300, neginf=-1e300))
+    fields = ("rank", "mean_rank", "rank_low", "rank_high", "kept", "best")
     methods = [
-        {
-            "name": read[i].name,
-            "rank": float(found.rank[i]),
-            "mean_rank": float(found.mean_rank[i]),
-            "rank_low": float(found.rank_low[i]),
-            "rank_high": float(found.rank_high[i]),
-            "kept": float(found.kept[i]),
-            "best": float(found.best[i]),
-        }
-        for i in found.order
+        {"name": read[i].name, **{field: float(getattr(found, field)[i]) for field in fields}} for i in found.order
     ]
     return {"methods": methods, "kendall_tau": found.kendall_tau}, None
+
+
+def _loss(value: float, better: Better) -> float:
+    return abs(value) if better == "zero" else -value if better == "higher" else value
 
 
 def _write(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -289,5 +285,5 @@ def _write(folder: Path, summary: Mapping[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"The output folder {folder} cannot be made ({error}).", "Give another.") from error
     rows = [{**row, "left_out": " ".join(row["left_out"])} for row in summary["pairs"]]
-    write_table(folder / COMPARE_TABLE, (*_COLUMNS, "reason"), rows)
+    write_table(folder / COMPARE_TABLE, list(rows[0]), rows)
     write_json(folder / COMPARE_FILE, summary)
