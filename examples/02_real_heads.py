@@ -19,13 +19,14 @@ from ignite.engine import Events
 from scipy import ndimage
 
 from medcyclegan import config, factory, load_translator
-from medcyclegan.demo import best_lookup
 from medcyclegan.evaluation.case import score_case
+from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.evaluation.metrics.tissue import Tissues
 from medcyclegan.evaluation.protocol import protocol
-from medcyclegan.io.grid import Grid
-from medcyclegan.io.reader import read_volume
-from medcyclegan.report.panel import case_panel
+from medcyclegan.io.reader import grid_of, read_volume
+from medcyclegan.io.writer import write_volume
+from medcyclegan.report.baselines import best_lookup
+from medcyclegan.report.report import write_report
 
 MR = ("mr_avg152_t1.nii.gz", "mr_single_subject_t1.nii.gz")
 CT = "ct_template_hu.nii.gz"
@@ -83,7 +84,7 @@ for domain, names in (("mr", MR), ("ct", (CT,))):
         shutil.copy(arguments.data / name, arguments.output / domain)
 
 volume = read_volume(arguments.data / CT)
-ct, affine = volume.numpy()[0], volume.affine.numpy()
+ct = volume.numpy()[0]
 mr = read_volume(arguments.data / MR[0]).numpy()[0]
 mask = head_of(ct)
 print(f"head: {mask.sum()} voxels")
@@ -102,6 +103,9 @@ factory.train(experiment, run, handlers=[scorer])
 
 sct = load_translator(run)(arguments.data / MR[0])
 sct.save(arguments.output / "mr_avg152_t1_sct.nii.gz")
-panel = case_panel(mr, sct.array, ct, Grid(ct.shape, affine), mask)
-(arguments.output / "panel.png").write_bytes(panel)
-print(f"written: {arguments.output / 'mr_avg152_t1_sct.nii.gz'}, {arguments.output / 'panel.png'}, {run / 'exam.csv'}")
+out = arguments.output
+write_volume(out / "head.nii.gz", mask.astype(np.uint8), grid_of(volume))
+exam = {"masks": out / "head.nii.gz", "source": arguments.data / MR[0]}
+evaluate(out / "mr_avg152_t1_sct.nii.gz", arguments.data / CT, out / "scores", **exam)
+write_report(out / "scores", out / "report.html")
+print(f"written: {out / 'mr_avg152_t1_sct.nii.gz'}, {out / 'report.html'}, {run / 'exam.csv'}")

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medcyclegan import config, factory, load_translator, phantom
-from medcyclegan.demo import best_lookup
 from medcyclegan.io.reader import read_volume
 from medcyclegan.io.writer import write_volume
+from medcyclegan.report.baselines import best_lookup
 
 SPACING = (3.0, 3.0, 4.0)
 GENERATORS: dict[str, dict[str, Any]] = {

@@ -764,9 +764,7 @@ def import_weights(
     """Make a checkpoint for convert from a generator of pytorch-CycleGAN-and-pix2pix."""
     from medcyclegan import reference_weights
 
-    reference_weights.import_weights(
-        weights,
-        output,
+    model = reference_weights.ReferenceModel(
         architecture=architecture,
         modalities=modalities,
         spacing=spacing,
@@ -776,6 +774,7 @@ def import_weights(
         mr_inverted=mr_inverted,
         size=size,
     )
+    reference_weights.import_weights(weights, output, model)
     _say(f"{output}: {architecture} from {modalities[0]} to {modalities[1]}")
 
 

@@ -1,16 +1,17 @@
-"""The whole job on phantom patients in about five minutes: make, prepare, train, convert, evaluate, report.
+"""The whole workflow on phantom patients in about five minutes: make, prepare, train, convert, evaluate, report.
 
-How long a training step takes differs between processors by ten times. The demo times a few on the machine that it runs
-on and trains as many as the minutes allow, but no more than `EXPERIMENT` says.
+The time of a training step differs between processors by a factor of ten. The demo times a few steps on this machine
+and trains as many as the minutes allow, at most the number in `EXPERIMENT`.
 
 The training volumes are of different phantoms and unpaired; the test phantoms are paired, so the truth is known. Three
-baselines are printed beside the score; each is the best of its kind *with the answer in hand*, the network has none.
+baselines are printed beside the score: the best constant and the best table from MR intensity to HU, both fitted to the
+reference of each case, and the untrained network.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,8 @@ from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.io.reader import read_volume
 from medcyclegan.progress import Progress, Silent, duration
-from medcyclegan.report.baselines import best_lookup
-from medcyclegan.report.page import Table
-from medcyclegan.report.report import write_report
+from medcyclegan.report.baselines import mean_of
+from medcyclegan.report.report import About, write_report
 
 SPACING_MM = (3.0, 3.0, 4.0)
 TRAINING_HEADS = 16  # of each modality; they take seconds, and few heads are soon learned by heart
@@ -161,36 +161,37 @@ def run_demo(
     clock.note("conversion")
     ct_folder, mask_folder = cohort.test_ct[0].parent, cohort.test_mask[0].parent
     evaluation = evaluate(output / "sct", ct_folder, output / "scores", masks=mask_folder, progress=watch)
-    baselines = _baselines(cohort, output / "run", device)
-    mae = float(evaluation.summary["metrics"]["mae"]["mean"])
-    report = output / "report.html"
+    untrained = _untrained(cohort, output / "run", device)
     clock.note("scores")
-    write_report(
+    written = write_report(
         output / "scores",
-        report,
+        output / "report.html",
         source=cohort.test_mr[0].parent,
         trust=output / "sct" / "trust",
-        title="medcyclegan demo: MR to CT on phantom heads",
-        facts={
-            "Data": f"phantom heads, seed {seed}: {len(cohort.train_mr)} MR and {len(cohort.train_ct)} CT of different "
-            f"heads for training, {len(cohort.test_mr)} heads with both for the test",
-            "Conversion": "mean of the translations of each head and of its mirror image",
-            "Training": f"CycleGAN, {result.steps} steps, {result.seconds:.0f} s, {result.precision}, seed {seed}",
-            "Length": length.reason,
-            "Time before this report": f"{clock.total:.0f} s: {clock.words()}",
-        },
-        baselines=_baseline_table(mae, baselines),
-        run=output / "run",
+        about=About(
+            "medcyclegan demo: MR to CT on phantom heads",
+            {
+                "Data": f"phantom heads, seed {seed}: {len(cohort.train_mr)} MR and {len(cohort.train_ct)} CT of "
+                f"different heads for training, {len(cohort.test_mr)} heads with both for the test",
+                "Conversion": "mean of the translations of each head and of its mirror image",
+                "Training": f"CycleGAN, {result.steps} steps, {result.seconds:.0f} s, {result.precision}, seed {seed}",
+                "Before training": f"MAE {untrained:.1f} HU in the body by the same network",
+                "Length": length.reason,
+                "Time before this report": f"{clock.total:.0f} s: {clock.words()}",
+            },
+            output / "run",
+        ),
         progress=watch,
     )
     clock.note("report")
+    found = {"constant": written.baselines.constant, "lookup_table": written.baselines.table}
     return {
-        "mae": mae,
-        "baselines": baselines,
+        "mae": float(evaluation.summary["metrics"]["mae"]["mean"]),
+        "baselines": {**{name: mean_of(scores, "mae") for name, scores in found.items()}, "untrained": untrained},
         "steps": result.steps,
         "seconds": clock.total,
         "parts": clock.parts,
-        "report": str(report),
+        "report": str(written.path),
     }
 
 
@@ -213,28 +214,11 @@ class _Clock:
         return ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.parts.items())
 
 
-def _baselines(cohort: phantom.Cohort, run: Path, device: str) -> dict[str, float]:
-    """MAE inside the body of what needs no learning, mean over the test phantoms."""
-    untrained = factory.load_untrained(run, device=device)
-    errors: dict[str, list[float]] = {"constant": [], "lookup_table": [], "untrained": []}
-    for mr_file, ct_file, mask_file in zip(cohort.test_mr, cohort.test_ct, cohort.test_mask, strict=True):
-        inside = read_volume(mask_file).numpy()[0] > 0
-        mr, hu = read_volume(mr_file).numpy()[0][inside], read_volume(ct_file).numpy()[0][inside]
-        guesses = {
-            "constant": np.median(hu),
-            "lookup_table": best_lookup(mr, hu),
-            "untrained": untrained(mr_file).array[inside],
-        }
-        for name, guess in guesses.items():
-            errors[name].append(float(np.abs(guess - hu).mean()))
-    return {name: float(np.mean(values)) for name, values in errors.items()}
-
-
-def _baseline_table(mae: float, baselines: Mapping[str, float]) -> Table:
-    labels = {
-        "constant": "best constant (median of each test CT)",
-        "lookup_table": "best intensity-to-HU table (256 bins, fitted to each test case)",
-        "untrained": "the same network before training",
-    }
-    rows = [("CycleGAN, trained without pairs", mae), *((labels[name], value) for name, value in baselines.items())]
-    return Table("Every baseline but the last knows the answer", ("method", "MAE in the body [HU]"), tuple(rows))
+def _untrained(cohort: phantom.Cohort, run: Path, device: str) -> float:
+    """MAE inside the body of the network before its training, mean over the test phantoms, HU."""
+    translator = factory.load_untrained(run, device=device)
+    errors = []
+    for mr, ct, mask in zip(cohort.test_mr, cohort.test_ct, cohort.test_mask, strict=True):
+        inside = read_volume(mask).numpy()[0] > 0
+        errors.append(float(np.abs(translator(mr).array - read_volume(ct).numpy()[0])[inside].mean()))
+    return float(np.mean(errors))

@@ -1,13 +1,13 @@
 """Weights trained with pytorch-CycleGAN-and-pix2pix as a checkpoint that converts volumes.
 
-Such weights say nothing of what their pictures showed. So whoever imports them says what black and white meant, how
-large a pixel was, and how the slices lay in the pictures; from then on the checkpoint knows.
+Such weights say nothing about their pictures. Whoever imports them states what black and white meant, the size of a
+pixel and the orientation of the slices; the checkpoint then contains it.
 """
 
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,11 @@ from medcyclegan.transforms.pipeline import Preparation
 GREY_VALUES = (0.0, 255.0)  # of the reference's pictures
 
 
-def import_weights(
-    weights: Path,
-    output: Path,
-    *,
-    architecture: str,
-    modalities: tuple[str, str],
-    spacing: tuple[float, float, float],
-    orientation: str,
-    ct_window: tuple[float, float] | None = None,
-    mr_percentiles: tuple[float, float] | None = None,
-    mr_inverted: bool = False,
-    size: tuple[int, int] | None = None,
-) -> None:
-    """Write a checkpoint that translates from the first modality to the second.
+@dataclass(frozen=True)
+class ReferenceModel:
+    """What must be known of a generator besides its weights: its architecture, and what its pictures showed.
 
-    Args:
-        weights: `latest_net_G_A.pth` or the like: a generator with instance norm, of one or three channels.
-        output: the checkpoint; it must not exist.
+    Attributes:
         architecture: resnet_9blocks, resnet_6blocks, unet_256 or unet_128.
         modalities: of the pictures that the generator takes and gives, "MR" or "CT".
         spacing: along right, anterior, superior, mm: pixel sizes as the network saw them, after the reference's
@@ -53,59 +40,78 @@ def import_weights(
         mr_inverted: the MR pictures were negatives: dark tissue white.
         size: pixels of the pictures, along right and anterior, as the network saw them; by default the reference's
             256 x 256, and 128 x 128 for unet_128.
+    """
+
+    architecture: str
+    modalities: tuple[str, str]
+    spacing: tuple[float, float, float]
+    orientation: str
+    ct_window: tuple[float, float] | None = None
+    mr_percentiles: tuple[float, float] | None = None
+    mr_inverted: bool = False
+    size: tuple[int, int] | None = None
+
+    def problems(self) -> list[str]:
+        """Whatever is missing or impossible."""
+        found = []
+        if self.architecture not in ARCHITECTURES:
+            found.append(f"architecture '{self.architecture}': one of {', '.join(ARCHITECTURES)} is needed")
+        if self.orientation not in ORIENTATIONS:
+            found.append(f"orientation '{self.orientation}': one of {', '.join(ORIENTATIONS)} is needed")
+        if set(self.modalities) - {"MR", "CT"}:
+            found.append(f"modalities {' '.join(self.modalities)}: two of MR and CT are needed")
+        if ("CT" in self.modalities) != (self.ct_window is not None):
+            found.append("--ct-window, the HU of black and white, is needed with CT and not without")
+        if (self.modalities[0] == "MR") != (self.mr_percentiles is not None):
+            found.append(
+                "--mr-percentiles, of black and white inside the body, is needed to translate MR, and not else"
+            )
+        if self.mr_inverted and "MR" not in self.modalities:
+            found.append("--mr-inverted is for MR")
+        return found
+
+
+def import_weights(weights: Path, output: Path, model: ReferenceModel) -> None:
+    """Write a checkpoint that translates from the first modality to the second.
+
+    Args:
+        weights: `latest_net_G_A.pth` or the like: a generator with instance norm, of one or three channels.
+        output: the checkpoint; it must not exist.
+        model: what the weights do not say.
 
     Raises:
         InputError: if something given is missing or impossible, or the file holds something else.
     """
-    problems = []
-    if architecture not in ARCHITECTURES:
-        problems.append(f"architecture '{architecture}': one of {', '.join(ARCHITECTURES)} is needed")
-    if orientation not in ORIENTATIONS:
-        problems.append(f"orientation '{orientation}': one of {', '.join(ORIENTATIONS)} is needed")
-    if set(modalities) - {"MR", "CT"}:
-        problems.append(f"modalities {' '.join(modalities)}: two of MR and CT are needed")
-    if ("CT" in modalities) != (ct_window is not None):
-        problems.append("--ct-window, the HU of black and white, is needed with CT and not without")
-    if (modalities[0] == "MR") != (mr_percentiles is not None):
-        problems.append(
-            "--mr-percentiles, those of black and white inside the body, is needed where MR is translated and not else"
-        )
-    if mr_inverted and "MR" not in modalities:
-        problems.append("--mr-inverted is for MR")
-    if output.exists():
-        problems.append(f"{output} exists already; give a new name")
+    problems = [*model.problems(), *([f"{output} exists already; give a new name"] if output.exists() else [])]
     raise_all(problems, "the weights cannot be imported as asked:")
-
     try:
-        state, settings = translate_state(_read(weights), architecture)
+        state, settings = translate_state(_read(weights), model.architecture)
     except ValueError as error:
         raise InputError(f"{weights} {error}.", "Give the --architecture that it was trained with.") from error
-    side = 128 if architecture == "unet_128" else 256
+    side = 128 if model.architecture == "unet_128" else 256
     generator = {
         "_target_": "medcyclegan.networks.imported.ImportedGenerator",
-        "architecture": architecture,
-        "orientation": orientation,
+        "architecture": model.architecture,
+        "orientation": model.orientation,
         **settings,
     }
-    intensities: dict[str, Any] = {"mr_inverted": mr_inverted}
-    if ct_window is not None:
-        intensities["ct_window"] = ct_window
-    if mr_percentiles is not None:
-        intensities["mr_percentiles"] = mr_percentiles
-    sides = dict(zip(("a", "b"), modalities, strict=True))
+    given = {"ct_window": model.ct_window, "mr_percentiles": model.mr_percentiles, "mr_inverted": model.mr_inverted}
+    intensities: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    sides = dict(zip(("a", "b"), model.modalities, strict=True))
     experiment = config.parse(
         {
             "domains": {side: {"name": modality, "modality": modality} for side, modality in sides.items()},
-            "preparation": {"spacing": spacing, **intensities},
-            "patches": {"size": size or (side, side)},
+            "preparation": {"spacing": model.spacing, **intensities},
+            "patches": {"size": model.size or (side, side)},
             "model": {"generator": generator},
         },
         "the import",
     )
     domains = {}
     for name, modality in sides.items():
-        preparation = Preparation(modality=modality, spacing=spacing, **intensities)
-        scaler = Scaler(*preparation.ct_window) if modality == "CT" else Scaler(*GREY_VALUES, inverted=mr_inverted)
+        preparation = Preparation(modality=modality, spacing=model.spacing, **intensities)
+        made = Scaler(*GREY_VALUES, inverted=model.mr_inverted)
+        scaler = Scaler(*preparation.ct_window) if modality == "CT" else made
         channel = {"preparation": asdict(preparation), "scaler": scaler.to_dict()}
         domains[name] = {"name": modality, "channels": [channel]}
     save_checkpoint(

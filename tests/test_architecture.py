@@ -59,7 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "reference_weights": GROUND | {"", "config", "networks", "training", "transforms"},
     "plan": GROUND | {"", "cohort", "factory", "config", "data", "io", "machine", "survey", "transforms"},
     "benchmark": GROUND | {"factory", "config", "data", "inference", "losses", "networks", "training"},
-    "export": GROUND | {"", "factory", "config", "inference", "io", "networks", "training", "transforms", "trust"},
+    "export": GROUND
+    | {"", "factory", "config", "evaluation", "inference", "io", "networks", "training", "transforms", "trust"},
     "demo": GROUND | {"", "factory", "config", "convert", "evaluation", "io", "phantom", "report"},
     "cli": GROUND
     | {

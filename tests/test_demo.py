@@ -13,17 +13,18 @@ import pytest
 
 from medcyclegan import demo
 from medcyclegan.errors import InputError
+from medcyclegan.report.baselines import best_lookup
 
 
 def test_best_lookup_is_the_best_table() -> None:
     random = np.random.default_rng(0)
     intensity = random.integers(0, 4, 4000).astype(float)
     truth = np.array([-1000.0, 40.0, 1000.0, -100.0])[intensity.astype(int)]
-    assert np.array_equal(demo.best_lookup(intensity, truth, bins=4), truth)
+    assert np.array_equal(best_lookup(intensity, truth, bins=4), truth)
     noisy = truth + random.normal(0, 10, 4000)
-    error = np.abs(demo.best_lookup(intensity, noisy, bins=4) - noisy).mean()
+    error = np.abs(best_lookup(intensity, noisy, bins=4) - noisy).mean()
     for shift in (-5, 5):
-        assert error < np.abs(demo.best_lookup(intensity, noisy, bins=4) + shift - noisy).mean()
+        assert error < np.abs(best_lookup(intensity, noisy, bins=4) + shift - noisy).mean()
 
 
 def test_the_length_follows_from_the_time_of_a_step() -> None:

@@ -183,7 +183,7 @@ def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"file_format": "tensorflow"}, "bundle, onnx, pt2, slicer"),
         ({"direction": "aa"}, "ab, ba or both"),
         ({"direction": "both", "scores": tmp_path}, "one by one"),
-        ({"scores": tmp_path}, "no summary of an evaluation"),
+        ({"scores": tmp_path}, "There is no .*summary.json"),
     ):
         arguments: dict[str, Any] = {"output": tmp_path / "new", **given}
         with pytest.raises(InputError, match=told):

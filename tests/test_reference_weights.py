@@ -20,7 +20,7 @@ from medcyclegan import cli, factory, phantom
 from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.networks.imported import ORIENTATIONS, from_picture, to_picture
-from medcyclegan.reference_weights import import_weights
+from medcyclegan.reference_weights import ReferenceModel, import_weights
 
 
 def norm(channels: int) -> nn.Module:
@@ -123,7 +123,7 @@ def imported(network: nn.Module | dict[str, Any], folder: Path, architecture: st
     state = network.state_dict() if isinstance(network, nn.Module) else network
     weights, output = folder / "latest_net_G_A.pth", folder / "checkpoint.pt"
     torch.save(state, weights)
-    import_weights(weights, output, architecture=architecture, **{**GIVEN, **given})
+    import_weights(weights, output, ReferenceModel(architecture, **{**GIVEN, **given}))
     generator = factory.load_translator(output, device="cpu").generator
     output.unlink()
     return generator
@@ -249,7 +249,7 @@ def test_what_cannot_be_imported_is_told(state: Any, given: dict[str, Any], mess
     weights, output = tmp_path / "net.pth", tmp_path / "checkpoint.pt"
     torch.save(state(), weights)
     with pytest.raises(InputError, match=message):
-        import_weights(weights, output, **{"architecture": "resnet_9blocks", **GIVEN, **given})
+        import_weights(weights, output, ReferenceModel(**{"architecture": "resnet_9blocks", **GIVEN, **given}))
     assert not output.exists()
 
 
@@ -260,12 +260,12 @@ def test_a_changed_weight_is_noticed_by_its_checksum(tmp_path: Path) -> None:
     at = content.index(torch.full((50,), 3.0).numpy().tobytes())
     weights.write_bytes(content[: at + 7] + bytes([content[at + 7] ^ 1]) + content[at + 8 :])
     with pytest.raises(InputError, match=r"net\.pth holds no weights .*checksum|CRC"):
-        import_weights(weights, tmp_path / "x.pt", architecture="resnet_9blocks", **GIVEN)
+        import_weights(weights, tmp_path / "x.pt", ReferenceModel("resnet_9blocks", **GIVEN))
 
 
 def test_nothing_is_overwritten_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file .*net\.pth"):
-        import_weights(tmp_path / "net.pth", tmp_path / "x.pt", architecture="unet_128", **GIVEN)
+        import_weights(tmp_path / "net.pth", tmp_path / "x.pt", ReferenceModel("unet_128", **GIVEN))
     (tmp_path / "x.pt").write_text("precious")
     with pytest.raises(InputError, match=r"x\.pt exists already"):
-        import_weights(tmp_path / "net.pth", tmp_path / "x.pt", architecture="unet_128", **GIVEN)
+        import_weights(tmp_path / "net.pth", tmp_path / "x.pt", ReferenceModel("unet_128", **GIVEN))

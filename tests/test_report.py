@@ -24,13 +24,13 @@ from PIL import Image
 
 from medcyclegan import cli
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.columns import heading
 from medcyclegan.evaluation.evaluate import evaluate
+from medcyclegan.evaluation.results import read_results
 from medcyclegan.report import pictures, plots
-from medcyclegan.report.headings import heading, tissue_of
 from medcyclegan.report.page import Table, cell
 from medcyclegan.report.pictures import standing_out
-from medcyclegan.report.report import write_report
-from medcyclegan.report.results import read_results
+from medcyclegan.report.report import About, write_report
 from medcyclegan.training.guards import Remark
 from medcyclegan.training.recorder import Panel, RunRecorder
 
@@ -153,7 +153,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(scores: Path) -> str:
-    return shown(scores, title="Five heads", facts={"Model": "a model"}).page
+    return shown(scores, about=About("Five heads", {"Model": "a model"})).page
 
 
 def test_the_page_needs_nothing_else(page: str) -> None:
@@ -269,11 +269,10 @@ def test_pictures_show_the_case_they_are_named_after(page: str) -> None:
 
 def test_what_users_name_is_escaped(tmp_path: Path) -> None:
     scores = make_results(tmp_path, {HOSTILE: 10.0}, failed=[{"case": f"2{HOSTILE}", "reason": HOSTILE}])
-    table = Table(HOSTILE, (HOSTILE, HOSTILE), ((HOSTILE, HOSTILE),), (HOSTILE,))
-    reader = shown(scores, title=HOSTILE, facts={HOSTILE: HOSTILE}, baselines=table)
+    reader = shown(scores, about=About(HOSTILE, {HOSTILE: HOSTILE}))
     assert reader.page.count("<script") == 1 and "alert('x')" not in reader.page
     assert "<b>" not in re.sub(r"<b>[LRAPSI]</b>", "", reader.page)
-    assert reader.text.count(HOSTILE) >= 10
+    assert reader.text.count(HOSTILE) >= 9
 
 
 def test_missing_volumes_are_told_and_cost_only_their_pictures(tmp_path: Path) -> None:
@@ -492,7 +491,6 @@ def test_headings_and_cells() -> None:
     assert str(heading("mae_bone")) == "MAE bone [HU] ↓" and str(heading("me")) == "ME [HU] → 0"
     assert str(heading("ms_ssim")) == "MS-SSIM ↑" and str(heading("wepl_p95_mm")) == "WEPL difference p95 [mm] ↓"
     assert str(heading("something_new")) == "something new" and str(heading("median_hu")) == "median [HU]"
-    assert tissue_of("me_soft") == ("me", "soft") and tissue_of("dice_bone") is None
     cells = {0.0: "0", -1.5: "−1.500", 12345.6: "12346", math.inf: "∞", math.nan: "undefined", None: "–", 7: "7"}
     assert {value: cell(value) for value in cells} == cells
     with pytest.raises(ValueError, match="row of 1 cells in a table of 2"):
@@ -582,7 +580,7 @@ def test_of_many_panels_the_first_the_last_and_some_between_are_shown(tmp_path: 
 def test_an_evaluation_can_carry_the_training_of_its_model(tmp_path: Path) -> None:
     scores = make_results(tmp_path / "evaluation", {"only": 10.0})
     run = make_run(tmp_path / "run", [100])
-    text = shown(scores, run=run).text
+    text = shown(scores, about=About(run=run)).text
     assert "Course of the training" in text and "Bland-Altman" in text
 
 

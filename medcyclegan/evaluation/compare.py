@@ -1,4 +1,4 @@
-"""Comparing evaluations of the same patients: is B better than A, by how much, and would other patients say so too?
+"""Comparison of evaluations of the same patients: paired differences with intervals and tests, and a ranking.
 
 Words used here. *Result*: a folder that `evaluate` wrote. *Pair*: two results; the later one given is B. Every number
 is of paired scores, patient by patient.
@@ -19,25 +19,14 @@ import numpy as np
 
 from medcyclegan import __version__
 from medcyclegan.atomic import write_json, write_table
-from medcyclegan.documents import read_json, read_table
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.evaluation import statistics
+from medcyclegan.evaluation.columns import heading
+from medcyclegan.evaluation.results import Case, read_results
 from medcyclegan.evaluation.statistics import Better
-from medcyclegan.evaluation.summary import CASES_FILE, SUMMARY_FILE
 
 USUAL = ("mae", "psnr", "ssim", "ms_ssim")
 COMPARE_TABLE, COMPARE_FILE = "compare.csv", "compare.json"
-_COLUMNS = (
-    "metric", "a", "b", "better", "n", "left_out", "mean_a", "mean_b", "difference", "ci_low", "ci_high", "p_value",
-    "p_holm", "win_rate_b", "effect_size",
-)  # fmt: skip
-# The start of a score's name and what is better; longer starts first.
-_BETTER: dict[str, Better] = {
-    "mae": "lower", "rmse": "lower", "me": "zero", "psnr": "higher", "ssim": "higher",
-    "ms_ssim": "higher", "ncc": "higher", "mutual_information": "higher", "gradient_similarity": "higher",
-    "wasserstein": "lower", "dice": "higher", "hd95": "lower", "surface_distance": "lower", "classes_found": "higher",
-    "wepl": "lower", "radiological": "lower", "misregistration": "lower",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,15 +35,18 @@ class Result:
 
     Attributes:
         name: of its folder, made unique where several have the same.
-        scores: case to metric to value; nan where undefined.
-        voxels: case to the number of voxels that were graded.
+        cases: those that were graded, by name.
+        metrics: that its summary holds.
         summary: what its summary.json holds.
     """
 
     name: str
-    scores: Mapping[str, Mapping[str, float]]
-    voxels: Mapping[str, int]
+    cases: Mapping[str, Case]
+    metrics: tuple[str, ...]
     summary: Mapping[str, Any]
+
+    def score(self, case: str, metric: str) -> float:
+        return self.cases[case].scores.get(metric, math.nan)
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ def compare(
 
     For every pair and metric: the mean paired difference with its 95 % interval, Wilcoxon's signed-rank test, its
     p-value after Holm's correction over all pairs and metrics of this call, the part of the patients on whom B is
-    better, and the matched-pairs rank-biserial correlation. Over all: a ranking, and how firm it is when patients are
+    better, and the matched-pairs rank-biserial correlation. Over all: a ranking, and its stability when patients are
     resampled. For signed errors (`me`) magnitudes are compared.
 
     Args:
@@ -122,17 +114,13 @@ def compare(
         raise InputError(f"{len(results)} result was given; at least two are compared.", "Give the folders of two.")
     read = _read_all([Path(path) for path in results])
     cases, absent = _common_cases(read, allow_missing)
-    chosen = _metrics(read, cases, metrics)
-    rows = []
-    for metric in chosen:
-        for a, b in combinations(read, 2):
-            rows.append(_pair_row(metric, a, b, cases))
-    for row, p_value in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = p_value
-    for row in rows:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                row[key] = None
+    chosen = _metrics(read, metrics)
+    rows = [
+        _pair_row(metric, better, a, b, cases) for metric, better in chosen.items() for a, b in combinations(read, 2)
+    ]
+    for row, p_holm in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = p_holm
+        row |= {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     ranked, why_not = _ranking(read, cases, chosen)
     summary = {
         "results": [{"name": r.name, "folder": str(Path(p).resolve())} for r, p in zip(read, results, strict=True)],
@@ -187,125 +175,108 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Result:
-    if lacking := [file for file in (SUMMARY_FILE, CASES_FILE) if not (folder / file).is_file()]:
-        raise InputError(f"{folder}: it has no {lacking[0]}")
-    try:
-        summary = read_json(folder / SUMMARY_FILE, f"summary {folder / SUMMARY_FILE}")
-        rows = read_table(folder / CASES_FILE, f"table {folder / CASES_FILE}")[1]
-        failed = {entry["case"] for entry in summary["failed"]} | set(summary.get("missing", ()))
-        graded = {row["case"]: row for row in rows if row["case"] not in failed}
-        scores = {
-            case: {column: float(row[column]) for column in summary["metrics"] if row.get(column)}
-            for case, row in graded.items()
-        }
-        voxels = {case: int(row["voxels"]) for case, row in graded.items()}
-        summary["protocol"]
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: {error!r}") from error
-    if not scores:
+    found = read_results(folder)
+    if not found.scored:
         raise InputError(f"{folder}: it has no graded case")
-    return Result(name, scores, voxels, summary)
+    if "protocol" not in found.summary or any(case.voxels is None for case in found.scored):
+        raise InputError(f"{folder}: its protocol, or the number of voxels that were graded, was not recorded")
+    return Result(name, {case.name: case for case in found.scored}, tuple(found.statistics), found.summary)
 
 
 def _common_cases(read: Sequence[Result], allow_missing: bool) -> tuple[list[str], dict[str, list[str]]]:
     """The patients that all have, and for each result those of the others that it lacks."""
-    every = list(dict.fromkeys(case for result in read for case in result.scores))
-    absent = {result.name: [case for case in every if case not in result.scores] for result in read}
+    every = list(dict.fromkeys(case for result in read for case in result.cases))
+    absent = {result.name: [case for case in every if case not in result.cases] for result in read}
     if not allow_missing:
         raise_all(
             [f"{name} lacks {', '.join(cases)}" for name, cases in absent.items() if cases],
             "Results are compared on the same patients; with --allow-missing on those that all have:",
         )
-    cases = [case for case in every if all(case in result.scores for result in read)]
+    cases = [case for case in every if all(case in result.cases for result in read)]
     if not cases:
         raise InputError("The results have no patient in common, so that there is nothing to compare.")
     raise_all(
         [
-            f"case {case}: " + ", ".join(f"{result.voxels[case]} voxels in {result.name}" for result in read)
+            f"case {case}: " + ", ".join(f"{result.cases[case].voxels} voxels in {result.name}" for result in read)
             for case in cases
-            if len({result.voxels[case] for result in read}) > 1
+            if len({result.cases[case].voxels for result in read}) > 1
         ],
         "These cases were graded in different masks, so that their scores cannot be compared:",
     )
     return cases, absent
 
 
-def _metrics(read: Sequence[Result], cases: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    shared = [m for m in read[0].summary["metrics"] if all(m in result.summary["metrics"] for result in read)]
+def _metrics(read: Sequence[Result], wanted: Sequence[str] | None) -> dict[str, Better]:
+    """The metrics to compare, and which direction of each is better."""
+    shared = [metric for metric in read[0].metrics if all(metric in result.metrics for result in read)]
+    known = {metric: better for metric in shared if (better := heading(metric).better)}
     if wanted is None:
-        chosen = tuple(metric for metric in USUAL if metric in shared)
+        chosen = {metric: known[metric] for metric in USUAL if metric in known}
         if not chosen:
             raise InputError(
                 f"The results share none of {', '.join(USUAL)}; they share {', '.join(shared) or 'nothing'}."
             )
         return chosen
-    problems = []
-    for metric in wanted:
-        if metric not in shared:
-            problems.append(f"'{metric}' is not in all results")
-        elif better(metric) is None:
-            problems.append(f"'{metric}' has no better direction")
-    raise_all(problems, f"Metrics that can be compared are {', '.join(m for m in shared if better(m))}:")
-    return tuple(dict.fromkeys(wanted))
+    problems = [
+        f"'{metric}' has no better direction" if metric in shared else f"'{metric}' is not in all results"
+        for metric in wanted
+        if metric not in known
+    ]
+    raise_all(problems, f"Metrics that can be compared are {', '.join(known)}:")
+    return {metric: known[metric] for metric in wanted}
 
 
-def better(metric: str) -> Better | None:
-    """Which direction of a score is better; None where none is, as for the share of a tissue."""
-    starts = [start for start in _BETTER if metric == start or metric.startswith(f"{start}_")]
-    return _BETTER[max(starts, key=len)] if starts else None
-
-
-def _pair_row(metric: str, a: Result, b: Result, cases: Sequence[str]) -> dict[str, Any]:
-    values = [(a.scores[case].get(metric, math.nan), b.scores[case].get(metric, math.nan)) for case in cases]
-    used = [pair for pair in values if all(map(math.isfinite, pair))]
-    direction = better(metric)
-    if direction is None:
-        raise ValueError(f"{metric} has no better direction")
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    row |= {"metric": metric, "a": a.name, "b": b.name, "better": direction, "n": len(used)}
-    row |= {"left_out": [case for case, pair in zip(cases, values, strict=True) if pair not in used], "reason": None}
+def _pair_row(metric: str, better: Better, a: Result, b: Result, cases: Sequence[str]) -> dict[str, Any]:
+    pairs = {case: (a.score(case, metric), b.score(case, metric)) for case in cases}
+    used = {case: pair for case, pair in pairs.items() if all(map(math.isfinite, pair))}
     if not used:
         raise InputError(f"{metric} is defined on no patient in both {a.name} and {b.name}.", "Leave it out.")
-    x, y = (np.array(column) for column in zip(*used, strict=True))
-    found = statistics.paired_difference(x, y, direction)
-    row |= {"mean_a": float(x.mean()), "mean_b": float(y.mean()), "difference": found.difference}
-    row |= {"ci_low": found.interval.low, "ci_high": found.interval.high, "p_value": found.p_value}
-    row |= {"win_rate_b": found.win_rate, "effect_size": found.effect_size}
-    row["reason"] = found.reason or found.interval.reason
-    return row
+    x, y = (np.array(column) for column in zip(*used.values(), strict=True))
+    found = statistics.paired_difference(x, y, better)
+    return {
+        "metric": metric,
+        "a": a.name,
+        "b": b.name,
+        "better": better,
+        "n": len(used),
+        "left_out": [case for case in cases if case not in used],
+        "mean_a": float(x.mean()),
+        "mean_b": float(y.mean()),
+        "difference": found.difference,
+        "ci_low": found.interval.low,
+        "ci_high": found.interval.high,
+        "p_value": found.p_value,
+        "p_holm": None,  # known once all tests are done
+        "win_rate_b": found.win_rate,
+        "effect_size": found.effect_size,
+        "reason": found.reason or found.interval.reason,
+    }
 
 
 def _ranking(
-    read: Sequence[Result], cases: Sequence[str], metrics: Sequence[str]
+    read: Sequence[Result], cases: Sequence[str], metrics: Mapping[str, Better]
 ) -> tuple[dict[str, Any] | None, str | None]:
-    signs = {"higher": -1.0, "lower": 1.0}
-    losses = np.empty((len(read), len(cases), len(metrics)))
-    for i, result in enumerate(read):
-        for j, case in enumerate(cases):
-            for k, metric in enumerate(metrics):
-                value = result.scores[case].get(metric, math.nan)
-                direction = better(metric)
-                losses[i, j, k] = abs(value) if direction == "zero" else signs[str(direction)] * value
+    """The ranking, or why there is none."""
+    losses = np.array(
+        [
+            [[_loss(result.score(case, metric), better) for metric, better in metrics.items()] for case in cases]
+            for result in read
+        ]
+    )
     # Infinity is a rank like any other (identical images); nothing can be said of what is undefined.
     if np.isnan(losses).any():
         which = [case for j, case in enumerate(cases) if np.isnan(losses[:, j]).any()]
         return None, f"scores of {', '.join(which)} are undefined"
     found = statistics.ranking(np.nan_to_num(losses, posinf=1e300, neginf=-1e300))
+    fields = ("rank", "mean_rank", "rank_low", "rank_high", "kept", "best")
     methods = [
-        {
-            "name": read[i].name,
-            "rank": float(found.rank[i]),
-            "mean_rank": float(found.mean_rank[i]),
-            "rank_low": float(found.rank_low[i]),
-            "rank_high": float(found.rank_high[i]),
-            "kept": float(found.kept[i]),
-            "best": float(found.best[i]),
-        }
-        for i in found.order
+        {"name": read[i].name, **{field: float(getattr(found, field)[i]) for field in fields}} for i in found.order
     ]
     return {"methods": methods, "kendall_tau": found.kendall_tau}, None
+
+
+def _loss(value: float, better: Better) -> float:
+    return abs(value) if better == "zero" else -value if better == "higher" else value
 
 
 def _write(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -314,5 +285,5 @@ def _write(folder: Path, summary: Mapping[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"The output folder {folder} cannot be made ({error}).", "Give another.") from error
     rows = [{**row, "left_out": " ".join(row["left_out"])} for row in summary["pairs"]]
-    write_table(folder / COMPARE_TABLE, (*_COLUMNS, "reason"), rows)
+    write_table(folder / COMPARE_TABLE, list(rows[0]), rows)
     write_json(folder / COMPARE_FILE, summary)

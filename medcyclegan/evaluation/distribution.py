@@ -1,7 +1,7 @@
-"""Two sets of volumes without pairs: do the synthetic CTs, as a set, look like real CTs?
+"""Distances between two sets of volumes without pairs: do the synthetic CTs, as a set, look like real CTs?
 
 That is far less than a paired score: a set of sharp, realistic CTs of the wrong anatomy is at distance 0. Use it to
-watch a training without pairs, not to say that an sCT is right.
+monitor a training without pairs, not to say that an sCT is right.
 
 The *features* of a slice are fixed formulas, so that nothing is downloaded and a number can be repeated anywhere. Every
 axial slice that shows enough body, at 2 mm, in HU clipped to [-1024, 2000] and divided by 1000, is described by
@@ -129,7 +129,7 @@ def compare_distributions(
 
     Returns:
         What the file holds: `distances` (kid, mmd, wasserstein_hu), `null` (the same between two halves of the
-        references, which is what no difference looks like, where there are at least 2), counts and the warning.
+        references, if there are at least 2: what no difference looks like), counts and the warning.
 
     Raises:
         InputError: a path does not exist, or a volume cannot be read or shows no body; all of them are listed.

@@ -1,7 +1,7 @@
-"""What is doubtful about the values of a CT or a synthetic CT before it is graded: wrong offset, 8 bits, no HU at all.
+"""Checks that the values of a CT or a synthetic CT are Hounsfield units: wrong offset, 8 bits, no HU at all.
 
-Hounsfield units are fixed by air (-1000) and water (0). Nothing here changes a number: each doubt is one sentence that
-goes with the case's scores.
+Hounsfield units are fixed by air (-1000) and water (0). Nothing here changes a value: each doubt is one sentence beside
+the scores of the case.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _METAL_HU, _METAL_SHARE = 3000.0, 0.02
 
 
 def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
-    """Doubts about one volume.
+    """What is doubtful about the values of one volume.
 
     Args:
         kind: "prediction" or "reference", for the sentences.
@@ -72,7 +72,7 @@ def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
 
 
 def difference_doubts(reference: Volume, synthetic: Volume, inside: Inside) -> list[str]:
-    """Doubts that only the two together raise: one of them lies a whole intercept above the other."""
+    """Whether one of the two volumes lies a whole intercept above the other."""
     median = float(np.median(synthetic[inside].astype(np.float64) - reference[inside].astype(np.float64)))
     for offset in (1024.0, 1000.0):
         if abs(abs(median) - offset) < _OFFSET_TOLERANCE:
@@ -91,7 +91,7 @@ def _lost_offset(values: np.ndarray) -> float:
 
 
 def _distinct(volume: Volume) -> np.ndarray:
-    """The sorted distinct values; given up, as an empty array, as soon as there are too many."""
+    """The sorted distinct values; an empty array as soon as there are too many."""
     found = np.empty(0, volume.dtype)
     for plane in volume:
         found = np.union1d(found, plane)

@@ -1,7 +1,8 @@
-"""What a dose calculation would see of a difference in HU: errors of water-equivalent path length, in millimetres.
+"""Errors of water-equivalent path length, in millimeters: what a difference in HU means for a beam.
 
-It is no dose: it needs no treatment-planning system, and says how far a proton would stop from where the plan has it
-(relative stopping power), or how much more water-like matter a photon beam would cross (relative electron density).
+It is no dose calculation and needs no treatment-planning system. It says how far from its planned range a proton would
+stop (relative stopping power), and how much more water-equivalent matter a photon beam would cross (relative electron
+density).
 
 Words used here. *Path*: the straight line from the body's surface to a target voxel, against the direction of a
 parallel beam. *Water-equivalent path length* (WEPL): the integral of the relative stopping power along the path, so the

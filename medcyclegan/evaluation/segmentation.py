@@ -1,4 +1,4 @@
-"""Anatomy found in the synthetic CT against anatomy found in the reference: Dice and HD95 of two label maps.
+"""Organs segmented in the synthetic CT against organs segmented in the reference: Dice and HD95 of two label maps.
 
 A *label map* holds 0 for background and a positive whole number per class, numbered as TotalSegmentator v2's task
 "total" does. The *region* of a patient (AB abdomen, TH thorax, HN head and neck) decides which classes SynthRAD2025
@@ -41,7 +41,7 @@ class LabelScores:
         hd95: mean over the classes that both have, mm.
         classes_found: part of the counted classes of the reference that the prediction has at all, [0, 1].
         classes: class to its own agreement.
-        notes: what a reader of the means must know.
+        notes: how to read the means.
     """
 
     dice: Score
@@ -72,7 +72,7 @@ def label_scores(
         found: (X, Y, Z), the same of the prediction.
         axes: (3, 3) mm, as for `medcyclegan.evaluation.metrics.surfaces.agreement`.
         region: "AB", "TH" or "HN" counts that region's classes (SynthRAD2025); None counts all.
-        as_organizers: give 0, as SynthRAD2025 does, where a mean runs over no class; else nan with the reason.
+        as_organizers: give 0, as SynthRAD2025 does, for a mean over no class; else nan with the reason.
 
     Raises:
         ValueError: the shapes differ, or there is no such region.

@@ -1,4 +1,4 @@
-"""What may be said of a cohort from the scores of its patients: intervals, paired tests, effect sizes and rankings.
+"""Statistics of a cohort from the scores of its patients: intervals, paired tests, effect sizes and rankings.
 
 The unit is always the patient, never the voxel. Every draw comes from a generator with a stated seed, so that the same
 table gives the same interval anywhere.
@@ -165,7 +165,7 @@ def paired_difference(a: Sequence[float] | Floats, b: Sequence[float] | Floats, 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods in order, and how firm that order is under resampling of the patients.
+    """Methods in order, and the stability of that order when patients are resampled.
 
     Attributes:
         order: indices of the methods, best first.

@@ -1,13 +1,14 @@
 """MONAI bundles: a folder with configs that MONAI's own commands verify, run, evaluate and train.
 
-They name classes of this package, so that a bundle gives what `medcyclegan convert` gives in float32.
+They name classes of this package, so that a bundle gives the same result as `medcyclegan convert` in float32.
 
-The schema that bundles carry is written after the keys that MONAI's bundle specification calls mandatory; MONAI's own
-is a download. `verify_metadata` takes either.
+A bundle contains `schema.json`, with the keys that MONAI's bundle specification calls mandatory, since MONAI's own
+schema is a download. `verify_metadata` takes either.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import asdict
@@ -19,11 +20,10 @@ import torch
 import yaml
 
 from medcyclegan import __version__
-from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import InputError, raise_all
-from medcyclegan.export.card import LICENSE, write_card
-from medcyclegan.export.model import Model, require_feature
-from medcyclegan.export.onnx import INPUT
+from medcyclegan.export.card import write_card
+from medcyclegan.export.model import Model
+from medcyclegan.export.onnx import INPUT, OUTPUT
 from medcyclegan.export.program import Program, export_program, save_program
 from medcyclegan.inference.planes import ACROSS
 from medcyclegan.transforms.pipeline import Preparation
@@ -42,56 +42,57 @@ METRICS = ("mae", "psnr", "ssim", "ms_ssim", "me")
 Config = dict[str, Any]
 
 
-def write_bundle(model: Model, folder: Path) -> str | None:
-    """Write the bundle of one direction.
-
-    Args:
-        model: what to export.
-        folder: where to; it must not exist.
+def write_bundle(model: Model, folder: Path) -> dict[str, Any]:
+    """Write the bundle of one direction into an empty folder.
 
     Returns:
-        Why it has no exported program, or None if it has one.
+        {"without_program": why it has no exported program}, or nothing if it has one.
 
     Raises:
-        InputError: the folder exists, MONAI lacks something, or MONAI would run a text that comes from the checkpoint.
+        InputError: MONAI lacks something, or MONAI would run a text that comes from the checkpoint.
     """
-    refuse_existing(folder)
     for path in NEEDED:
-        require_feature(path, "a bundle")
+        require_feature(path)
     program: Program | None = None
     without: str | None = None
     try:
         program = export_program(model.generator, channels=model.channels, window=model.translator.window.roi_size)
     except InputError as error:
         without = str(error)
-    with atomic_folder(folder) as made:
-        for name in ("configs", "models", "docs"):
-            (made / name).mkdir()
-        if program is not None:
-            save_program(program, made / "models" / "model.pt2")
-        torch.save(model.generator.state_dict(), made / "models" / "model.pt")
-        configs = {"metadata": metadata(model, program), "schema": SCHEMA}
-        _refuse_expressions(model, configs["metadata"])
-        configs |= {"inference": inference(model), "train": training(model), "multi_gpu_train": multi_gpu(model)}
-        if model.translator.modality == "CT":
-            configs["evaluate"] = evaluation(model)
-        for name, content in configs.items():
-            (made / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        text = yaml.safe_dump(model.experiment, sort_keys=False)
-        (made / "configs" / "experiment.yaml").write_text(text, encoding="utf-8")
-        picture = newest_picture(model)
-        if picture is not None:
-            shutil.copyfile(picture, made / "docs" / "picture.png")
-        write_card(
-            made / "docs" / "README.md",
-            model,
-            form="bundle",
-            picture="picture.png" if picture is not None else None,
-            program=program,
-            without=without,
-        )
-        (made / "LICENSE").write_text(LICENSE, encoding="utf-8")
-    return without
+    configs = {"metadata": metadata(model, program)}
+    _refuse_expressions(model, configs["metadata"])
+    configs |= {"inference": inference(model), "train": training(model), "multi_gpu_train": multi_gpu(model)}
+    if model.translator.modality == "CT":
+        configs["evaluate"] = evaluation(model)
+    for name in ("configs", "models", "docs"):
+        (folder / name).mkdir()
+    for name, content in configs.items():
+        (folder / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).parent / "schema.json", folder / "configs" / "schema.json")
+    text = yaml.safe_dump(model.experiment, sort_keys=False)
+    (folder / "configs" / "experiment.yaml").write_text(text, encoding="utf-8")
+    torch.save(model.generator.state_dict(), folder / "models" / "model.pt")
+    if program is not None:
+        save_program(program, folder / "models" / "model.pt2")
+    write_card(folder, "docs/README.md", model, form="bundle", program=program, without=without)
+    return {"without_program": without} if without else {}
+
+
+def require_feature(path: str) -> None:
+    """Refuse to write a bundle that the installed MONAI or torch cannot run.
+
+    Raises:
+        InputError: the installed version does not have the function or class of this dotted path.
+    """
+    module, _, name = path.rpartition(".")
+    package = path.split(".")[0]
+    try:
+        getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"a bundle needs {path}, which the installed {package} {version(package)} does not have.",
+            f"Install another version of {package}; constraints.txt names one that was tested.",
+        ) from error
 
 
 def _refuse_expressions(model: Model, described: Config) -> None:
@@ -100,20 +101,10 @@ def _refuse_expressions(model: Model, described: Config) -> None:
     taken = {
         "metadata": described,
         "scaler": translator.scaler.to_dict(),
-        "preparation": asdict(translator.source.preparations[0]),
+        "preparation": asdict(model.preparation),
         "description": translator.description,
     }
     raise_all(hidden_code(taken, model.name), f"{model.folder} cannot become a bundle:")
-
-
-def refuse_existing(folder: Path) -> None:
-    if folder.exists():
-        raise InputError(f"{folder} exists already.", "Give a new folder; nothing is replaced.")
-
-
-def newest_picture(model: Model) -> Path | None:
-    pictures = sorted((model.folder / "pictures").glob("*.png"))
-    return pictures[-1] if pictures else None
 
 
 def metadata(model: Model, program: Program | None) -> Config:
@@ -124,9 +115,6 @@ def metadata(model: Model, program: Program | None) -> Config:
     rule = program.shape_rule() if program is not None else "any size of at least 16 voxels along every axis"
     if program is not None and program.size is not None:
         rule = f"any size; models/model.pt2 takes {rule}"
-    neighbors = translator.window.neighbors
-    slices = {str(n): f"slice {n - neighbors:+d}" if n != neighbors else "the slice" for n in range(model.channels)}
-    unit = _unit(model)
     written = "[-1024, 3071] HU" if translator.modality == "CT" else "the typical units of the training volumes"
     return {
         "schema": SCHEMA_URL,
@@ -154,40 +142,32 @@ def metadata(model: Model, program: Program | None) -> Config:
         "intended_use": "Research. No medical device; not for diagnosis, treatment planning or any other clinical use",
         "references": [],
         "network_data_format": {
-            "inputs": {
-                INPUT: {
-                    "type": "image",
-                    "format": "hounsfield" if translator.source.preparations[0].modality == "CT" else "magnitude",
-                    "modality": translator.source.preparations[0].modality,
-                    "num_channels": model.channels,
-                    "spatial_shape": shape,
-                    "dtype": "float32",
-                    "value_range": [-1, 1],
-                    "is_patch_data": True,
-                    "channel_def": slices if model.channels > 1 else {"0": "image"},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "hounsfield" if translator.modality == "CT" else "magnitude",
-                    "modality": translator.modality,
-                    "num_channels": model.channels,
-                    "spatial_shape": shape,
-                    "dtype": "float32",
-                    "value_range": [-1, 1],
-                    "is_patch_data": True,
-                    "channel_def": slices if model.channels > 1 else {"0": f"[-1, 1] is {unit}"},
-                }
-            },
+            "inputs": {INPUT: _tensor(model, model.preparation.modality, shape, "image")},
+            "outputs": {OUTPUT: _tensor(model, translator.modality, shape, f"[-1, 1] is {_unit(model)}")},
         },
         "preparation": preparation(model, rule),
     }
 
 
+def _tensor(model: Model, modality: str, shape: list[int | str], meaning: str) -> Config:
+    neighbors = model.translator.window.neighbors
+    slices = {str(n): f"slice {n - neighbors:+d}" if n != neighbors else "the slice" for n in range(model.channels)}
+    return {
+        "type": "image",
+        "format": "hounsfield" if modality == "CT" else "magnitude",
+        "modality": modality,
+        "num_channels": model.channels,
+        "spatial_shape": shape,
+        "dtype": "float32",
+        "value_range": [-1, 1],
+        "is_patch_data": True,
+        "channel_def": slices if model.channels > 1 else {"0": meaning},
+    }
+
+
 def preparation(model: Model, rule: str) -> Config:
-    """Everything that is needed to use the network alone, as plain data."""
-    translator, prepared = model.translator, model.translator.source.preparations[0]
+    """Everything needed to use the network alone, as plain data."""
+    translator, prepared = model.translator, model.preparation
     window = translator.window
     slicewise, n = window.spatial_dims == 2, window.neighbors
     axes = [name for number, name in enumerate("xyz") if number != ACROSS[window.plane]]
@@ -237,25 +217,67 @@ def preparation(model: Model, rule: str) -> Config:
 
 def inference(model: Model) -> Config:
     """`configs/inference.json`."""
+    translator, whole_numbers = model.translator, model.translator.modality == "CT"
+    restoring = {
+        "_target_": "medcyclegan.export.steps.RestoreVolumed",
+        "keys": "pred",
+        "source_key": "image",
+        "body_key": "body",
+        "scaler": {"_target_": "medcyclegan.transforms.intensity.Scaler", **translator.scaler.to_dict()},
+        "whole_numbers": whole_numbers,
+    }
+    saving = {
+        "_target_": "medcyclegan.export.steps.WriteVolumed",
+        "keys": "pred",
+        "folder": "@output_dir",
+        "postfix": f"_s{translator.modality.lower()}",
+        "whole_numbers": whole_numbers,
+        "description": translator.description,
+    }
     return {
         **_beginning(),
         "dataset_dir": "/path/to/volumes",
         "output_dir": "$@bundle_root + '/eval'",
-        **_network(model),
+        "network_def": model.network(),
+        "network": "$@network_def.to(@device)",
+        "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "preprocessing": {"_target_": "monai.transforms.Compose", "transforms": _preprocessing(model)},
         "dataset": {
             "_target_": "monai.data.Dataset",
             "data": "$steps.volumes(@dataset_dir)",
             "transform": "@preprocessing",
         },
-        "dataloader": _dataloader(),
-        "inferer": _inferer(model),
-        "postprocessing": {
-            "_target_": "monai.transforms.Compose",
-            "transforms": [_restoring(model), _saving(model)],
+        "dataloader": {
+            "_target_": "monai.data.DataLoader",
+            "dataset": "@dataset",
+            "batch_size": 1,
+            "shuffle": False,
+            "num_workers": 0,
         },
-        "handlers": [_loading()],
-        "evaluator": _evaluator(),
+        "inferer": {
+            "_target_": "medcyclegan.inference.inferer.TranslatorInferer",
+            "roi_size": list(translator.window.roi_size),
+            "plane": translator.window.plane,
+            "neighbors": translator.window.neighbors,
+        },
+        "postprocessing": {"_target_": "monai.transforms.Compose", "transforms": [restoring, saving]},
+        "handlers": [
+            {
+                "_target_": "monai.handlers.CheckpointLoader",
+                "load_path": "@ckpt_path",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            }
+        ],
+        "evaluator": {
+            "_target_": "monai.engines.SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+        },
         "run": ["$@evaluator.run()"],
     }
 
@@ -348,33 +370,23 @@ def _beginning() -> Config:
     }
 
 
-def _network(model: Model) -> Config:
-    return {
-        "network_def": model.network(),
-        "network": "$@network_def.to(@device)",
-        "ckpt_path": "$@bundle_root + '/models/model.pt'",
-    }
-
-
 def _preprocessing(model: Model) -> list[Config]:
     """`transforms.pipeline.preparation_transform`, spelled out."""
-    prepared = model.translator.source.preparations[0]
+    prepared = model.preparation
     package = "medcyclegan.transforms"
     outside = {"_target_": f"{package}.body.OutsideBodyd", "keys": "image", "body_key": "body", "value": -1.0}
-    steps: list[Config] = [
-        {"_target_": "medcyclegan.export.steps.ReadVolumed", "keys": "image"},
-        {
-            "_target_": f"{package}.body.BodyMaskd",
-            "keys": "image",
-            "body_key": "body",
-            "modality": prepared.modality,
-        },
-    ]
+    read = {"_target_": "medcyclegan.export.steps.ReadVolumed", "keys": "image"}
+    body = {
+        "_target_": f"{package}.body.BodyMaskd",
+        "keys": "image",
+        "body_key": "body",
+        "modality": prepared.modality,
+    }
+    scale: list[Config]
     if prepared.modality == "CT":
-        window = list(prepared.ct_window)
-        steps.append({"_target_": f"{package}.intensity.ScaleCTd", "keys": "image", "window": window})
+        scale = [{"_target_": f"{package}.intensity.ScaleCTd", "keys": "image", "window": list(prepared.ct_window)}]
     else:
-        steps.append(
+        scale = [
             {
                 "_target_": f"{package}.intensity.ScaleMRd",
                 "keys": "image",
@@ -382,82 +394,17 @@ def _preprocessing(model: Model) -> list[Config]:
                 "percentiles": list(prepared.mr_percentiles),
                 "inverted": prepared.mr_inverted,
                 "floor": prepared.mr_floor,
-            }
-        )
-        steps.append(outside)
-    steps.append(
-        {
-            "_target_": f"{package}.geometry.ToWorkingGridd",
-            "keys": ["image", "body"],
-            "spacing": list(prepared.spacing),
-            "fill": [-1.0, 0.0],
-            "mode": ["linear", "nearest"],
-        }
-    )
-    return [*steps, outside]
-
-
-def _inferer(model: Model) -> Config:
-    window = model.translator.window
-    return {
-        "_target_": "medcyclegan.inference.inferer.TranslatorInferer",
-        "roi_size": list(window.roi_size),
-        "plane": window.plane,
-        "neighbors": window.neighbors,
+            },
+            outside,
+        ]
+    resample = {
+        "_target_": f"{package}.geometry.ToWorkingGridd",
+        "keys": ["image", "body"],
+        "spacing": list(prepared.spacing),
+        "fill": [-1.0, 0.0],
+        "mode": ["linear", "nearest"],
     }
-
-
-def _restoring(model: Model) -> Config:
-    return {
-        "_target_": "medcyclegan.export.steps.RestoreVolumed",
-        "keys": "pred",
-        "source_key": "image",
-        "body_key": "body",
-        **model.translator.scaler.to_dict(),
-        "whole_numbers": model.translator.modality == "CT",
-    }
-
-
-def _saving(model: Model) -> Config:
-    return {
-        "_target_": "medcyclegan.export.steps.WriteVolumed",
-        "keys": "pred",
-        "folder": "@output_dir",
-        "postfix": f"_s{model.translator.modality.lower()}",
-        "whole_numbers": model.translator.modality == "CT",
-        "description": model.translator.description,
-    }
-
-
-def _dataloader() -> Config:
-    return {
-        "_target_": "monai.data.DataLoader",
-        "dataset": "@dataset",
-        "batch_size": 1,
-        "shuffle": False,
-        "num_workers": 0,
-    }
-
-
-def _loading() -> Config:
-    return {
-        "_target_": "monai.handlers.CheckpointLoader",
-        "load_path": "@ckpt_path",
-        "load_dict": {"model": "@network"},
-        "map_location": "@device",
-    }
-
-
-def _evaluator() -> Config:
-    return {
-        "_target_": "monai.engines.SupervisedEvaluator",
-        "device": "@device",
-        "val_data_loader": "@dataloader",
-        "network": "@network",
-        "inferer": "@inferer",
-        "postprocessing": "@postprocessing",
-        "val_handlers": "@handlers",
-    }
+    return [read, body, *scale, resample, outside]
 
 
 def _training_words(model: Model) -> str:
@@ -482,69 +429,3 @@ def _formula(prepared: Preparation) -> str:
         formula += "; u = -u"
     formula += "; x = (u + 1) (1 - floor) / 2 + floor"
     return f"{formula}; low and high are the percentiles of the volume inside its body"
-
-
-_TENSOR = {
-    "type": "object",
-    "required": [
-        "type",
-        "format",
-        "modality",
-        "num_channels",
-        "spatial_shape",
-        "dtype",
-        "value_range",
-        "is_patch_data",
-        "channel_def",
-    ],
-    "properties": {
-        "type": {"enum": ["image", "series", "tuples", "probabilities"]},
-        "format": {"type": "string"},
-        "modality": {"type": "string"},
-        "num_channels": {"type": "integer", "minimum": 1},
-        "spatial_shape": {
-            "type": "array",
-            "minItems": 1,
-            "items": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "minLength": 1}]},
-        },
-        "dtype": {"type": "string"},
-        "value_range": {"type": "array", "items": {"type": "number"}, "maxItems": 2},
-        "is_patch_data": {"type": "boolean"},
-        "channel_def": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}},
-    },
-}
-_TEXT = {"type": "string", "minLength": 1}
-_VERSIONS = {"type": "object", "additionalProperties": {"type": "string"}}
-SCHEMA: Config = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "metadata.json of a MONAI bundle: the keys that the bundle specification calls mandatory",
-    "type": "object",
-    "required": [
-        "version",
-        "monai_version",
-        "pytorch_version",
-        "numpy_version",
-        "optional_packages_version",
-        "task",
-        "description",
-        "authors",
-        "copyright",
-        "network_data_format",
-    ],
-    "properties": {
-        **dict.fromkeys(("version", "monai_version", "pytorch_version", "numpy_version"), _TEXT),
-        **dict.fromkeys(("task", "description", "authors", "copyright", "intended_use", "data_source"), _TEXT),
-        "required_packages_version": _VERSIONS,
-        "optional_packages_version": _VERSIONS,
-        "changelog": _VERSIONS,
-        "eval_metrics": {"type": "object", "additionalProperties": {"type": "number"}},
-        "network_data_format": {
-            "type": "object",
-            "required": ["inputs", "outputs"],
-            "properties": {
-                part: {"type": "object", "minProperties": 1, "additionalProperties": _TENSOR}
-                for part in ("inputs", "outputs")
-            },
-        },
-    },
-}

@@ -1,23 +1,21 @@
-"""The verb `export`: one run, one format, one or both directions."""
+"""The command `export`: one run, one format, one or both directions."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from medcyclegan import __version__
 from medcyclegan.atomic import atomic_folder, write_json
 from medcyclegan.errors import InputError
-from medcyclegan.export.bundle import newest_picture, preparation, refuse_existing, write_bundle
-from medcyclegan.export.card import LICENSE, write_card
+from medcyclegan.export.bundle import preparation, write_bundle
+from medcyclegan.export.card import write_card
 from medcyclegan.export.model import Model, read_model
 from medcyclegan.export.onnx import OPSET, require_onnx, save_onnx
 from medcyclegan.export.program import Program, export_program, save_program
 from medcyclegan.export.slicer import write_slicer
 
-FORMATS = ("bundle", "onnx", "pt2", "slicer")
 DIRECTIONS = ("ab", "ba", "both")
 
 
@@ -59,55 +57,56 @@ def export_run(
         raise InputError("scores are of one direction, and both are exported.", "Export the directions one by one.")
     if file_format in ("onnx", "slicer"):
         require_onnx()
-    refuse_existing(output)
-    wanted = ("ab", "ba") if direction == "both" else (direction,)
-    models = [read_model(run, one, scores=scores, allow=allow) for one in wanted]
+    if output.exists():
+        raise InputError(f"{output} exists already.", "Give a new folder; nothing is replaced.")
+    both = direction == "both"
+    models = [read_model(run, one, scores=scores, allow=allow) for one in (("ab", "ba") if both else (direction,))]
     written: dict[str, Any] = {}
     with atomic_folder(output) as made:
         for model in models:
-            into = made / model.direction if direction == "both" else made / "export"
-            described = _export(model, into, file_format)
-            final = output / model.direction if direction == "both" else output
-            written[model.direction] = {"folder": str(final), "finished": model.finished, **described}
-        if direction != "both":
-            for entry in (made / "export").iterdir():
-                shutil.move(entry, made / entry.name)
-            (made / "export").rmdir()
+            part = model.direction if both else ""
+            (made / part).mkdir(exist_ok=True)
+            described = _WRITERS[file_format](model, made / part)
+            written[model.direction] = {"folder": str(output / part), "finished": model.finished, **described}
     return written
 
 
-def _export(model: Model, folder: Path, file_format: str) -> dict[str, Any]:
-    if file_format == "bundle":
-        without = write_bundle(model, folder)
-        return {"without_program": without} if without else {}
-    program = export_program(model.generator, channels=model.channels, window=model.translator.window.roi_size)
-    if file_format == "slicer":
-        return write_slicer(model, program, folder)
-    described: dict[str, Any] = {"takes": program.shape_rule()}
-    with atomic_folder(folder) as made:
-        if file_format == "onnx":
-            described["difference"] = save_onnx(program, model.generator, made / "model.onnx", properties(model))
-            described["opset"] = OPSET
-        else:
-            save_program(program, made / "model.pt2")
-        write_json(made / "model.json", sidecar(model, program, described))
-        picture = newest_picture(model)
-        if picture is not None:
-            shutil.copyfile(picture, made / "picture.png")
-        write_card(
-            made / "README.md",
-            model,
-            form=file_format,
-            picture="picture.png" if picture is not None else None,
-            program=program,
-            more=described,
-        )
-        (made / "LICENSE").write_text(LICENSE, encoding="utf-8")
+def write_onnx(model: Model, folder: Path) -> dict[str, Any]:
+    """Write `model.onnx` with its description into an empty folder."""
+    program = _program(model)
+    difference = save_onnx(program, model.generator, folder / "model.onnx", properties(model))
+    return _describe(model, program, folder, "onnx", {"opset": OPSET, "difference": difference})
+
+
+def write_program(model: Model, folder: Path) -> dict[str, Any]:
+    """Write `model.pt2`, a program of torch.export, with its description into an empty folder."""
+    program = _program(model)
+    save_program(program, folder / "model.pt2")
+    return _describe(model, program, folder, "pt2", {})
+
+
+_WRITERS: dict[str, Callable[[Model, Path], dict[str, Any]]] = {
+    "bundle": write_bundle,
+    "onnx": write_onnx,
+    "pt2": write_program,
+    "slicer": lambda model, folder: write_slicer(model, _program(model), folder),
+}
+FORMATS = tuple(_WRITERS)
+
+
+def _program(model: Model) -> Program:
+    return export_program(model.generator, channels=model.channels, window=model.translator.window.roi_size)
+
+
+def _describe(model: Model, program: Program, folder: Path, form: str, checked: dict[str, Any]) -> dict[str, Any]:
+    described = {"takes": program.shape_rule(), **checked}
+    write_json(folder / "model.json", sidecar(model, program, checked))
+    write_card(folder, "README.md", model, form=form, program=program, more=described)
     return described
 
 
 def properties(model: Model) -> dict[str, str]:
-    """What the ONNX file says of itself."""
+    """Metadata of the ONNX file."""
     return {
         "producer": f"medcyclegan {__version__}",
         "model": model.name,
@@ -117,11 +116,10 @@ def properties(model: Model) -> dict[str, str]:
     }
 
 
-def sidecar(model: Model, program: Program, described: dict[str, Any]) -> dict[str, Any]:
-    """`model.json`: everything that is needed to use the network alone."""
+def sidecar(model: Model, program: Program, checked: dict[str, Any]) -> dict[str, Any]:
+    """`model.json`: everything needed to use the network alone."""
     content = preparation(model, program.shape_rule())
-    content["network"] |= {key: described[key] for key in ("opset", "difference") if key in described}
-    content["network"] |= {
+    content["network"] |= checked | {
         "input": {"name": "image", "dtype": "float32", "range": [-1, 1]},
         "output": {"name": "pred", "dtype": "float32", "range": [-1, 1]},
         "batch": "any",

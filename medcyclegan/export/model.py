@@ -1,9 +1,8 @@
-"""What is exported: one direction of a checkpoint, and everything that must be said of it."""
+"""What is exported: one direction of a checkpoint, with its description."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from medcyclegan.config import parse
-from medcyclegan.documents import read_json, read_table
+from medcyclegan.documents import read_table
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.results import read_results
 from medcyclegan.factory import load_translator
 from medcyclegan.factory.networks import make_network
 from medcyclegan.inference.translator import Translator
 from medcyclegan.registry import GENERATORS, Part
 from medcyclegan.training.checkpoint import load_checkpoint
-
-SUMMARY = "summary.json"
+from medcyclegan.transforms.pipeline import Preparation
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,11 @@ class Model:
     @property
     def generator(self) -> nn.Module:
         return self.translator.generator
+
+    @property
+    def preparation(self) -> Preparation:
+        """How source volumes come onto the working grid."""
+        return self.translator.source.preparations[0]
 
     @property
     def channels(self) -> int:
@@ -104,7 +108,7 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     translator = load_translator(run, direction=direction, device="cpu", allow=allow)
     translator.window = replace(translator.window, bf16=False)
     content = load_checkpoint(run, allow)
-    # Plain, as other programs know its layers; the loaded one is made for this processor.
+    # The plain network, with the layers that other programs know; the loaded one is adapted to this processor.
     plain = make_network(f"gen_{direction}", parse(content["experiment"], f"the config in {run}", allow))
     plain.load_state_dict(translator.generator.state_dict())
     translator.generator = plain.eval().requires_grad_(False)
@@ -137,37 +141,16 @@ def read_model(run: Path, direction: str, *, scores: Path | None = None, allow: 
     )
 
 
-def require_feature(path: str, needed_for: str) -> Any:
-    """A function or class of MONAI or torch by its dotted path.
-
-    Raises:
-        InputError: the installed version does not have it.
-    """
-    module, _, name = path.rpartition(".")
-    package = path.split(".")[0]
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        version = getattr(importlib.import_module(package), "__version__", "unknown")
-        raise InputError(
-            f"{needed_for} needs {path}, which the installed {package} {version} does not have.",
-            f"Install another version of {package}; constraints.txt names one that was tested.",
-        ) from error
-
-
 def _scores(folder: Path, scores: Path | None, direction: str, imported: bool) -> tuple[dict[str, float], str]:
     if scores is not None:
-        path = scores / SUMMARY if scores.is_dir() else scores
         try:
-            content = read_json(path, f"summary {path}")
-            metrics: Mapping[str, Any] = content["metrics"]
-            found = {name: float(value["mean"]) for name, value in metrics.items() if value["mean"] is not None}
-            cases = max(int(value["n"]) for value in metrics.values())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is no summary of an evaluation.", "Give the output folder of `medcyclegan evaluate`."
-            ) from error
-        return found, f"means over {cases} cases, as `medcyclegan evaluate` found them ({content['protocol']})"
+            results = read_results(scores)
+        except InputError as error:
+            raise InputError(f"the scores in {scores} cannot be used: {error}") from error
+        found = {name: entry["mean"] for name, entry in results.statistics.items() if entry["mean"] is not None}
+        cases = max((int(entry["n"] or 0) for entry in results.statistics.values()), default=0)
+        protocol = results.summary.get("protocol", "protocol not recorded")
+        return found, f"means over {cases} cases, as `medcyclegan evaluate` found them ({protocol})"
     table = folder / "validation.csv"
     if direction == "ab" and not imported and table.is_file():
         rows = read_table(table, f"table {table}")[1]

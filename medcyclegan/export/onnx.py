@@ -1,4 +1,4 @@
-"""ONNX: a generator for anything that is not Python, with dynamic batch and spatial axes."""
+"""ONNX files of a generator, with dynamic batch and spatial axes, for programs without Python."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
 from medcyclegan.export.program import TOLERANCE, Program, largest_difference
 
-# The newest that torch's exporter writes without converting.
+# The newest that the exporter of torch writes without conversion.
 OPSET = 18
 INPUT, OUTPUT = "image", "pred"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_onnx() -> None:
-    """Refuse before anything is computed.
+    """Refuse ONNX without its packages, before anything is computed.
 
     Raises:
         InputError: naming the packages that are missing.
@@ -93,7 +93,7 @@ def _write(program: Program, generator: nn.Module, path: Path, metadata: dict[st
     import onnx
 
     try:
-        # The exporter prints its progress and misses torchvision aloud.
+        # The exporter prints its progress, and warns that torchvision is not installed.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(

@@ -1,10 +1,8 @@
-"""A generator as an exported program of torch: its weights and operations without the Python that made them.
+"""A generator as a program of `torch.export` (`.pt2`): weights and operations without the Python code.
 
-Programs are made with `torch.export` and saved as `.pt2`. TorchScript is not offered: torch has declared it deprecated.
-
-An exported program has no branches. Those of our generators that take images of any size do so as programs too (see
-`blocks.pad_to_multiple`); Swin transformers choose their windows by the size of the image, so that their programs take
-the size of the training windows only.
+TorchScript is not offered, since torch has deprecated it. An exported program has no branches. Generators that take
+images of any size keep that as programs (see `blocks.pad_to_multiple`); Swin transformers choose their windows by the
+size of the image, so their programs only take the size of the training windows.
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
 from medcyclegan.networks.foreign import MULTIPLE, ForeignGenerator
 
-# Uneven and larger than what networks are halved to, so that nothing about them is taken for a rule. Nothing is
-# computed at these sizes: tracing works on shapes alone.
+# Odd and large, so that tracing does not take a property of the example for a rule. It works on shapes alone.
 EXAMPLES = {2: (523, 389), 3: (139, 131, 137)}
 FIXED = ("SwinTransformer",)
 # Largest difference from the network itself, in [-1, 1]; 2 HU of 4095.
@@ -40,7 +37,7 @@ class Program:
         exported: what `torch.export.save` takes; (B, C, *spatial) float32 in [-1, 1] to the same.
         channels: C.
         spatial_dims: 2 or 3.
-        size: the only spatial size that it takes; None for any that is at least `smallest` along every axis.
+        size: the only spatial size that it takes; None for any size of at least `smallest` along every axis.
         smallest: voxels along every axis of the smallest image.
     """
 
@@ -110,11 +107,11 @@ def export_program(generator: nn.Module, *, channels: int, window: Sequence[int]
 
 def save_program(program: Program, path: Path) -> None:
     """Write a `.pt2` file, atomically; `torch.export.load(path).module()` gives the function back."""
-    # Torch warns of weights that are views and not on the processor; these are on it, and tests load what is saved.
+    # Torch warns of weights that are views and not on the CPU; these are on the CPU, and tests load the file.
     held = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")
-        # Not into the file: where that cannot be written, as on a full disk, torch ends the process.
+        # Not into the file: if that cannot be written, as on a full disk, torch ends the process.
         torch.export.save(program.exported, held)
     with atomic_file(path) as temporary:
         temporary.write_bytes(held.getbuffer())

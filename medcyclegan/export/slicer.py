@@ -14,10 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import InputError
 from medcyclegan.export.bundle import preparation
-from medcyclegan.export.card import LICENSE, write_card
+from medcyclegan.export.card import write_card
 from medcyclegan.export.model import Model
 from medcyclegan.export.onnx import OPSET, save_onnx
 from medcyclegan.export.program import Program
@@ -30,7 +29,7 @@ CLASSES = ROOT / "ModalityConverterLib" / "ModelsImpl"
 
 
 def write_slicer(model: Model, program: Program, folder: Path) -> dict[str, Any]:
-    """Write a folder whose content goes over an installed extension.
+    """Write into an empty folder what goes over an installed extension.
 
     Raises:
         InputError: for 3D patches and for networks of one size, which the class does not tile, or without ONNX.
@@ -45,7 +44,7 @@ def write_slicer(model: Model, program: Program, folder: Path) -> dict[str, Any]
     key = "medcyclegan_" + re.sub(r"[^a-z0-9]+", "_", model.name.lower()).strip("_")
     class_name = "Medcyclegan" + "".join(word.capitalize() for word in key.split("_")[1:]) + "Model"
     prepared = preparation(model, program.shape_rule())
-    how = translator.source.preparations[0]
+    how = model.preparation
     settings = {
         "modality": how.modality,
         "spacing": list(how.spacing),
@@ -61,24 +60,18 @@ def write_slicer(model: Model, program: Program, folder: Path) -> dict[str, Any]
         "output": translator.scaler.to_dict(),
         "whole_numbers": translator.modality == "CT",
     }
-    with atomic_folder(folder) as made:
-        (made / MODELS).mkdir(parents=True)
-        (made / CLASSES).mkdir(parents=True)
-        difference = save_onnx(program, model.generator, made / MODELS / f"{key}.onnx")
-        entry = {key: metadata_entry(model, class_name)}
-        (made / MODELS / "metadata.json").write_text(json.dumps(entry, indent=4) + "\n", encoding="utf-8")
-        source = (Path(__file__).parent / "slicer_model.txt").read_text(encoding="utf-8")
-        for mark, text in (
-            ("<KEY>", key),
-            ("<CLASS>", class_name),
-            ("<SETTINGS>", json.dumps(settings).replace("true", "True").replace("false", "False")),
-        ):
-            source = source.replace(mark, text)
-        (made / CLASSES / f"{class_name}.py").write_text(source, encoding="utf-8")
-        (made / "model.json").write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
-        write_card(made / "MODEL_CARD.md", model, form="slicer", program=program)
-        (made / "README.md").write_text(_INSTALL.format(key=key, class_name=class_name), encoding="utf-8")
-        (made / "LICENSE").write_text(LICENSE, encoding="utf-8")
+    for path in (MODELS, CLASSES):
+        (folder / path).mkdir(parents=True)
+    difference = save_onnx(program, model.generator, folder / MODELS / f"{key}.onnx")
+    entry = {key: metadata_entry(model, class_name)}
+    (folder / MODELS / "metadata.json").write_text(json.dumps(entry, indent=4) + "\n", encoding="utf-8")
+    source = (Path(__file__).parent / "slicer_model.txt").read_text(encoding="utf-8")
+    for mark, text in (("<KEY>", key), ("<CLASS>", class_name), ("<SETTINGS>", repr(settings))):
+        source = source.replace(mark, text)
+    (folder / CLASSES / f"{class_name}.py").write_text(source, encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
+    write_card(folder, "MODEL_CARD.md", model, form="slicer", program=program)
+    (folder / "README.md").write_text(_INSTALL.format(key=key, class_name=class_name), encoding="utf-8")
     return {"takes": program.shape_rule(), "difference": difference, "opset": OPSET, "key": key}
 
 
@@ -88,7 +81,7 @@ def metadata_entry(model: Model, class_name: str) -> dict[str, str]:
     source, target = html.escape(model.source), html.escape(model.target)
     state = "" if model.finished else (" <b>Imported weights.</b>" if model.imported else " <b>Half trained.</b>")
     unit = " in Hounsfield units" if translator.modality == "CT" else ""
-    spacing = " x ".join(f"{step:g}" for step in translator.source.preparations[0].spacing)
+    spacing = " x ".join(f"{step:g}" for step in model.preparation.spacing)
     return {
         # Nothing is downloaded where the file is there already.
         "url": "",
@@ -116,7 +109,7 @@ Give a mask of the body as mask volume if you have one; without one the body is 
 **not exactly** that of `medcyclegan convert`: the body is found otherwise, and it decides the scaling of the
 intensities. Where the two must be the same, convert outside of Slicer.
 
-Some versions of the extension run models in a process of their own, which is not told voxel sizes and orientation. The
+Some versions of the extension run models in a process of their own, which does not get voxel sizes and orientation. The
 model then refuses. Bring the volume to the voxel size that `model.json` names, with axes to the right, front and top
 (module *Resample Scalar Volume*), and set `ON_WORKING_GRID = True` in `{class_name}.py`.
 

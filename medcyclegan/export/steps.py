@@ -1,7 +1,6 @@
-"""What the configs of an exported bundle name: reading, going back to the source grid, and training anew.
+"""Classes that the configs of an exported bundle name: reading, restoring the source grid, writing, and training.
 
-These stand beside MONAI's own transforms in a bundle's `preprocessing` and `postprocessing`, and are as useful in
-anybody's `Compose`.
+They work beside MONAI's own transforms in `preprocessing` and `postprocessing` of a bundle, and in any `Compose`.
 """
 
 from __future__ import annotations
@@ -30,9 +29,6 @@ from medcyclegan.transforms.pipeline import restore
 class ReadVolumed(MapTransform):
     """Read the volumes at `keys`, paths of files or DICOM folders, as `io.reader.read_volume` does: HU, RAS+ affine."""
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
@@ -46,8 +42,8 @@ class RestoreVolumed(MapTransform):
     Args:
         keys: keys of tensors (1, X, Y, Z) in [-1, 1] on the working grid.
         source_key: key of the volume that was translated; it remembers its grid.
-        body_key: key of its body on the working grid, (1, X, Y, Z); outside becomes `low`.
-        low, high, inverted, floor: what [-1, 1] means, see `Scaler`.
+        body_key: key of its body on the working grid, (1, X, Y, Z); outside becomes the scaler's `low`.
+        scaler: what [-1, 1] means.
         whole_numbers: round to whole HU, as CT is stored.
     """
 
@@ -57,16 +53,13 @@ class RestoreVolumed(MapTransform):
         source_key: Hashable = "image",
         body_key: Hashable = "body",
         *,
-        low: float,
-        high: float,
-        inverted: bool = False,
-        floor: float = -1.0,
+        scaler: Scaler,
         whole_numbers: bool = True,
     ) -> None:
         super().__init__(keys)
         self.source_key = source_key
         self.body_key = body_key
-        self.scaler = Scaler(low, high, inverted, floor)
+        self.scaler = scaler
         self.whole_numbers = whole_numbers
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

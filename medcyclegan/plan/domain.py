@@ -1,4 +1,4 @@
-"""What the volumes of a domain are like as a whole: grids, and how far the body reaches."""
+"""A domain as a whole: the grids of its volumes, and the extent of the body."""
 
 from __future__ import annotations
 

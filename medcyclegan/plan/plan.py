@@ -46,7 +46,7 @@ def this_machine(device: str = "auto") -> Machine:
 
 
 def pretended_gpu(gibibytes: float) -> Machine:
-    """A GPU of so much memory that need not be here; bfloat16 is taken for granted, as on any of the last years."""
+    """A GPU with this memory, which need not be in this machine; bfloat16 is assumed, as on all recent ones."""
     if not math.isfinite(gibibytes) or gibibytes <= 0:
         raise InputError(f"the memory of a GPU is a number of GiB above 0, got {gibibytes}.")
     return Machine("cuda", f"GPU of {gibibytes:g} GiB", gibibytes * GIB, True, cores())
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def seconds(self) -> tuple[float, float, float] | None:
-        """Lower end, middle and upper end of what the training is expected to take; None where nothing was measured."""
+        """Lower end, middle and upper end of the expected time; None where nothing was measured."""
         if self.step_time is None:
             return None
         count = self.content["training"]["steps"]

@@ -1,6 +1,6 @@
-"""The rules of a plan. They are few and meant to be read; each is a function that fills in one section and says why.
+"""The rules of a plan: each is a function that fills in one section of the config and states the reason.
 
-What a rule rests on is said in its reason: what `train` accepts, what fits into memory, the papers, or judgment.
+The reason says what the rule is based on: what `train` accepts, what fits into memory, the papers, or judgment.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from medcyclegan.plan.plan import GIB, Machine, Plan, gib
 from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.pipeline import FEWEST_VOXELS, require_size
 
-USABLE = 0.85  # share of the memory that may be planned for: other programs, and the error of the prediction
-MULTIPLE = 16  # patch sizes, so that every network's halvings divide them
+USABLE = 0.85  # share of the memory that is planned for; the rest is for other programs and errors of the prediction
+MULTIPLE = 16  # of patch sizes, so that every network can halve them
 LARGEST_SLICE = {"cuda": 256, "cpu": 128}  # voxels across; larger bodies get coarser voxels, not cut slices
-CPU_SPACING = 2.0  # mm; half the voxel size costs four times as long, which a processor does not have
-THICK = 2.5  # slices so many times thicker than their voxels are wide are not interpolated into boxes
-BOX_VOLUMES = 30  # of each domain, from which on boxes are considered: a volume gives few different ones
+CPU_SPACING = 2.0  # mm; half the voxel size takes four times as long, which is too long on a CPU
+THICK = 2.5  # slices that many times thicker than their voxels are wide are not interpolated into 3D patches
+BOX_VOLUMES = 30  # of each domain, at least, for 3D patches: a volume gives few different ones
 BOX_MEMORY = 40 * GIB
 BOX = (128, 128, 64)  # voxels, at most
 STACK_MM = 3.0  # neighboring slices further apart than this show other anatomy
-SLAB_MM = 60.0  # lower ones are about alike from end to end: nothing in them tells which part of a head they show
+SLAB_MM = 60.0  # in lower volumes, nothing tells which part of a head they show
 
 
 def decide(a: Domain, b: Domain, machine: Machine, domains: Mapping[str, config.Domain] | None = None) -> Plan:
@@ -98,7 +98,7 @@ def _choose_spacing(plan: Plan, a: Domain, b: Domain, machine: Machine) -> None:
 
 
 def _fine_enough(plan: Plan, spacing: list[float], a: Domain, b: Domain) -> tuple[list[float], str]:
-    """The spacing, finer where a volume would have too few voxels of it, and why.
+    """The spacing, made finer if a volume would have too few voxels, and the reason.
 
     Every volume needs `FEWEST_VOXELS` along each axis; and of each domain one volume twice as many along both axes of a
     slice, to fill a quarter of the smallest patch.
@@ -159,22 +159,22 @@ def _choose_patches(plan: Plan, a: Domain, b: Domain, machine: Machine) -> None:
         and not too_thin
     ):
         reason = (
-            f"boxes: thin slices ({thickness:g} mm), {fewest} volumes or more of each domain, and the memory for it"
+            f"3D patches: thin slices ({thickness:g} mm), {fewest} volumes or more of each domain, and enough memory"
         )
-        plan.choose("patches.spatial_dims", 3, f"{reason} (judgment: boxes see all directions, and need all three)")
-        plan.choose("patches.size", box, f"voxels; what holds every body, at most {_by(BOX)}")
+        plan.choose("patches.spatial_dims", 3, f"{reason} (judgment: they see all directions, but need all three)")
+        plan.choose("patches.size", box, f"voxels; large enough for every body, at most {_by(BOX)}")
         return
     if machine.kind == "cpu":
-        why = "on a processor boxes take too long"
+        why = "3D patches take too long on a CPU"
     elif thickness > THICK * spacing[0]:
         why = f"slices are {thickness:g} mm thick"
     elif fewest < BOX_VOLUMES:
         why = f"only {fewest} volume{'s' * (fewest > 1)} of a domain"
     elif too_thin:
-        why = "the volumes are too low to fill boxes"
+        why = "the volumes have too few slices to fill 3D patches"
     else:
         why = f"less than {BOX_MEMORY / GIB:.0f} GiB of memory"
-    plan.choose("patches.spatial_dims", 2, f"slices and not boxes: {why}")
+    plan.choose("patches.spatial_dims", 2, f"2D slices, not 3D patches: {why}")
     if machine.kind == "cuda" and thickness <= STACK_MM and not single:
         reason = f"2.5D, slices {thickness:g} mm apart show nearly the same anatomy: fewer jumps from slice to slice"
         plan.choose("patches.neighbors", 1, f"{reason} (judgment)")
@@ -214,14 +214,14 @@ def _choose_sampling(plan: Plan, a: Domain, b: Domain) -> None:
         )
         plan.choose("patches.matching", "any", reason)
         plan.warnings.append(
-            f"{reason}: what one domain shows and the other does not will be invented; crop them alike"
+            f"{reason}: anatomy that only one domain shows will be invented; crop them alike"
         )
     if a.head != b.head:
         one, other = (a, b) if a.head else (b, a)
         plan.warnings.append(f"{one.modality} looks like heads and {other.modality} does not: is it the same region?")
     if dims == 2 and min(a.volumes, b.volumes) < 10:
         plan.warnings.append(
-            f"{min(a.volumes, b.volumes)} volume(s) of a domain are few: expect what is learned by heart"
+            f"{min(a.volumes, b.volumes)} volume(s) of a domain are few: expect overfitting"
         )
 
 
@@ -252,7 +252,7 @@ def _choose_networks(plan: Plan, machine: Machine) -> None:
 
 
 def _slices_to_learn_from(plan: Plan, a: Domain, b: Domain) -> float:
-    """At least so many slices of either domain have enough body; infinite where nothing is known."""
+    """The number of slices with enough body, of the domain that has fewer; infinite where it is unknown."""
     step = plan.content["preparation"]["spacing"][2]
     # One less than fit, because the uppermost and the lowest may fall below the limit once resampled.
     counts = [sum(max(1, int(shown / step) - 1) for shown in domain.shown_mm) for domain in (a, b) if domain.shown_mm]
@@ -260,7 +260,7 @@ def _slices_to_learn_from(plan: Plan, a: Domain, b: Domain) -> float:
 
 
 def _fit_memory(plan: Plan, machine: Machine, slices: float) -> None:
-    """The largest batch that fits and that `slices` can fill, or else narrower networks, or else smaller patches."""
+    """Choose the largest batch that fits and that `slices` can fill, or else narrower networks or smaller patches."""
     limit = USABLE * machine.memory
     patches, generator = plan.content["patches"], plan.content["model"]["generator"]
     three = patches["spatial_dims"] == 3
@@ -295,7 +295,7 @@ def _fit_memory(plan: Plan, machine: Machine, slices: float) -> None:
 
 
 def _require_accepted(plan: Plan, a: Domain, b: Domain) -> None:
-    """Ask the rule by which a preparation refuses volumes.
+    """Apply the rule by which a preparation refuses volumes.
 
     Raises:
         InputError: naming the volumes that a training on this plan would refuse.

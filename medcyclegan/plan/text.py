@@ -1,4 +1,4 @@
-"""A plan in words: as YAML that `medcyclegan train` takes, as plain data, and how long it will take."""
+"""A plan as YAML that `medcyclegan train` takes, as plain data, and its expected time in words."""
 
 from __future__ import annotations
 

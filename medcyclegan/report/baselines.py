@@ -1,6 +1,6 @@
-"""What needs no network, graded beside the model: the best constant, and the best table from MR intensity to HU.
+"""Baselines that need no network: the best constant HU, and the best table from MR intensity to HU.
 
-Both are made for each case with its reference in hand, which a model never has, so that they are hard to beat:
+Both are fitted to each case with its reference known, which a model never has, so they are hard to beat:
 
 - *Best constant*: the median of the reference's HU in the mask of the case, which of all single values has the smallest
   MAE there.
@@ -20,7 +20,7 @@ from medcyclegan.evaluation.metrics.score import Volume
 
 Inside = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-SCORES = ("mae", "mae_bone", "me")  # that they are graded by, as `evaluate` defines them
+SCORES = ("mae", "mae_bone", "me")  # of the baselines, as `evaluate` defines them
 BINS = 256
 
 

@@ -1,7 +1,7 @@
-"""Voxel pairs of a whole cohort in bounded memory: the joint histogram of HU, and the counts of a Bland-Altman plot.
+"""Joint histogram of HU and counts of a Bland-Altman plot over a whole cohort, in bounded memory.
 
-Cases are added one after the other and forgotten. What is counted are the voxels inside each case's mask. Values beyond
-the ends of an axis are counted in its last bin, so every voxel is counted; the sums are of the values themselves.
+Cases are added one by one, the voxels inside their masks. Values beyond the ends of an axis are counted in its last
+bin, so that every voxel is counted; the sums are of the values themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a volume is laid out on a screen: three planes in radiological order, windows, and words for where a slice is.
+"""Display of a volume: three planes in radiological order, windows, and the position of a slice.
 
 Volumes come with their grid and are brought to RAS order (no resampling, only axes), so that anterior is up in axial
 slices and superior is up in coronal and sagittal ones, whatever the order of the file's axes. Radiological order: the
@@ -8,7 +8,6 @@ patient's right is at the left of the screen, and in sagittal slices anterior is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,41 +64,37 @@ class RasOrder:
 
     Args:
         grid: of the arrays; may be oblique, then the axes nearest the patient's are taken.
+
+    Attributes:
+        shape: voxels along x, y, z after `apply`.
+        spacing: mm along x, y, z.
+        affine: (4, 4) from voxel indices after `apply` to RAS+ mm.
     """
 
     def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-        # Row n is (new axis, direction) of the old axis n.
-        self.axes: npt.NDArray[np.float64] = nib.orientations.io_orientation(grid.affine)
-        self.shape = self._moved(grid.shape)
-        self.spacing: tuple[float, float, float] = self._moved([float(s) for s in grid.spacing])
-
-    def _moved(self, values: Sequence[Any]) -> tuple[Any, Any, Any]:
-        order = [int(np.flatnonzero(self.axes[:, 0] == new)[0]) for new in range(3)]
-        return values[order[0]], values[order[1]], values[order[2]]
+        self._orientation = nib.orientations.io_orientation(grid.affine)  # row n: RAS axis of file axis n, direction
+        self._file_axes = np.argsort(self._orientation[:, 0])
+        self._file_shape = grid.shape
+        x, y, z = self._file_axes
+        self.shape = (grid.shape[x], grid.shape[y], grid.shape[z])
+        self.spacing = (float(grid.spacing[x]), float(grid.spacing[y]), float(grid.spacing[z]))
+        self.affine: npt.NDArray[np.float64] = grid.affine @ nib.orientations.inv_ornt_aff(
+            self._orientation, grid.shape
+        )
 
     def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(X, Y, Z) in the file's order to RAS order; a view where possible."""
-        return np.asarray(nib.orientations.apply_orientation(np.asarray(array), self.axes))
-
-    def index(self, voxel: Sequence[int]) -> tuple[int, int, int]:
-        """Where a voxel of the file's order lies after `apply`."""
-        flipped = [
-            i if direction > 0 else n - 1 - i
-            for i, n, (_, direction) in zip(voxel, self.grid.shape, self.axes, strict=True)
-        ]
-        return self._moved(flipped)
+        return np.asarray(nib.orientations.apply_orientation(np.asarray(array), self._orientation))
 
     def file_index(self, axis: int, index: int) -> tuple[str, int]:
         """The file's axis ("i", "j" or "k") that RAS axis `axis` is, and the slice number along it."""
-        old = int(np.flatnonzero(self.axes[:, 0] == axis)[0])
-        return "ijk"[old], index if self.axes[old, 1] > 0 else self.grid.shape[old] - 1 - index
+        old = self._file_axes[axis]
+        return "ijk"[old], index if self._orientation[old, 1] > 0 else self._file_shape[old] - 1 - index
 
     @property
     def tilt_degrees(self) -> float:
         """Largest angle between an axis of the volume and the patient's axis it is shown as."""
-        directions = self.grid.affine[:3, :3] / self.grid.spacing
-        cosines = np.abs(directions[self.axes[:, 0].astype(int), [0, 1, 2]])
+        cosines = np.abs(np.diag(self.affine)[:3]) / self.spacing
         return math.degrees(math.acos(float(np.clip(cosines, 0, 1).min())))
 
 
@@ -110,26 +105,15 @@ def on_screen(volume: npt.NDArray[Any], plane: Plane, index: int) -> npt.NDArray
     return np.take(volume, index, axis=plane.cut).T[::-1, ::-1]
 
 
-def box_center(inside: Inside | None, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Center of the bounding box of `inside`; of the whole array where there is none."""
-    if inside is None or not inside.any():
-        i, j, k = (n // 2 for n in shape)
-        return i, j, k
-    i, j, k = ((low + high) // 2 for low, high in bounding_box(inside))
-    return i, j, k
-
-
 def bounding_box(inside: Inside) -> tuple[tuple[int, int], ...]:
     """(first, last) index along each axis that holds a true voxel; there must be one."""
     spans = [np.flatnonzero(inside.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     return tuple((int(span[0]), int(span[-1])) for span in spans)
 
 
-def percentile_range(
-    volume: Volume, inside: Inside | None, low: float = 1.0, high: float = 99.5
-) -> tuple[float, float]:
+def percentile_range(volume: Volume, inside: Inside, low: float = 1.0, high: float = 99.5) -> tuple[float, float]:
     """Percentiles of the finite values in the mask, for volumes without a unit; never an empty range."""
-    values = volume[inside] if inside is not None and inside.any() else np.ravel(volume)
+    values = volume[inside] if inside.any() else np.ravel(volume)
     values = values[np.isfinite(values)]
     if values.size == 0:
         return 0.0, 1.0

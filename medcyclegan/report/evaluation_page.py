@@ -1,4 +1,4 @@
-"""The page about an evaluation: what it recorded, put into tables, plots and words. Nothing is graded again."""
+"""The page about an evaluation: its records as tables, plots and text. Nothing is scored again."""
 
 from __future__ import annotations
 
@@ -6,48 +6,38 @@ import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.columns import TISSUES, heading
+from medcyclegan.evaluation.results import Results
 from medcyclegan.evaluation.summary import SUMMARY_FILE
 from medcyclegan.report import plots
 from medcyclegan.report.baselines import BINS, SCORES, Baselines, mean_of
 from medcyclegan.report.density import BIN_HU, HuDensity
-from medcyclegan.report.headings import TISSUE_SCORES, TISSUES, heading, tissue_of
-from medcyclegan.report.page import Cell, Headline, Page, Table, cell
+from medcyclegan.report.page import About, Cell, Headline, Page, Table, cell
 from medcyclegan.report.pictures import Pictures
-from medcyclegan.report.results import Case, Results
-from medcyclegan.report.training_page import training_parts
-from medcyclegan.report.training_run import TrainingRun
+from medcyclegan.report.training_page import training_part
+from medcyclegan.report.training_run import read_run
 
 # What is looked at first, in this order; of alternatives the first that was recorded.
 _HEADLINES = (("mae",), ("mae_bone",), ("dice_bone_200", "dice_bone_*"), ("ssim", "ms_ssim"), ("me",))
 _FEWEST_DISTRIBUTED = 8  # cases; fewer are read in the table, and a box of three points says nothing
 
 
-def evaluation_page(
-    results: Results,
-    pictures: Pictures,
-    title: str | None,
-    facts: Mapping[str, str],
-    baselines: Table | None,
-    training: TrainingRun | None,
-) -> Page:
+def evaluation_page(results: Results, pictures: Pictures, about: About) -> Page:
     """Everything that is known of an evaluation, with the training that made the model, if it is given.
 
     Args:
         results: as the evaluation left them.
         pictures: of its cases.
-        title: of the page; None for the usual one.
-        facts: shown before those of the results.
-        baselines: the scores of trivial methods.
-        training: shown at the end.
+        about: title, further facts and training.
     """
-    density = pictures.density
     headlines = _headline_names(results)
     return Page(
-        title=title or "Evaluation of synthetic CT",
-        facts={**facts, **_facts(results)},
+        title=about.title or "Evaluation of synthetic CT",
+        facts={**about.facts, **_facts(results)},
         alerts=_alerts(results, pictures),
         headlines=_headlines(results, pictures.baselines, headlines),
         basis=_basis(results),
@@ -57,15 +47,13 @@ def evaluation_page(
         further_distributions=_distributions(results, [name for name in results.statistics if name not in headlines]),
         range_errors=_range_errors(results),
         tissues=_tissue_table(results),
-        baselines=baselines,
-        densities=_densities(density) if density.voxels else (),
-        no_densities="" if density.voxels else "No volumes could be opened, so there is no histogram.",
+        densities=_densities(pictures.density) if pictures.density.voxels else (),
         per_case=_case_table(results, pictures.anchors, headlines),
-        doubts=_grouped(results.cases),
+        doubts=_grouped({case.name: [part.strip() for part in case.notes.split(";")] for case in results.scored}),
         cases=tuple(case for case in pictures.sections if case.badge),
         other_cases=tuple(case for case in pictures.sections if not case.badge),
         cases_caption=pictures.caption,
-        **(training_parts(training) if training is not None else {}),
+        training=None if about.run is None else training_part(read_run(Path(about.run))),
     )
 
 
@@ -84,14 +72,13 @@ def _headlines(results: Results, baselines: Baselines, names: Sequence[str]) -> 
             for kind, scores in (("constant", baselines.constant), ("table", baselines.table))
             if (value := mean_of(scores, name)) is not None
         }
-        known = results.statistics.get(name, {})
-        interval = _interval(known.get("ci_low"), known.get("ci_high")) or ""
+        interval = _mean_interval(results, name) or ""
         shown.append(Headline(str(heading(name)), cell(_mean(results, name)), interval, beside))
     return tuple(shown)
 
 
 def _headline_notes(results: Results, baselines: Baselines, names: Sequence[str]) -> tuple[str, ...]:
-    scored = sum(not case.failed for case in results.cases)
+    scored = len(results.scored)
     if not baselines.cases:
         return ()
     over = ""
@@ -116,62 +103,52 @@ def _headline_notes(results: Results, baselines: Baselines, names: Sequence[str]
 
 def _basis(results: Results) -> str:
     facts = _basic_facts(results)
-    told = f"Means over the cases: {facts['Cases']}, in {facts['Scored in']}. Protocol: {facts['Protocol']}. "
-    if any(entry.get("ci_low") is not None for entry in results.statistics.values()):
-        return told + "In brackets the 95 % interval of the mean."
-    return told + (f"No intervals: {results.no_interval}." if results.no_interval else "No intervals were recorded.")
+    means = f"Means over the cases: {facts['Cases']}, in {facts['Scored in']}. Protocol: {facts['Protocol']}. "
+    if any(entry["ci_low"] is not None for entry in results.statistics.values()):
+        return means + "In brackets the 95 % interval of the mean."
+    return means + (f"No intervals: {results.no_interval}." if results.no_interval else "No intervals were recorded.")
 
 
 def _basic_facts(results: Results) -> dict[str, str]:
-    summary = results.summary
-    failed = sum(case.failed for case in results.cases)
-    n = len(results.cases) - failed
-    facts = {"Cases": f"{n} scored" if not failed else f"{n} of {len(results.cases)} scored"}
-    limits: Any = summary.get("range")
-    span = f", {limits[0]:g} to {limits[1]:g} HU".replace("-", "−") if _is_numbers(limits) else ""
-    facts["Protocol"] = f"{summary['protocol']}{span}" if isinstance(summary.get("protocol"), str) else "not recorded"
+    summary, n, total = results.summary, len(results.scored), len(results.cases)
+    span = _limits(summary.get("range"))
     mask = summary.get("mask")
-    facts["Scored in"] = {"body": "the body of each reference", "given": "the masks given"}.get(
-        mask if isinstance(mask, str) else "", str(mask) if mask else "a mask that was not recorded"
-    )
-    return facts
+    return {
+        "Cases": f"{n} scored" if n == total else f"{n} of {total} scored",
+        "Protocol": f"{summary['protocol']}{span and f', {span} HU'}" if "protocol" in summary else "not recorded",
+        "Scored in": {"body": "the body of each reference", "given": "the masks given"}.get(
+            str(mask), "a mask that was not recorded"
+        ),
+    }
 
 
 def _facts(results: Results) -> dict[str, str]:
     summary = results.summary
     facts = _basic_facts(results)
-    if tissues := _tissue_words(summary.get("tissues")):
+    if tissues := _tissue_words(summary):
         facts["Tissues"] = tissues
     interval = summary.get("interval")
     if isinstance(interval, dict):
         method, rest = interval.get("method", "method not recorded"), ("confidence", "resamples", "seed")
         facts["Intervals"] = ", ".join([str(method), *(f"{key} {interval[key]}" for key in rest if key in interval)])
-    told = {"protocol", "range", "mask", "tissues", "n", "n_failed", "n_expected", "missing", "version"}
-    for key, value in summary.items():
-        if key not in told and isinstance(value, str | int | float | bool) and value != "":
-            facts[key.replace("_", " ").capitalize()] = (
-                {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-            )
+    for key in ("registered", "resampled"):
+        if key in summary:
+            facts[key.capitalize()] = "yes" if summary[key] else "no"
     facts["Graded by"] = f"medcyclegan {summary['version']}" if "version" in summary else "not recorded"
     return facts
 
 
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(entry, int | float) for entry in value)
-
-
-def _tissue_words(tissues: Any) -> str:
-    """Thresholds in words, in whatever plain form they were recorded."""
-    if not isinstance(tissues, dict):
+def _limits(limits: Any) -> str:
+    """[-200, 200] as "−200 to 200", an open end as "…"; empty for anything else."""
+    if not isinstance(limits, list) or not all(end is None or isinstance(end, int | float) for end in limits):
         return ""
-    parts = []
-    for name, value in tissues.items():
-        ends = value if isinstance(value, list) else [value]
-        words = " to ".join(
-            "…" if end is None else f"{end:g}" if isinstance(end, int | float) else str(end) for end in ends
-        )
-        parts.append(f"{name.replace('_', ' ')} {words} HU")
-    return ", ".join(parts).replace("-", "−")
+    return " to ".join("…" if end is None else f"{end:g}" for end in limits).replace("-", "−")
+
+
+def _tissue_words(summary: Mapping[str, Any]) -> str:
+    tissues = summary.get("tissues")
+    parts = tissues.items() if isinstance(tissues, dict) else ()
+    return ", ".join(f"{name.replace('_', ' ')} {words} HU" for name, limits in parts if (words := _limits(limits)))
 
 
 def _alerts(results: Results, pictures: Pictures) -> tuple[str, ...]:
@@ -180,30 +157,27 @@ def _alerts(results: Results, pictures: Pictures) -> tuple[str, ...]:
         for case in results.cases
         if case.failed
     ]
-    if missing := results.summary.get("missing"):
-        names = [str(name) for name in missing] if isinstance(missing, list | dict) else [str(missing)]
-        alerts.append(f"Missing, and in none of the numbers: {', '.join(names)}.")
-    if unmatched := results.summary.get("unmatched"):
-        names = [str(name) for name in unmatched] if isinstance(unmatched, list | dict) else [str(unmatched)]
-        alerts.append(f"Given, but paired with nothing: {', '.join(names)}.")
+    for key, what in (
+        ("missing", "Missing, and in none of the numbers"),
+        ("unmatched", "Given, but paired with nothing"),
+    ):
+        if names := _texts(results.summary.get(key)):
+            alerts.append(f"{what}: {', '.join(names)}.")
     doubts = results.summary.get("doubts")
     if isinstance(doubts, dict):
-        alerts += [f"Doubtful, {note}." for note in _grouped_notes({str(k): _texts(v) for k, v in doubts.items()})]
-    elif noted := sum(bool(case.notes) and not case.failed for case in results.cases):
+        alerts += [f"Doubtful, {note}." for note in _grouped({name: _texts(notes) for name, notes in doubts.items()})]
+    elif noted := sum(bool(case.notes) for case in results.scored):
         alerts.append(
             f"The evaluation had something to say about {noted} case(s): see its notes below the scores of every case."
         )
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, why in pictures.not_shown.items():
         reasons[why].append(name)
-    shown_of = len(pictures.sections)
     for why, names in reasons.items():
-        who = "Any case" if len(names) == shown_of else ", ".join(names)
-        alerts.append(f"No pictures of {who[0].lower() + who[1:] if who == 'Any case' else who}: {why}.")
-    doubted = [case for case in pictures.sections if any("the table of scores says" in note for note in case.notes)]
-    if doubted:
-        names = [case.name for case in doubted]
-        alerts.append(f"Volumes and scores contradict each other in {', '.join(names)}: see the notes there.")
+        who = "any case" if len(names) == len(pictures.sections) else ", ".join(names)
+        alerts.append(f"No pictures of {who}: {why}.")
+    if contradicted := [c.name for c in pictures.sections if any("the table of scores says" in n for n in c.notes)]:
+        alerts.append(f"Volumes and scores contradict each other in {', '.join(contradicted)}: see the notes there.")
     return tuple(alerts)
 
 
@@ -227,7 +201,7 @@ def _summary_table(results: Results) -> Table | None:
         )
         if name in results.reasons:
             notes.append(f"{heading(name).label}: no mean ({results.reasons[name]}).")
-        elif n is not None and n < sum(not case.failed for case in results.cases):
+        elif n is not None and n < len(results.scored):
             notes.append(f"{heading(name).label}: {int(n)} cases have a value; the others are left out.")
     if all(row[3] is None for row in rows):
         why = f": {results.no_interval}" if results.no_interval else ""
@@ -246,42 +220,33 @@ def _interval(low: float | None, high: float | None) -> str | None:
     return None if low is None or high is None else f"{cell(low)} to {cell(high)}"
 
 
+def _mean_interval(results: Results, name: str) -> str | None:
+    known = results.statistics.get(name, {})
+    return _interval(known.get("ci_low"), known.get("ci_high"))
+
+
 def _tissue_table(results: Results) -> Table | None:
-    found = {parts: name for name in results.columns if (parts := tissue_of(name))}
-    if not found:
+    scores = ("mae", "me")
+    tissues = [name for name in TISSUES if any(f"{score}_{name}" in results.columns for score in (*scores, "share"))]
+    if not tissues:
         return None
-    tissues = [tissue for tissue in TISSUES if any(parts[1] == tissue for parts in found)]
-    scores = [score for score in TISSUE_SCORES if any(parts[0] == score for parts in found)]
-    shares = [_mean(results, found[("share", tissue)]) for tissue in tissues if ("share", tissue) in found]
-    total = math.nan if any(share is None for share in shares) else sum(share for share in shares if share is not None)
-    # Shares come as parts or as percent; only their sum over all tissues can tell.
-    percent = 100.0 if abs(total - 1) < 0.05 else 1.0 if abs(total - 100) < 5 else None
-    columns, rows = ["tissue, by the reference's HU"], []
-    for score in scores:
-        about = heading(score)
-        if score == "share":
-            columns.append("share of the mask" + (" [%]" if percent else ""))
-        else:
-            columns += [str(about), "95 % interval"]
+    rows: list[tuple[Cell, ...]] = []
     for tissue in tissues:
         row: list[Cell] = [{"soft": "soft tissue"}.get(tissue, tissue)]
-        for score in scores:
-            name = found.get((score, tissue))
-            value = None if name is None else _mean(results, name)
-            if score == "share":
-                row.append(None if value is None else value * (percent or 1))
-            else:
-                known = results.statistics.get(name, {}) if name else {}
-                row += [value, _interval(known.get("ci_low"), known.get("ci_high"))]
-        rows.append(tuple(row))
-    notes = [] if _tissue_words(results.summary.get("tissues")) else ["The evaluation did not record the thresholds."]
+        for name in (f"{score}_{tissue}" for score in scores):
+            row += [_mean(results, name), _mean_interval(results, name)]
+        share = _mean(results, f"share_{tissue}")
+        rows.append((*row, None if share is None else 100 * share))
+    notes = [] if _tissue_words(results.summary) else ["The evaluation did not record the thresholds."]
     if len(tissues) < len(TISSUES):
         notes.append(f"No scores were recorded for: {', '.join(t for t in TISSUES if t not in tissues)}.")
+    columns = [part for score in scores for part in (str(heading(score)), "95 % interval")]
+    columns = ["tissue, by the reference's HU", *columns, "share of the mask [%]"]
     return Table("Mean over the cases, by tissue", tuple(columns), tuple(rows), tuple(notes))
 
 
 def _texts(value: Any) -> list[str]:
-    return [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
+    return [str(entry) for entry in value] if isinstance(value, list) else []
 
 
 def _mean(results: Results, name: str) -> float | None:
@@ -300,10 +265,10 @@ def _distributions(results: Results, names: Sequence[str]) -> tuple[plots.Plot, 
             continue
         found = results.statistics[name]
         low, high = found["ci_low"], found["ci_high"]
-        values = [case.scores[name] for case in results.cases if not case.failed]
+        values = [case.scores[name] for case in results.scored]
         interval = None if low is None or high is None else (low, high)
         scores.append(plots.Distribution(str(heading(name)), values, found["mean"], interval))
-    if not scores or sum(not case.failed for case in results.cases) < _FEWEST_DISTRIBUTED:
+    if not scores or len(results.scored) < _FEWEST_DISTRIBUTED:
         return None
     caption = "Each point is a case (its height means nothing); box: quartiles and median. Diamond: mean" + (
         ", with its 95 % interval." if any(score.interval for score in scores) else "; no interval was recorded."
@@ -378,14 +343,8 @@ def _case_table(results: Results, anchors: Mapping[str, str], first: Sequence[st
     return Table(caption, ("case", *(str(heading(name)) for name in names)), tuple(rows), notes, links, sortable=True)
 
 
-def _grouped(cases: Sequence[Case]) -> tuple[str, ...]:
+def _grouped(notes_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """Notes of the evaluation, each once, with the cases that it concerns."""
-    return _grouped_notes(
-        {case.name: [part.strip() for part in case.notes.split(";")] for case in cases if not case.failed}
-    )
-
-
-def _grouped_notes(notes_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     found: dict[str, list[str]] = defaultdict(list)
     for name, notes in notes_of.items():
         for note in filter(None, notes):

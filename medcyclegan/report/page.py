@@ -1,7 +1,7 @@
 """One self-contained HTML page: tables, plots and scrollable slices as text and embedded pictures.
 
-Nothing is fetched: style, script and pictures travel inside the page, and its own policy forbids the browser to load
-anything else. It can be mailed, archived and printed as it is.
+Style, script and pictures are inside the page, and its security policy forbids the browser to load anything else. It
+can be mailed, archived and printed as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +19,7 @@ import matplotlib as mpl
 
 from medcyclegan import __version__
 from medcyclegan.report.plots import Plot
-from medcyclegan.report.viewer import CaseView
+from medcyclegan.report.viewer import Column
 
 Cell = str | float | int | None
 
@@ -120,8 +121,8 @@ class CaseSection:
         name: as the user named it.
         badge: such as "worst"; empty for most.
         scores: short words, such as "MAE 61.2 HU".
-        view: its pictures; None if there are none, then `notes` say why.
-        stacks: the same, labelled for the page.
+        columns: of its pictures, with their scales; empty if there are no pictures, then `notes` say why.
+        stacks: its pictures, a stack per plane.
         notes: doubts and reasons.
     """
 
@@ -129,9 +130,43 @@ class CaseSection:
     name: str
     badge: str
     scores: str
-    view: CaseView | None
+    columns: tuple[Column, ...]
     stacks: tuple[Stack, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a page shows of a training.
+
+    Attributes:
+        table: first, last and smallest values.
+        curves: caption and plot.
+        warnings: of its guards; None if there were none.
+        panels: pictures by step; None if there are none.
+        panels_caption: how to read them.
+    """
+
+    table: Table
+    curves: tuple[tuple[str, Plot], ...]
+    warnings: Table | None
+    panels: Stack | None
+    panels_caption: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page says besides the results.
+
+    Attributes:
+        title: heading of the page; None for the usual one.
+        facts: name to value: data, model, settings; shown before those of the results.
+        run: folder of the training that made the model, shown at the end; of an evaluation only.
+    """
+
+    title: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    run: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,20 +185,13 @@ class Page:
         further_distributions: of the others.
         range_errors: by gantry angle, with a caption.
         tissues: scores per tissue.
-        baselines: the same scores for trivial methods.
-        densities: heading, plot and caption of what pools all voxels.
-        no_densities: why there are none.
-        per_case: every score of every case.
+        densities: heading, plot and caption of what pools all voxels; empty if no volume could be opened.
+        per_case: every score of every case; None for a training.
         doubts: what the evaluation noted, one sentence each.
         cases: those that stand out, such as the worst.
         other_cases: the others.
         cases_caption: how to read the pictures.
-        training_table: first, last and smallest values.
-        curves: caption and plot.
-        remarks: what the guards of the training said.
-        no_remarks: that they said nothing.
-        panels: pictures by step.
-        panels_caption: how to read them.
+        training: of the model.
     """
 
     title: str
@@ -177,20 +205,13 @@ class Page:
     further_distributions: tuple[Plot, str] | None = None
     range_errors: tuple[Plot, str] | None = None
     tissues: Table | None = None
-    baselines: Table | None = None
     densities: tuple[tuple[str, Plot, str], ...] = ()
-    no_densities: str = ""
     per_case: Table | None = None
     doubts: tuple[str, ...] = ()
     cases: tuple[CaseSection, ...] = ()
     other_cases: tuple[CaseSection, ...] = ()
     cases_caption: str = ""
-    training_table: Table | None = None
-    curves: tuple[tuple[str, Plot], ...] = ()
-    remarks: Table | None = None
-    no_remarks: str = ""
-    panels: Stack | None = None
-    panels_caption: str = ""
+    training: Training | None = None
 
 
 def render(page: Page) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a whole cohort: every case is opened once, drawn, counted into the histograms, and forgotten.
+"""The pictures of a whole cohort: every case is opened once, drawn, and counted into the histograms.
 
 The worst, the median and the best case get the most slices; all cases together take a bounded number of bytes.
 """
@@ -6,19 +6,19 @@ The worst, the median and the best case get the most slices; all cases together 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.columns import heading
+from medcyclegan.evaluation.results import Case, Results
 from medcyclegan.progress import Progress
 from medcyclegan.report.baselines import Baselines
 from medcyclegan.report.density import HuDensity
 from medcyclegan.report.display import ERROR_LIMIT, window_words
-from medcyclegan.report.headings import heading
 from medcyclegan.report.page import CaseSection, Slide, Stack, cell
-from medcyclegan.report.results import Case, CaseFiles, Results
-from medcyclegan.report.viewer import VISIBLE_ABOVE_HU, CaseView, PlaneView, case_view
-from medcyclegan.report.volumes import VolumeFolder, open_case
+from medcyclegan.report.viewer import MR, TRUST, VISIBLE_ABOVE_HU, CaseView, Column, PlaneView, case_view
+from medcyclegan.report.volumes import CaseVolumes, VolumeFolder, open_case
 
 # All pictures of slices together. As text they take 4/3 of it; with plots and words a report stays below 15 MB.
 PICTURE_BYTES = 9_000_000
@@ -53,22 +53,16 @@ def standing_out(results: Results) -> dict[str, str]:
     by = results.order_by
     if by is None:
         return {}
-    better = heading(by).better
-    key = {"up": lambda value: -value, "zero": abs}.get(better, lambda value: value)
-    ranked = sorted(
-        (case for case in results.cases if math.isfinite(case.scores.get(by, math.nan))),
-        key=lambda case: (key(case.scores[by]), case.name),
-    )
-    names = [case.name for case in ranked]
-    label = heading(by).label
-    if len(names) == 1:
-        return {names[0]: "only case"}
-    if len(names) == 2:
-        return {names[1]: f"worst {label}", names[0]: f"best {label}"}
-    if not names:
-        return {}
-    # Of an even number, the worse of the two in the middle.
-    return {names[-1]: f"worst {label}", names[len(names) // 2]: f"median {label}", names[0]: f"best {label}"}
+    about = heading(by)
+    badness = {"higher": lambda value: -value, "zero": abs}.get(str(about.better), float)
+    scores = {case.name: case.scores.get(by, math.nan) for case in results.cases}
+    ranked = sorted((badness(value), name) for name, value in scores.items() if math.isfinite(value))
+    names = [name for _, name in ranked]
+    if len(names) < 2:
+        return dict.fromkeys(names, "only case")
+    # Of an even number, the median is the worse of the two in the middle; of two cases there is none.
+    places = {"worst": -1, "median": len(names) // 2, "best": 0} if len(names) > 2 else {"worst": -1, "best": 0}
+    return {names[place]: f"{word} {about.label}" for word, place in places.items()}
 
 
 def draw_pictures(
@@ -88,12 +82,13 @@ def draw_pictures(
         progress: shows the cases as they are done.
     """
     badges = standing_out(results)
-    scored = {case.name: case for case in results.cases if not case.failed}
+    scored = {case.name: case for case in results.scored}
     order = [*badges, *(name for name in scored if name not in badges)]
     anchors = {name: f"case-{number}" for number, name in enumerate(order, start=1)}
     weights = {name: _OPENED_WEIGHT if name in badges else 1 for name in order}
     density, baselines = HuDensity(), Baselines(_bone_above(results))
     sections, not_shown = [], {}
+    volumes: CaseVolumes | None
     left_bytes, left_weight = PICTURE_BYTES, sum(weights.values())
     for name in progress.track(order, len(order), "Drawing"):
         case = scored[name]
@@ -102,21 +97,29 @@ def draw_pictures(
         view: CaseView | None = None
         notes: tuple[str, ...] = ()
         try:
-            view, notes = _opened(case, results, source, trust, window, allowed, density, baselines)
+            volumes = open_case(case, results.files.get(name), source=source, trust=trust)
+            notes = volumes.notes
+            density.add(volumes.ct, volumes.sct, volumes.inside)
+            baselines.add(volumes.ct, volumes.inside, volumes.mr)
+            if allowed < _SMALLEST_CASE:
+                raise InputError(f"{len(order)} cases are too many for pictures of all in one page")
+            view = case_view(volumes, window, allowed)
         except InputError as error:
             not_shown[name] = str(error)
+            notes = (f"No pictures: {error}.", *notes)
         else:
-            if view is None:
-                not_shown[name] = f"{len(order)} cases are too many for pictures of all in one page"
-            else:
-                left_bytes -= view.bytes
-        if name in not_shown:
-            notes = (f"No pictures: {not_shown[name]}.", *notes)
+            left_bytes -= view.bytes
+            if view.tilt_degrees > 1:
+                tilt = f"The slices run along the volume's axes, {view.tilt_degrees:.0f}° oblique to the patient's."
+                notes = (*notes, tilt)
+        volumes = None  # Before the next ones are opened.
         notes = (*notes, *([case.notes] if case.notes else []))
-        stacks = () if view is None else tuple(_stack(name, plane, view) for plane in view.planes)
+        columns = () if view is None else view.columns
+        stacks = () if view is None else tuple(_stack(name, plane, columns) for plane in view.planes)
         badge = badges.get(name, "")
-        sections.append(CaseSection(anchors[name], name, badge, _scores(results, case), view, stacks, notes))
-    caption = _caption(sections, window, trust) if any(section.view for section in sections) else ""
+        sections.append(CaseSection(anchors[name], name, badge, _scores(results, case), columns, stacks, notes))
+    shown = {column.name for section in sections for column in section.columns}
+    caption = _caption(shown, window, trust) if shown else ""
     return Pictures(tuple(sections), caption, density, baselines, not_shown, anchors)
 
 
@@ -128,41 +131,9 @@ def _bone_above(results: Results) -> float | None:
     return float(low) if isinstance(low, int | float) else None
 
 
-def _opened(
-    case: Case,
-    results: Results,
-    source: VolumeFolder | None,
-    trust: VolumeFolder | None,
-    window: tuple[float, float],
-    allowed: int,
-    density: HuDensity,
-    baselines: Baselines,
-) -> tuple[CaseView | None, tuple[str, ...]]:
-    """Count and draw one case; a function of its own, so that its volumes are gone before the next are opened."""
-    volumes = open_case(case, results.files.get(case.name, CaseFiles()), source=source, trust=trust)
-    density.add(volumes.ct, volumes.sct, volumes.inside)
-    baselines.add(volumes.ct, volumes.inside, volumes.mr)
-    if allowed < _SMALLEST_CASE:
-        return None, volumes.notes
-    view = case_view(
-        volumes.sct,
-        volumes.ct,
-        volumes.grid,
-        volumes.inside,
-        mr=volumes.mr,
-        trust=volumes.trust,
-        window=window,
-        limit_bytes=allowed,
-    )
-    if view.tilt_degrees <= 1:
-        return view, volumes.notes
-    tilt = f"The slices run along the volume's axes, {view.tilt_degrees:.0f}° oblique to the patient's."
-    return view, (*volumes.notes, tilt)
-
-
-def _stack(case: str, plane: PlaneView, view: CaseView) -> Stack:
+def _stack(case: str, plane: PlaneView, columns: Sequence[Column]) -> Stack:
     name, coordinate = plane.plane.name, plane.plane.coordinate
-    columns = ", ".join(column.name for column in view.columns)
+    names = ", ".join(column.name for column in columns)
     slides = []
     for index, picture in enumerate(plane.pictures):
         place = f"{coordinate} {picture.position_mm:+.0f} mm".replace("-", "−")
@@ -171,18 +142,10 @@ def _stack(case: str, plane: PlaneView, view: CaseView) -> Stack:
             words.append(f"MAE {picture.error_hu:.0f} HU")
         if index == plane.worst:
             words.append("largest of this plane")
-        slides.append(
-            Slide(picture.webp, " · ".join(words), f"Case {case}, {name.lower()} slice at {place}: {columns}")
-        )
-    return Stack(
-        name,
-        f"{name} slice of case {case}",
-        tuple(slides),
-        plane.start,
-        plane.width,
-        plane.height,
-        plane.plane.letters,
-    )
+        alt = f"Case {case}, {name.lower()} slice at {place}: {names}"
+        slides.append(Slide(picture.webp, " · ".join(words), alt))
+    title = f"{name} slice of case {case}"
+    return Stack(name, title, tuple(slides), plane.start, plane.width, plane.height, plane.plane.letters)
 
 
 def _scores(results: Results, case: Case) -> str:
@@ -195,17 +158,16 @@ def _scores(results: Results, case: Case) -> str:
     return " · ".join(parts)
 
 
-def _caption(sections: Sequence[CaseSection], window: tuple[float, float], trust: VolumeFolder | None) -> str:
+def _caption(columns: Collection[str], window: tuple[float, float], trust: VolumeFolder | None) -> str:
     """How to read the pictures, in words; of the columns that there are."""
-    columns = {column.name for section in sections if section.view for column in section.view.columns}
     words = [
         f"Both CTs at {window_words(window)}.",
         f"Signed error: red where the synthetic CT is too dense, blue where it is not dense enough; colors end at "
         f"±{ERROR_LIMIT:g} HU; the black line is the border of the mask.",
     ]
-    if "MR" in columns:
+    if MR in columns:
         words.append("MR in arbitrary units, from the 1st to the 99.5th percentile in the mask of each case.")
-    if trust is not None and "Trust map" in columns:
+    if trust is not None and TRUST in columns:
         named = f" (named *{trust.suffix})" if trust.suffix else ""
         words.append(
             f"Trust map: the values of the files given{named}, up to the 99.5th percentile in the mask of each case; "

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
@@ -89,24 +90,17 @@ def distributions(scores: Sequence[Distribution]) -> Plot:
     """
     if not scores:
         raise ValueError("there is no score to draw")
-    columns = min(_COLUMNS, len(scores))
-    rows = math.ceil(len(scores) / columns)
-
-    def draw(figure: Figure, theme: _Theme) -> None:
-        for position, score in enumerate(scores, start=1):
-            axes = figure.add_subplot(rows, columns, position)
-            _distribution(axes, score, theme)
-
     words = "; ".join(f"{score.title}: {_span(score.values)}" for score in scores)
-    return _plot(draw, 3.7 * columns, 1.6 * rows + 0.1, f"Distribution over the cases. {words}.")
+    draws = [partial(_distribution, score) for score in scores]
+    return _plot(draws, (3.7, 1.6), 0.1, f"Distribution over the cases. {words}.")
 
 
 def joint_histogram(density: HuDensity) -> Plot:
     """Synthetic CT against CT, voxels per bin on a logarithmic scale, with the line of equality."""
     return _plot(
-        lambda figure, theme: _joint(figure, density, theme),
-        5.2,
-        4.4,
+        [partial(_joint, density)],
+        (5.2, 4.4),
+        0,
         f"Joint histogram of {density.voxels} voxels in the masks: CT across, synthetic CT upward, in HU; "
         "a perfect synthetic CT lies on the diagonal.",
     )
@@ -116,9 +110,9 @@ def bland_altman(density: HuDensity) -> Plot:
     """Synthetic CT - CT against the mean of both, with bias, limits of agreement, and a point per case."""
     low, high = density.limits_of_agreement
     return _plot(
-        lambda figure, theme: _agreement(figure, density, theme),
-        5.2,
-        4.4,
+        [partial(_agreement, density)],
+        (5.2, 4.4),
+        0,
         f"Bland-Altman plot of {density.voxels} voxels: bias {density.bias:.1f} HU, limits of agreement {low:.1f} to "
         f"{high:.1f} HU; one point per case at its own means.",
     )
@@ -135,24 +129,10 @@ def by_angle(quantities: Mapping[str, Sequence[tuple[float, float, float]]]) -> 
     """
     if not quantities or not all(quantities.values()):
         raise ValueError("there is no angle to draw")
-
-    def draw(figure: Figure, theme: _Theme) -> None:
-        for position, (name, rows) in enumerate(quantities.items(), start=1):
-            axes = figure.add_subplot(1, len(quantities), position)
-            angles, means, tails = zip(*rows, strict=True)
-            axes.plot(angles, means, color=theme.accent, linewidth=1.5)
-            axes.plot(angles, tails, color=theme.accent, linewidth=1.2, linestyle=(0, (4, 2)))
-            axes.set_title(f"{name} [mm]", color=theme.ink, fontsize=9, loc="left", pad=5)
-            axes.set_xlabel("gantry angle [°]", color=theme.quiet, fontsize=8)
-            axes.set_ylim(bottom=0)
-            axes.xaxis.set_major_locator(MultipleLocator(90))
-            axes.grid(color=theme.line, alpha=0.6, linewidth=0.6)
-            axes.set_axisbelow(True)
-            _plain(axes, theme, ("left", "bottom"))
-
     worst = {name: max(rows, key=lambda row: row[1]) for name, rows in quantities.items()}
     words = "; ".join(f"{name}: largest mean {row[1]:.1f} mm at {row[0]:g} degrees" for name, row in worst.items())
-    return _plot(draw, 5.5 * len(quantities), 2.4, f"Range error by gantry angle. {words}.")
+    draws = [partial(_angles, name, rows) for name, rows in quantities.items()]
+    return _plot(draws, (5.5, 2.4), 0, f"Range error by gantry angle. {words}.", len(quantities))
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plot:
@@ -170,28 +150,16 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Plo
     for name, (steps, values) in series.items():
         if len(steps) != len(values):
             raise ValueError(f"curve '{name}' has {len(steps)} steps and {len(values)} values")
-    columns = min(_COLUMNS, len(series))
-    rows = math.ceil(len(series) / columns)
-
-    def draw(figure: Figure, theme: _Theme) -> None:
-        first: Axes | None = None
-        for position, (name, (steps, values)) in enumerate(series.items(), start=1):
-            axes = figure.add_subplot(rows, columns, position, sharex=first)
-            first = first or axes
-            _curve(axes, name, steps, values, theme)
-            if position > len(series) - columns:
-                axes.set_xlabel("step", color=theme.quiet, fontsize=8)
-
     words = "; ".join(f"{name}: {_ends(values)}" for name, (_, values) in series.items())
-    return _plot(draw, 3.7 * columns, 2.0 * rows + 0.2, f"Curves over training steps. {words}.")
+    last = len(series) - min(_COLUMNS, len(series))
+    draws = [partial(_curve, name, *values, n >= last) for n, (name, values) in enumerate(series.items())]
+    return _plot(draws, (3.7, 2.0), 0.2, f"Curves over training steps. {words}.", share=True)
 
 
-def _distribution(axes: Axes, score: Distribution, theme: _Theme) -> None:
+def _distribution(score: Distribution, axes: Axes, theme: _Theme) -> None:
     everything = np.asarray(score.values, dtype=np.float64)
     values = everything[np.isfinite(everything)]
-    lost = everything.size - values.size
-    title = f"{score.title}  ({lost} without a finite value)" if lost else score.title
-    axes.set_title(title, color=theme.ink, fontsize=9, loc="left", pad=5)
+    _title(axes, theme, score.title, everything.size - values.size, "without a finite value")
     if values.size:
         heights = 1 + np.random.default_rng(_SEED).uniform(-0.22, 0.22, values.size)
         axes.scatter(values, heights, s=16, color=theme.accent, alpha=0.65, linewidths=0, zorder=3)
@@ -206,31 +174,36 @@ def _distribution(axes: Axes, score: Distribution, theme: _Theme) -> None:
     axes.set_yticks([])
     axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    _plain(axes, theme, ("bottom",))
+    axes.spines["left"].set_visible(False)
 
 
-def _joint(figure: Figure, density: HuDensity, theme: _Theme) -> None:
-    axes = figure.add_subplot()
+def _angles(name: str, rows: Sequence[tuple[float, float, float]], axes: Axes, theme: _Theme) -> None:
+    angles, means, tails = zip(*rows, strict=True)
+    axes.plot(angles, means, color=theme.accent, linewidth=1.5)
+    axes.plot(angles, tails, color=theme.accent, linewidth=1.2, linestyle=(0, (4, 2)))
+    _title(axes, theme, f"{name} [mm]")
+    axes.set_xlabel("gantry angle [°]", color=theme.quiet, fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MultipleLocator(90))
+    axes.grid(color=theme.line, alpha=0.6, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _joint(density: HuDensity, axes: Axes, theme: _Theme) -> None:
     low, high = _filled(density.joint.sum(axis=0) + density.joint.sum(axis=1), HU_EDGES)
-    _counts(figure, axes, density.joint, HU_EDGES, HU_EDGES, theme)
+    _counts(axes, density.joint, HU_EDGES, theme)
     axes.plot([low, high], [low, high], color=theme.second, linewidth=1, linestyle=(0, (5, 3)))
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_xlabel("CT [HU]", color=theme.quiet, fontsize=8)
     axes.set_ylabel("synthetic CT [HU]", color=theme.quiet, fontsize=8)
-    _plain(axes, theme, ("left", "bottom"))
 
 
-def _agreement(figure: Figure, density: HuDensity, theme: _Theme) -> None:
-    axes = figure.add_subplot()
-    _counts(figure, axes, density.agreement, HU_EDGES, DIFFERENCE_EDGES, theme)
-    left, right = _filled(density.agreement.sum(axis=1), HU_EDGES)
-    bottom, top = _filled(density.agreement.sum(axis=0), DIFFERENCE_EDGES)
-    reach = max(abs(bottom), abs(top))
+def _agreement(density: HuDensity, axes: Axes, theme: _Theme) -> None:
+    _counts(axes, density.agreement, DIFFERENCE_EDGES, theme)
+    reach = max(map(abs, _filled(density.agreement.sum(axis=0), DIFFERENCE_EDGES)))
     axes.axhline(0, color=theme.quiet, linewidth=0.7)
-    lines = (density.limits_of_agreement[0], density.bias, density.limits_of_agreement[1])
-    for value, name, style in zip(
-        lines, ("−1.96 SD", "bias", "+1.96 SD"), ((0, (5, 3)), "-", (0, (5, 3))), strict=True
-    ):
+    (low, high), dashed = density.limits_of_agreement, (0, (5, 3))
+    for value, name, style in ((low, "−1.96 SD", dashed), (density.bias, "bias", "-"), (high, "+1.96 SD", dashed)):
         axes.axhline(value, color=theme.second, linewidth=1.1, linestyle=style)
         text = f"{name} {value:+.0f}".replace("-", "−")
         note = axes.annotate(text, (1, value), (-3, 2), ("axes fraction", "data"), "offset points", color=theme.ink)
@@ -238,23 +211,16 @@ def _agreement(figure: Figure, density: HuDensity, theme: _Theme) -> None:
         note.set_path_effects([Stroke(linewidth=2.5, foreground=theme.paper, alpha=0.8), Normal()])
     means, errors = zip(*density.cases, strict=True)
     axes.scatter(means, errors, s=16, color=theme.accent, edgecolors=theme.ink, linewidths=0.5, zorder=4)
-    axes.set(xlim=(left, right), ylim=(-reach, reach))
+    axes.set(xlim=_filled(density.agreement.sum(axis=1), HU_EDGES), ylim=(-reach, reach))
     axes.set_xlabel("mean of synthetic CT and CT [HU]", color=theme.quiet, fontsize=8)
     axes.set_ylabel("synthetic CT − CT [HU]", color=theme.quiet, fontsize=8)
-    _plain(axes, theme, ("left", "bottom"))
 
 
-def _counts(
-    figure: Figure,
-    axes: Axes,
-    counts: Counts,
-    x: npt.NDArray[np.float64],
-    y: npt.NDArray[np.float64],
-    theme: _Theme,
-) -> None:
-    shown = np.ma.masked_equal(counts.T, 0)
-    mesh = axes.pcolormesh(x, y, shown, norm=LogNorm(1, max(10, int(counts.max()))), cmap=mpl.colormaps[theme.density])
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.045)
+def _counts(axes: Axes, counts: Counts, y: npt.NDArray[np.float64], theme: _Theme) -> None:
+    """Counts (bin of HU, bin of y) in color."""
+    shown, norm = np.ma.masked_equal(counts.T, 0), LogNorm(1, max(10, int(counts.max())))
+    mesh = axes.pcolormesh(HU_EDGES, y, shown, norm=norm, cmap=mpl.colormaps[theme.density])
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.045)
     bar.set_label("voxels per bin", color=theme.quiet, fontsize=8)
     bar.ax.tick_params(colors=theme.quiet, labelsize=7, which="both")
     bar.outline.set_visible(False)
@@ -266,41 +232,57 @@ def _filled(counts: Counts, edges: npt.NDArray[np.float64]) -> tuple[float, floa
     return float(edges[filled[0]]), float(edges[filled[-1] + 1])
 
 
-def _curve(axes: Axes, name: str, steps: Sequence[float], values: Sequence[float], theme: _Theme) -> None:
+def _curve(name: str, steps: Sequence[float], values: Sequence[float], last: bool, axes: Axes, theme: _Theme) -> None:
     y = np.array(values, dtype=np.float64)
-    lost = int(np.count_nonzero(~np.isfinite(y)))
-    y[~np.isfinite(y)] = np.nan
+    finite = np.isfinite(y)
+    y[~finite] = np.nan
     axes.plot(steps, y, color=theme.accent, linewidth=1.4, marker="o" if len(y) < 30 else "", markersize=3)
-    axes.set_title(f"{name}  ({lost} not finite)" if lost else name, color=theme.ink, fontsize=9, loc="left", pad=5)
+    _title(axes, theme, name, int(np.count_nonzero(~finite)), "not finite")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(color=theme.line, alpha=0.6, linewidth=0.6)
     axes.set_axisbelow(True)
-    _plain(axes, theme, ("left", "bottom"))
+    if last:
+        axes.set_xlabel("step", color=theme.quiet, fontsize=8)
 
 
-def _plain(axes: Axes, theme: _Theme, sides: tuple[str, ...]) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=theme.quiet, labelsize=7.5, length=3)
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(side in sides)
-        axes.spines[side].set_color(theme.line)
+def _title(axes: Axes, theme: _Theme, title: str, lost: int = 0, what: str = "") -> None:
+    """The title, with the number of values that could not be drawn."""
+    axes.set_title(f"{title}  ({lost} {what})" if lost else title, color=theme.ink, fontsize=9, loc="left", pad=5)
 
 
-def _plot(draw: Callable[[Figure, _Theme], None], width: float, height: float, words: str) -> Plot:
-    light, dark = (_drawn(draw, width, height, theme) for theme in (_LIGHT, _DARK))
-    return Plot(light, dark, round(96 * width), round(96 * height), words)
+def _plot(
+    draws: Sequence[Callable[[Axes, _Theme], None]],
+    size: tuple[float, float],
+    margin: float,
+    words: str,
+    columns: int = _COLUMNS,
+    *,
+    share: bool = False,
+) -> Plot:
+    """Small plots of `size` (inches) side by side, in both themes; `share` gives them one horizontal axis."""
+    columns = min(columns, len(draws))
+    rows = math.ceil(len(draws) / columns)
+    width, height = size[0] * columns, size[1] * rows + margin
 
+    def drawn(theme: _Theme) -> bytes:
+        layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09)
+        figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="none", layout=layout)
+        canvas = FigureCanvasAgg(figure)
+        first: Axes | None = None
+        for position, draw in enumerate(draws, start=1):
+            axes = figure.add_subplot(rows, columns, position, sharex=first if share else None)
+            first = first or axes
+            axes.set_facecolor("none")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[:].set_color(theme.line)
+            draw(axes, theme)
+            axes.tick_params(colors=theme.quiet, labelsize=7.5, length=3)
+        canvas.draw()
+        stream = io.BytesIO()
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).save(stream, format="WEBP", lossless=True, method=4)
+        return stream.getvalue()
 
-def _drawn(draw: Callable[[Figure, _Theme], None], width: float, height: float, theme: _Theme) -> bytes:
-    figure = Figure(
-        figsize=(width, height), dpi=_DPI, facecolor="none", layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09)
-    )
-    canvas = FigureCanvasAgg(figure)
-    draw(figure, theme)
-    canvas.draw()
-    stream = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(stream, format="WEBP", lossless=True, method=4)
-    return stream.getvalue()
+    return Plot(drawn(_LIGHT), drawn(_DARK), round(96 * width), round(96 * height), words)
 
 
 def _span(values: Sequence[float]) -> str:

@@ -1,7 +1,7 @@
-"""The report of an evaluation or of a training: read what it left, open its volumes one case at a time, write one page.
+"""The report of an evaluation or of a training: read its folder, open its volumes one case at a time, write one page.
 
-Numbers are those of the evaluation; nothing is graded again. What the volumes add are pictures, the joint histogram and
-the Bland-Altman plot.
+The scores are those of the evaluation; nothing is scored again. The volumes add pictures, the joint histogram, the
+Bland-Altman plot and the baselines.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from pathlib import Path
 
 from medcyclegan.atomic import atomic_file
 from medcyclegan.errors import InputError
+from medcyclegan.evaluation.results import holds_results, read_results
 from medcyclegan.evaluation.summary import CASES_FILE, SUMMARY_FILE
 from medcyclegan.progress import Progress, Silent
+from medcyclegan.report.baselines import Baselines
 from medcyclegan.report.display import CT_WINDOW
 from medcyclegan.report.evaluation_page import evaluation_page
-from medcyclegan.report.page import Table, render
+from medcyclegan.report.page import About, render
 from medcyclegan.report.pictures import draw_pictures
-from medcyclegan.report.results import Results, holds_results, read_results
 from medcyclegan.report.training_page import training_page
 from medcyclegan.report.training_run import CURVES_FILE, holds_run, read_run
-from medcyclegan.report.volumes import TRUST_SUFFIXES, VolumeFolder, require_any
+from medcyclegan.report.volumes import TRUST_SUFFIXES, VolumeFolder
+
+__all__ = ["About", "Report", "write_report"]
 
 _SUFFIXES = (".html", ".htm")
-_SILENT = Silent()
+_SILENT, _NOTHING = Silent(), About()
 
 StrPath = str | os.PathLike[str]
 
@@ -39,11 +42,13 @@ class Report:
         path: the page.
         size: bytes.
         not_shown: case to why there is no picture of it.
+        baselines: scores of what needs no network, over the cases whose volumes could be opened.
     """
 
     path: Path
     size: int
     not_shown: Mapping[str, str]
+    baselines: Baselines
 
 
 def write_report(
@@ -53,10 +58,7 @@ def write_report(
     source: StrPath | None = None,
     trust: StrPath | None = None,
     window: tuple[float, float] = CT_WINDOW,
-    title: str | None = None,
-    facts: Mapping[str, str] | None = None,
-    baselines: Table | None = None,
-    run: StrPath | None = None,
+    about: About = _NOTHING,
     progress: Progress = _SILENT,
 ) -> Report:
     """Write the page, atomically; one case is in memory at a time.
@@ -64,14 +66,11 @@ def write_report(
     Args:
         results: the folder of an evaluation (cases.csv and summary.json), or of a training (metrics.csv).
         output: the .html file; replaced if it exists.
-        source: folder of the MR volumes, named as the cases; of an evaluation only.
+        source: folder of the MR volumes, named as the cases; None takes those that the evaluation recorded.
         trust: folder of the trust maps, named as the cases, or with `_combined`, `_trust`, `_spread` or `_uncertainty`
             behind; of an evaluation only.
         window: HU shown black and white.
-        title: heading of the page.
-        facts: name to value: data, model, settings; shown before those of the results.
-        baselines: the scores of trivial methods, to compare with.
-        run: the folder of the training that made the model, shown at the end; of an evaluation only.
+        about: what the page says besides the results.
         progress: shows the cases as they are done.
 
     Returns:
@@ -83,35 +82,31 @@ def write_report(
     """
     folder, target = Path(results), Path(output)
     _check_target(target)
-    if not (math.isfinite(window[0]) and math.isfinite(window[1]) and window[0] < window[1]):
+    if not (all(map(math.isfinite, window)) and window[0] < window[1]):
         raise InputError(
             f"The window {window[0]:g} to {window[1]:g} HU is empty.", "Give LOW HIGH with LOW below HIGH."
         )
-    kind = _kind(folder)
     not_shown: Mapping[str, str] = {}
-    if kind == "training":
-        if source is not None or trust is not None or run is not None:
+    baselines = Baselines(None)
+    if _is_training(folder):
+        if source is not None or trust is not None or about.run is not None:
             raise InputError(
                 f"{folder} is a training; its report takes no source, trust maps or run.",
                 "Leave them out, or give the folder of an evaluation.",
             )
-        page = training_page(read_run(folder), title, facts or {})
+        page = training_page(read_run(folder), about)
     else:
         found = read_results(folder)
-        pictures = draw_pictures(
-            found,
-            _companions(found, source, "MR"),
-            _companions(found, trust, "trust map", TRUST_SUFFIXES),
-            window,
-            progress,
-        )
-        not_shown = pictures.not_shown
-        training = None if run is None else read_run(Path(run))
-        page = evaluation_page(found, pictures, title, facts or {}, baselines, training)
+        names = [case.name for case in found.cases]
+        mr = None if source is None else VolumeFolder(Path(source), "MR", names)
+        maps = None if trust is None else VolumeFolder(Path(trust), "trust map", names, TRUST_SUFFIXES)
+        pictures = draw_pictures(found, mr, maps, window, progress)
+        not_shown, baselines = pictures.not_shown, pictures.baselines
+        page = evaluation_page(found, pictures, about)
     text = render(page)
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return Report(target, target.stat().st_size, not_shown)
+    return Report(target, target.stat().st_size, not_shown, baselines)
 
 
 def _check_target(target: Path) -> None:
@@ -121,26 +116,17 @@ def _check_target(target: Path) -> None:
         raise InputError(f"The output {target} is no HTML file.", "Give a name that ends with .html.")
 
 
-def _kind(folder: Path) -> str:
+def _is_training(folder: Path) -> bool:
+    """True for a training, False for an evaluation."""
     if not folder.exists():
         raise InputError(f"There is no {folder}.", "Give the folder of an evaluation or of a training.")
-    found = [name for name, holds in (("evaluation", holds_results), ("training", holds_run)) if holds(folder)]
-    if len(found) == 1:
-        return found[0]
+    evaluation, training = holds_results(folder), holds_run(folder)
     wanted = f"an evaluation holds {CASES_FILE} and {SUMMARY_FILE}, a training holds {CURVES_FILE}"
-    if found:
+    if evaluation and training:
         raise InputError(f"{folder} holds both an evaluation and a training ({wanted}).", "Move one of them.")
-    raise InputError(
-        f"{folder} holds neither the results of an evaluation nor a training: {wanted}.",
-        "Give the folder after -o of 'medcyclegan evaluate' or 'medcyclegan train'.",
-    )
-
-
-def _companions(
-    results: Results, folder: StrPath | None, kind: str, suffixes: tuple[str, ...] = ()
-) -> VolumeFolder | None:
-    if folder is None:
-        return None
-    volumes = VolumeFolder(Path(folder), kind, suffixes)
-    require_any(volumes, [case.name for case in results.cases])
-    return volumes
+    if not evaluation and not training:
+        raise InputError(
+            f"{folder} holds neither the results of an evaluation nor a training: {wanted}.",
+            "Give the folder after -o of 'medcyclegan evaluate' or 'medcyclegan train'.",
+        )
+    return training

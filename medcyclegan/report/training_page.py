@@ -8,18 +8,15 @@ from typing import Any
 
 from medcyclegan.report import plots
 from medcyclegan.report.display import window_words
-from medcyclegan.report.page import Cell, Page, Slide, Stack, Table
+from medcyclegan.report.page import About, Cell, Page, Slide, Stack, Table, Training
 from medcyclegan.report.training_run import TrainingRun
 from medcyclegan.transforms.intensity import DISPLAY_HU
 
 
-def training_page(run: TrainingRun, title: str | None, facts: Mapping[str, str]) -> Page:
-    """A page about a training alone; `facts` come before those of the run."""
-    return Page(
-        title=title or " ".join(["Training", *_direction(run)]),
-        facts={**facts, **_run_facts(run)},
-        **training_parts(run),
-    )
+def training_page(run: TrainingRun, about: About) -> Page:
+    """A page about a training alone."""
+    title = about.title or " ".join(["Training", *_direction(run)])
+    return Page(title, {**about.facts, **_run_facts(run)}, training=training_part(run))
 
 
 def _run_facts(run: TrainingRun) -> dict[str, str]:
@@ -68,15 +65,11 @@ def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def training_parts(run: TrainingRun) -> dict[str, Any]:
-    """The training's fields of a page."""
-    rows: list[tuple[Cell, ...]] = [
-        (f"validation {name.replace('_', ' ')}", *_course(*series)) for name, series in run.validation.items()
-    ]
-    rows += [(name.replace("_", " "), *_course(*series)) for name, series in run.losses.items()]
-    curves = [
-        ("Losses and speed, means over the steps between two lines of the log.", plots.curves(_named(run.losses)))
-    ]
+def training_part(run: TrainingRun) -> Training:
+    """What a page shows of a training."""
+    series = [(f"validation {name}", values) for name, values in run.validation.items()] + [*run.losses.items()]
+    rows: list[tuple[Cell, ...]] = [(name, *_course(*values)) for name, values in series]
+    curves = [("Losses and speed, means over the steps between two lines of the log.", plots.curves(run.losses))]
     notes = [
         "Adversarial losses have no value that is best: a generator and its discriminator hold each other in check."
     ]
@@ -84,28 +77,21 @@ def training_parts(run: TrainingRun) -> dict[str, Any]:
         what = (
             "Validation on the pairs that were kept apart." if "mae" in run.validation else "Validation without pairs."
         )
-        curves.insert(0, (what, plots.curves(_named(run.validation))))
+        curves.insert(0, (what, plots.curves(run.validation)))
     if "mae" not in run.validation:
         notes.insert(0, "The run has no validation pairs, so nothing here measures the error of the result.")
-    return {
-        "training_table": Table(
-            "Course of the training", ("value", "first", "last", "smallest", "at step"), tuple(rows), tuple(notes)
-        ),
-        "curves": tuple(curves),
-        "remarks": _remarks_table(run),
-        "no_remarks": "" if run.remarks else "The guards of the training said nothing.",
-        "panels": _panels(run),
-        "panels_caption": _panels_caption(run),
-    }
+    columns = ("value", "first", "last", "smallest", "at step")
+    table = Table("Course of the training", columns, tuple(rows), tuple(notes))
+    return Training(table, tuple(curves), _warnings(run), _panels(run), _panels_caption(run))
 
 
-def _remarks_table(run: TrainingRun) -> Table | None:
-    if not run.remarks:
+def _warnings(run: TrainingRun) -> Table | None:
+    if not run.warnings:
         return None
     return Table(
         "What the guards of the training said",
         ("step", "guard", "what it saw", "what it did", "what to try"),
-        tuple((r.step, r.guard, r.saw, r.did, r.remedy or None) for r in run.remarks),
+        tuple((w.step, w.guard, w.saw, w.did, w.remedy or None) for w in run.warnings),
         prose=True,
     )
 
@@ -115,10 +101,6 @@ def _course(steps: Sequence[float], values: Sequence[float]) -> tuple[Cell, ...]
     finite = [(value, step) for value, step in zip(values, steps, strict=True) if math.isfinite(value)]
     smallest, at = min(finite) if finite else (math.nan, math.nan)
     return values[0], values[-1], smallest, f"{at:.0f}"
-
-
-def _named(series: Mapping[str, tuple[list[float], list[float]]]) -> dict[str, tuple[list[float], list[float]]]:
-    return {name.replace("_", " "): values for name, values in series.items()}
 
 
 def _panels(run: TrainingRun) -> Stack | None:
@@ -132,15 +114,10 @@ def _panels(run: TrainingRun) -> Stack | None:
 
 
 def _panels_caption(run: TrainingRun) -> str:
-    if not run.pictures:
-        return "The run holds no pictures."
     domains = _part(run.config, "domains")
     a, b = (str(_part(domains, name).get("name", name.upper())) for name in ("a", "b"))
-    more = (
-        f" {len(run.pictures)} of {run.picture_count} panels are shown."
-        if len(run.pictures) < run.picture_count
-        else ""
-    )
+    shown = len(run.pictures)
+    more = f" {shown} of {run.picture_count} panels are shown." if shown < run.picture_count else ""
     return (
         f"The same slices at every step, in pairs of rows. Upper row: real {a}, {b} made of it, and {a} made back of "
         f"that. Lower row: real {b}, {a} made of it, and {b} made back of that. The patient's right is at the "

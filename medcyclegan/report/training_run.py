@@ -1,14 +1,14 @@
-"""What a training left behind, read back: its curves, its validation, its picture panels and its settings."""
+"""Reads the folder of a training: curves, validation, picture panels, guard warnings and settings."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -18,10 +18,11 @@ from medcyclegan.errors import InputError
 CURVES_FILE, VALIDATION_FILE, GUARDS_FILE = "metrics.csv", "validation.csv", "guards.csv"
 PICTURES, CONFIG_FILE = "pictures", "config.yaml"
 # Columns of metrics.csv that are no losses; they are drawn last.
-_ABOUT_THE_RUN = ("steps_per_s", "images_per_s", "learning_rate", "learning_rate_discriminator", "steps_left_out")
+_ABOUT_THE_RUN = ("steps per s", "images per s", "learning rate", "learning rate discriminator", "steps left out")
 _MOST_PICTURES = 40
 _PICTURE_NAME = re.compile(r"step_(\d+)\.png")
 
+T = TypeVar("T")
 Series = dict[str, tuple[list[float], list[float]]]
 
 
@@ -39,8 +40,8 @@ class RunPicture:
 
 
 @dataclass(frozen=True)
-class GuardRemark:
-    """What a guard said, in sentences; what was not said is empty.
+class GuardWarning:
+    """What a guard of the training said, in sentences; what was not said is empty.
 
     Attributes:
         step: of the training.
@@ -66,7 +67,7 @@ class TrainingRun:
         losses: name -> (steps, values); the seconds are left out.
         seconds: of the training so far, None if unknown.
         validation: name -> (steps, values); empty without validation pairs.
-        remarks: of the guards, in the order in which they were made.
+        warnings: of the guards, in the order in which they were made.
         pictures: from the first step to the last, at most 40, evenly spaced.
         picture_count: how many there are in the folder.
         size: of a picture, (width, height) in pixels; None without pictures.
@@ -77,7 +78,7 @@ class TrainingRun:
     losses: Series
     seconds: float | None
     validation: Series
-    remarks: tuple[GuardRemark, ...]
+    warnings: tuple[GuardWarning, ...]
     pictures: tuple[RunPicture, ...]
     picture_count: int
     size: tuple[int, int] | None
@@ -115,7 +116,7 @@ def read_run(folder: Path) -> TrainingRun:
         losses=losses | last,
         seconds=clock[1][-1] if clock else None,
         validation=validation,
-        remarks=_read_remarks(folder / GUARDS_FILE) if (folder / GUARDS_FILE).is_file() else (),
+        warnings=_read_warnings(folder / GUARDS_FILE) if (folder / GUARDS_FILE).is_file() else (),
         pictures=tuple(pictures),
         picture_count=len(files),
         size=size,
@@ -124,35 +125,29 @@ def read_run(folder: Path) -> TrainingRun:
 
 
 def _read_series(path: Path) -> Series:
-    """The columns of a file of curves but "step"; a line that is still being written is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        rows = list(csv.DictReader(lines))
-        steps = [float(row["step"]) for row in rows]
-        names = [name for name in (rows[0] if rows else {}) if name not in ("step", None)]
-        return {name: (steps, [float(row[name]) for row in rows]) for name in names}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a table of curves as a training writes it ({type(error).__name__}: {error}).",
-            "Give the folder of a run of 'medcyclegan train'.",
-        ) from error
+    """The columns of a file of curves but "step", by their names with spaces for underscores."""
+    remedy = "Give the folder of a run of 'medcyclegan train'."
+    rows = _rows(path, lambda row: (float(row.pop("step")), {n: float(v) for n, v in row.items()}), "curves", remedy)
+    steps = [step for step, _ in rows]
+    names = rows[0][1] if rows else ()
+    return {name.replace("_", " "): (steps, [values[name] for _, values in rows]) for name in names}
 
 
-def _read_remarks(path: Path) -> tuple[GuardRemark, ...]:
-    """The lines of a file of guards; one that is still being written is left out."""
+def _read_warnings(path: Path) -> tuple[GuardWarning, ...]:
+    def line(row: dict[str, str]) -> GuardWarning:
+        return GuardWarning(int(row["step"]), row["guard"], row["saw"], row["did"], row["remedy"])
+
+    return tuple(_rows(path, line, "what guards said", "Restore it, or move it away to leave it out of the report."))
+
+
+def _rows(path: Path, read: Callable[[dict[str, str]], T], content: str, remedy: str) -> list[T]:
+    """The rows of a table that a training writes; one that is still being written is left out."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        return tuple(
-            GuardRemark(int(row["step"]), row["guard"], row["saw"], row["did"], row["remedy"])
-            for row in csv.DictReader(lines)
-        )
+        return [read(row) for row in csv.DictReader(lines)]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a table of what guards said, with step, guard, saw, did and remedy "
-            f"({type(error).__name__}: {error}).",
-            "Restore it, or move it away to leave it out of the report.",
-        ) from error
+        message = f"{path} is not a table of {content} as a training writes it ({type(error).__name__}: {error})."
+        raise InputError(message, remedy) from error
 
 
 def _spread(files: list[tuple[int, Path]]) -> list[tuple[int, Path]]:

@@ -1,8 +1,8 @@
-"""The slices of one case, as small pictures that a page can scroll through without a server.
+"""The slices of one case as small pictures that a page can scroll through without a server.
 
-Every picture shows one slice in columns side by side: MR, synthetic CT, CT, signed error, trust map, as far as given.
-All three planes share one scale in millimetres. The pictures are WebP, lossy: they are for looking; every number in a
-report comes from the volumes. How many slices there are follows from the bytes that a case may take.
+Every picture shows one slice in columns side by side: MR, synthetic CT, CT, signed error and trust map, if given. All
+three planes have the same scale in millimeters. The pictures are lossy WebP, for display only; every number in a
+report comes from the volumes. The number of slices depends on the bytes that a case may take.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import Colormap
-from PIL import Image
+from PIL import Image, ImageColor
+from scipy import ndimage
 
-from medcyclegan.evaluation.metrics.score import Volume
-from medcyclegan.io.grid import Grid
 from medcyclegan.report.display import (
     ERROR_LIMIT,
     GRAY,
@@ -36,8 +35,10 @@ from medcyclegan.report.display import (
     on_screen,
     percentile_range,
 )
+from medcyclegan.report.volumes import CaseVolumes
 
-TRUST = "viridis"
+# Columns, by the names that are shown above them.
+MR, SCT, CT, ERROR, TRUST = "MR", "Synthetic CT", "CT", "Synthetic CT − CT", "Trust map"
 # Everything denser than this in either CT is kept in view, whether inside the mask or not.
 VISIBLE_ABOVE_HU = -300.0
 GAP = 2  # pixels between columns
@@ -130,17 +131,7 @@ class CaseView:
         return sum(len(picture.webp) for view in self.planes for picture in view.pictures)
 
 
-def case_view(
-    sct: Volume,
-    ct: Volume,
-    grid: Grid,
-    inside: Inside,
-    *,
-    mr: Volume | None = None,
-    trust: Volume | None = None,
-    window: tuple[float, float],
-    limit_bytes: int,
-) -> CaseView:
+def case_view(case: CaseVolumes, window: tuple[float, float], limit_bytes: int) -> CaseView:
     """Draw one case.
 
     Slices run along the volume's own axes. In-plane, the values under a pixel are averaged (not interpolated where the
@@ -149,61 +140,50 @@ def case_view(
     among them. Values that are not finite are magenta.
 
     Args:
-        sct: (X, Y, Z), HU.
-        ct: (X, Y, Z), HU.
-        grid: of all arrays.
-        inside: (X, Y, Z), the mask; its border is drawn on the error.
-        mr: (X, Y, Z), any unit, shown between its 1st and 99.5th percentile in the mask.
-        trust: (X, Y, Z), any unit, shown from 0, or its minimum if that is below, to its 99.5th percentile in the mask.
+        case: MR is shown between its 1st and 99.5th percentile in the mask, the trust map from 0, or its minimum if
+            that is below, to its 99.5th percentile; the border of the mask is drawn on the error.
         window: HU drawn black and white, low < high.
         limit_bytes: what the pictures may take together; one slice per plane is drawn even if that takes more.
 
     Raises:
         ValueError: an array's shape is not the grid's, or the window is empty.
     """
-    given = {"MR": mr, "synthetic CT": sct, "CT": ct, "trust": trust, "mask": inside}
-    wrong = {name: array.shape for name, array in given.items() if array is not None and array.shape != grid.shape}
-    if wrong:
-        raise ValueError(f"the grid has shape {grid.shape}, but {wrong}")
+    given = {SCT: case.sct, CT: case.ct, MR: case.mr, TRUST: case.trust, "mask": case.inside}
+    volumes = {name: array for name, array in given.items() if array is not None}
+    if wrong := {name: array.shape for name, array in volumes.items() if array.shape != case.grid.shape}:
+        raise ValueError(f"the grid has shape {case.grid.shape}, but {wrong}")
     if not window[0] < window[1]:
         raise ValueError(f"the window runs from low to high, got {window}")
-    order = RasOrder(grid)
-    drawing = _Drawing(
-        order=order,
-        volumes={name: order.apply(array) for name, array in given.items() if array is not None},
-        columns=_columns(mr, trust, inside, window),
-        width=next(width for least, width in _WIDTHS if limit_bytes >= least),
-    )
-    return CaseView(drawing.columns, _fitting(drawing, limit_bytes), order.tilt_degrees)
+    width = next(width for least, width in _WIDTHS if limit_bytes >= least)
+    drawing = _Drawing(RasOrder(case.grid), volumes, _columns(case, window), width)
+    return _fitting(drawing, limit_bytes)
 
 
-def _columns(
-    mr: Volume | None, trust: Volume | None, inside: Inside, window: tuple[float, float]
-) -> tuple[Column, ...]:
+def _columns(case: CaseVolumes, window: tuple[float, float]) -> tuple[Column, ...]:
     columns = [
-        Column("Synthetic CT", "HU", *window, GRAY),
-        Column("CT", "HU", *window, GRAY),
-        Column("Synthetic CT − CT", "HU", -ERROR_LIMIT, ERROR_LIMIT, SIGNED),
+        Column(SCT, "HU", *window, GRAY),
+        Column(CT, "HU", *window, GRAY),
+        Column(ERROR, "HU", -ERROR_LIMIT, ERROR_LIMIT, SIGNED),
     ]
-    if mr is not None:
-        columns.insert(0, Column("MR", "arbitrary", *percentile_range(mr, inside), GRAY))
-    if trust is not None:
-        low, high = percentile_range(trust, inside, 0.0)
-        columns.append(Column("Trust map", "as given", min(0.0, low), high, TRUST))
+    if case.mr is not None:
+        columns.insert(0, Column(MR, "arbitrary", *percentile_range(case.mr, case.inside), GRAY))
+    if case.trust is not None:
+        low, high = percentile_range(case.trust, case.inside, 0.0)
+        columns.append(Column(TRUST, "as given", min(0.0, low), high, "viridis"))
     return tuple(columns)
 
 
-def _fitting(drawing: _Drawing, limit_bytes: int) -> tuple[PlaneView, ...]:
+def _fitting(drawing: _Drawing, limit_bytes: int) -> CaseView:
     """As many slices per plane as fit."""
     middle = sum(len(drawing.picture(plane, drawing.middle(plane)).webp) for plane in PLANES)
     # Outer slices show less and take fewer bytes than the middle ones, so this first guess is seldom too large.
     count = max(1, min(_MOST_SLICES, round(1.25 * limit_bytes / middle)))
     while True:
-        views = tuple(drawing.view(plane, count) for plane in PLANES)
-        taken = sum(len(picture.webp) for view in views for picture in view.pictures)
-        if taken <= limit_bytes or count == 1:
-            return views
-        count = max(1, min(count - 1, int(count * limit_bytes / taken)))
+        planes = tuple(drawing.view(plane, count) for plane in PLANES)
+        view = CaseView(drawing.columns, planes, drawing.order.tilt_degrees)
+        if view.bytes <= limit_bytes or count == 1:
+            return view
+        count = max(1, min(count - 1, int(count * limit_bytes / view.bytes)))
 
 
 class _Drawing:
@@ -212,8 +192,9 @@ class _Drawing:
     def __init__(
         self, order: RasOrder, volumes: dict[str, npt.NDArray[Any]], columns: tuple[Column, ...], width: int
     ) -> None:
-        self.order, self.volumes, self.columns, self.width = order, volumes, columns, width
-        inside, sct, ct = volumes["mask"], volumes["synthetic CT"], volumes["CT"]
+        self.order, self.columns, self.width = order, columns, width
+        self.volumes = {name: order.apply(array) for name, array in volumes.items()}
+        inside, sct, ct = self.volumes["mask"], self.volumes[SCT], self.volumes[CT]
         visible = inside | (ct > VISIBLE_ABOVE_HU) | (sct > VISIBLE_ABOVE_HU)
         full = tuple((0, n - 1) for n in order.shape)
         self.box = _widened(bounding_box(visible), order) if visible.any() else full
@@ -251,56 +232,32 @@ class _Drawing:
         return max(1, round(self.box_mm[axis] * self.pixels_per_mm))
 
     def _draw(self, plane: Plane, index: int) -> Picture:
-        inside = self._pixels_of(self.volumes["mask"], plane, index) >= 0.5
-        tiles = []
-        for column in self.columns:
-            if column.colors == SIGNED:
-                sct, ct = (self._pixels_of(self.volumes[name], plane, index) for name in ("synthetic CT", "CT"))
-                tile = _colored(sct - ct, column)
-                tile[_border(inside)] = 0
+        inside = self._pixels_of("mask", plane, index) >= 0.5
+        step = self.width + GAP
+        canvas = np.full((inside.shape[0], len(self.columns) * step - GAP, 3), ImageColor.getrgb(GROUND), np.uint8)
+        for number, column in enumerate(self.columns):
+            if column.name == ERROR:
+                tile = _colored(self._pixels_of(SCT, plane, index) - self._pixels_of(CT, plane, index), column)
+                # The border of the mask; the picture's own edge is none.
+                tile[inside & ~ndimage.binary_erosion(inside, border_value=1)] = 0
             else:
-                volume = self.volumes[
-                    {"Synthetic CT": "synthetic CT", "Trust map": "trust"}.get(column.name, column.name)
-                ]
-                tile = _colored(self._pixels_of(volume, plane, index), column)
-            tiles.append(self._centered(tile))
-        axis, number = self.order.file_index(plane.cut, index)
+                tile = _colored(self._pixels_of(column.name, plane, index), column)
+            left = number * step + (self.width - tile.shape[1]) // 2
+            canvas[:, left : left + tile.shape[1]] = tile
         error = float(self.errors[plane.cut][index])
-        return Picture(
-            webp=_webp(_beside(tiles)),
-            axis=axis,
-            number=number,
-            position_mm=self._position(plane.cut, index),
-            error_hu=error if np.isfinite(error) else None,
-        )
+        place = [(low + high) // 2 for low, high in self.center]
+        place[plane.cut] = index
+        position = float((self.order.affine @ [*place, 1.0])[plane.cut])
+        axis, number = self.order.file_index(plane.cut, index)
+        return Picture(_webp(canvas), axis, number, position, error if np.isfinite(error) else None)
 
-    def _pixels_of(self, volume: npt.NDArray[Any], plane: Plane, index: int) -> npt.NDArray[np.float32]:
+    def _pixels_of(self, name: str, plane: Plane, index: int) -> npt.NDArray[np.float32]:
         """The slice in view, averaged onto the pixels of its tile."""
-        view = volume[
-            tuple(slice(a, b + 1) if axis != plane.cut else slice(None) for axis, (a, b) in enumerate(self.box))
-        ]
-        values = np.ascontiguousarray(on_screen(view, plane, index), dtype=np.float32)
+        box = tuple(slice(a, b + 1) if axis != plane.cut else slice(None) for axis, (a, b) in enumerate(self.box))
+        values = np.ascontiguousarray(on_screen(self.volumes[name][box], plane, index), dtype=np.float32)
         values[~np.isfinite(values)] = np.nan
         size = (self._pixels(plane.across), self._pixels(plane.up))
         return np.array(Image.fromarray(values).resize(size, Image.Resampling.BOX))
-
-    def _centered(self, tile: _RGB) -> _RGB:
-        """The tile on ground of the common width."""
-        canvas = np.empty((tile.shape[0], self.width, 3), dtype=np.uint8)
-        canvas[:] = _rgb(GROUND)
-        left = (self.width - tile.shape[1]) // 2
-        canvas[:, left : left + tile.shape[1]] = tile
-        return canvas
-
-    def _position(self, axis: int, index: int) -> float:
-        """World coordinate of the slice's center along the RAS axis."""
-        place = [(low + high) // 2 for low, high in self.center]
-        place[axis] = index
-        voxel = [0.0, 0.0, 0.0]
-        for new in range(3):
-            name, number = self.order.file_index(new, place[new])
-            voxel["ijk".index(name)] = number
-        return float((self.order.grid.affine @ np.array([*voxel, 1.0]))[axis])
 
 
 def _spread(first: int, last: int, count: int, wanted: Sequence[int]) -> list[int]:
@@ -345,25 +302,6 @@ def _colored(values: npt.NDArray[np.float32], column: Column) -> _RGB:
 @functools.cache
 def _color_map(name: str) -> Colormap:
     return mpl.colormaps[name].with_extremes(bad=NOT_A_NUMBER)
-
-
-def _border(inside: Inside) -> Inside:
-    """Pixels inside that touch one outside; the picture's own edge is no border."""
-    padded = np.pad(inside, 1, mode="edge")
-    neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return inside & ~np.logical_and.reduce(neighbors)
-
-
-def _beside(tiles: list[_RGB]) -> _RGB:
-    gap = np.empty((tiles[0].shape[0], GAP, 3), dtype=np.uint8)
-    gap[:] = _rgb(GROUND)
-    parts = [part for tile in tiles for part in (gap, tile)][1:]
-    return np.concatenate(parts, axis=1)
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * part) for part in mpl.colors.to_rgb(color))
-    return red, green, blue
 
 
 def _webp(pixels: _RGB) -> bytes:

@@ -1,29 +1,32 @@
-"""The volumes of one case of an evaluation, opened together on the reference's grid, with all doubts put in words.
+"""The volumes of one case of an evaluation on the grid of its reference, with notes of everything doubtful.
 
-A volume that is gone, or does not belong, costs its picture and is told; it never stops a report. Messages name files,
-not folders, since a report is passed on.
+A volume that is gone, or does not belong, costs its picture, with a note; it never stops a report. Messages name
+files, not folders, since a report is passed on.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from medcyclegan.errors import InputError
-from medcyclegan.evaluation.pairing import pair
+from medcyclegan.evaluation.pairing import CaseFiles, pair
+from medcyclegan.evaluation.results import Case
 from medcyclegan.io.grid import SAME_MM, Grid, reordered
 from medcyclegan.io.reader import grid_of, list_volumes, read_mask, read_volume
 from medcyclegan.report.display import Inside
-from medcyclegan.report.results import Case, CaseFiles
 from medcyclegan.transforms.body import body_mask
 from medcyclegan.transforms.geometry import resample
 
 Array = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 # How trust maps may be named, <case>_combined and so on; of several kinds in a folder, the first of these is shown.
 TRUST_SUFFIXES = ("_combined", "_trust", "_spread", "_uncertainty")
@@ -49,9 +52,9 @@ class CaseVolumes:
     ct: Array
     sct: Array
     inside: Inside
-    mr: Array | None
-    trust: Array | None
-    notes: tuple[str, ...]
+    mr: Array | None = None
+    trust: Array | None = None
+    notes: tuple[str, ...] = ()
 
 
 class VolumeFolder:
@@ -60,6 +63,7 @@ class VolumeFolder:
     Args:
         folder: holds the volumes.
         kind: what they are, in the singular, for messages.
+        cases: names of the cases; a folder with a volume of none of them is the wrong one.
         suffixes: endings that mark the right files if the folder holds others too; they are not part of the case's
             name. The first of them that any file has is the one that counts.
 
@@ -67,16 +71,27 @@ class VolumeFolder:
         suffix: the ending that counts; empty if no file has one.
 
     Raises:
-        InputError: the folder is missing or holds no volume.
+        InputError: the folder is missing, or holds no volume of any case.
     """
 
-    def __init__(self, folder: Path, kind: str, suffixes: tuple[str, ...] = ()) -> None:
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder: Path, kind: str, cases: Sequence[str], suffixes: tuple[str, ...] = ()) -> None:
+        self.kind = kind
         files = list_volumes(folder)
         self.suffix = next((end for end in suffixes if any(name.endswith(end) for name in files)), "")
         self.files = {
             name.removesuffix(self.suffix): path for name, path in files.items() if name.endswith(self.suffix)
         }
+        if not any(self._name(case) for case in cases):
+            raise InputError(
+                f"{folder} holds no {kind} for any case; it holds {_first(self.files)}, the cases are {_first(cases)}.",
+                "Give the folder whose files have the names of the cases.",
+            )
+
+    def _name(self, case: str) -> str | None:
+        try:
+            return pair([case], self.files, self.kind, spare_allowed=True)[case]
+        except InputError:
+            return None
 
     def find(self, case: str) -> Path:
         """The volume of a case.
@@ -84,41 +99,21 @@ class VolumeFolder:
         Raises:
             InputError: there is none, or more than one.
         """
-        try:
-            name = pair([case], self.files, self.kind, spare_allowed=True)[case]
-        except InputError:
-            raise InputError(f"no {self.kind}, or more than one, has the name of the case") from None
+        name = self._name(case)
+        if name is None:
+            raise InputError(f"no {self.kind}, or more than one, has the name of the case")
         return self.files[name]
 
 
-def require_any(folder: VolumeFolder, cases: list[str]) -> None:
-    """Refuse a folder that serves no case at all: it is the wrong one.
-
-    Raises:
-        InputError: no case has a volume in it.
-    """
-    for case in cases:
-        try:
-            folder.find(case)
-        except InputError:
-            continue
-        return
-    raise InputError(
-        f"{folder.folder} holds no {folder.kind} for any case; it holds {_first(list(folder.files))}, "
-        f"the cases are {_first(cases)}.",
-        "Give the folder whose files have the names of the cases.",
-    )
-
-
 def open_case(
-    case: Case, files: CaseFiles, *, source: VolumeFolder | None = None, trust: VolumeFolder | None = None
+    case: Case, files: CaseFiles | None, *, source: VolumeFolder | None = None, trust: VolumeFolder | None = None
 ) -> CaseVolumes:
     """Open everything there is of a case; MR and trust map are brought onto the reference's grid.
 
     Raises:
         InputError: the synthetic CT, the reference or the mask cannot be opened, or they lie on different grids.
     """
-    if files.pred is None or files.ref is None:
+    if files is None:
         raise InputError("the evaluation did not record where the volumes are")
     ct, grid = _read(files.ref)
     sct, sct_grid = _read(files.pred)
@@ -129,7 +124,11 @@ def open_case(
             "first, and is not kept"
         )
     sct = np.ascontiguousarray(turned)
-    inside = body_mask(ct, grid.spacing.tolist(), "CT") if files.mask is None else _read_mask(files.mask, grid)
+    inside = (
+        body_mask(ct, grid.spacing.tolist(), "CT")
+        if files.mask is None
+        else _opened(files.mask, lambda path: read_mask(path, grid))
+    )
     notes = list(_contradiction(case, ct, sct, inside))
     mr, words = _companion("MR", case.name, source, files.source, grid)
     notes += words
@@ -138,27 +137,22 @@ def open_case(
     return CaseVolumes(grid, ct, sct, inside, mr, trusted, tuple(notes))
 
 
-def _read(path: Path) -> tuple[Array, Grid]:
+def _opened(path: Path, read: Callable[[Path], T]) -> T:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the evaluation has told them; they are among the notes
-            volume = read_volume(path)
+            warnings.simplefilter("ignore", UserWarning)  # the evaluation has recorded them as notes
+            return read(path)
     except InputError as error:
         raise InputError(_without_folders(error, path)) from error
     # A damaged file can make a reader raise anything at all; it must cost this picture only, and be seen.
     except Exception as error:
         raise InputError(f"{path.name} cannot be read ({type(error).__name__})") from error
+
+
+def _read(path: Path) -> tuple[Array, Grid]:
+    volume = _opened(path, read_volume)
     array: Array = volume.numpy()[0]
     return array, grid_of(volume)
-
-
-def _read_mask(path: Path, grid: Grid) -> Inside:
-    try:
-        return read_mask(path, grid)
-    except InputError as error:
-        raise InputError(_without_folders(error, path)) from error
-    except Exception as error:
-        raise InputError(f"{path.name} cannot be read ({type(error).__name__})") from error
 
 
 def _companion(
@@ -183,14 +177,14 @@ def _companion(
 
 def _contradiction(case: Case, ct: Array, sct: Array, inside: Inside) -> list[str]:
     """What is seen must be what was graded."""
-    told = case.scores.get("mae", math.nan)
-    if not math.isfinite(told) or not inside.any():
+    recorded = case.scores.get("mae", math.nan)
+    if not math.isfinite(recorded) or not inside.any():
         return []
     found = float(np.abs(sct[inside].astype(np.float64) - ct[inside]).mean())
-    if abs(found - told) <= _TOLERANCE_HU + _TOLERANCE_PART * told:
+    if abs(found - recorded) <= _TOLERANCE_HU + _TOLERANCE_PART * recorded:
         return []
     return [
-        f"The volumes shown have a MAE of {found:.1f} HU in the mask, the table of scores says {told:.1f} HU: the "
+        f"The volumes shown have a MAE of {found:.1f} HU in the mask, the table of scores says {recorded:.1f} HU: the "
         "files have changed since they were graded, or they were registered or resampled for it."
     ]
 
@@ -199,5 +193,6 @@ def _without_folders(error: InputError, path: Path) -> str:
     return str(error).replace(str(path), path.name).replace(f"{path.parent}/", "").rstrip(".")
 
 
-def _first(names: list[str]) -> str:
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -31,10 +31,10 @@ from medcyclegan.cohort import datalist
 from medcyclegan.cohort.layouts import table
 from medcyclegan.data.prepared_folder import open_prepared
 from medcyclegan.evaluation.pairing import cases_from_csv
+from medcyclegan.evaluation.results import read_results
 from medcyclegan.factory import load_translator
 from medcyclegan.io.tree import Tree
 from medcyclegan.progress import Silent
-from medcyclegan.report.results import read_results
 from medcyclegan.training.checkpoint import load_checkpoint
 
 
