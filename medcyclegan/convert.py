@@ -32,7 +32,7 @@ from monai.data import MetaTensor
 
 from medcyclegan.atomic import sweep
 from medcyclegan.cohort.inputs import CaseInput, find_inputs
-from medcyclegan.errors import InputError, raise_all
+from medcyclegan.errors import InputError, raise_all, show_traceback
 from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.statistics import Statistics
@@ -352,6 +352,7 @@ def _reason(error: Exception) -> str:
     """Why a case failed, whatever a library raised for it. On a full disk every case would, so that is raised again."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
+    show_traceback(error)
     if isinstance(error, InputError | OSError):
         return str(error)
     if isinstance(error, MemoryError):

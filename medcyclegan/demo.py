@@ -132,7 +132,7 @@ def run_demo(
     prepared = output / "run" / "prepared"
     factory.prepare(config.parse({**content, "data": folders}, "the demo"), prepared, watch)
     clock.note("preparation")
-    content["data"] = {"prepared": str(prepared)}
+    content["data"] = {"source": str(prepared)}
     timed = factory.measure_step(config.parse(content, "the demo"), factory.choose_device(device), enough=TIMED_S)
     clock.note("timing")
     training = EXPERIMENT["training"]

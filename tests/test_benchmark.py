@@ -146,7 +146,7 @@ def test_a_run_is_benchmarked_with_a_volume_only(run: Path) -> None:
 
 
 def test_benchmark_data_reads_the_prepared_cohort(prepared: PreparedCohort) -> None:
-    experiment = narrow(data={"prepared": str(prepared.folder)})
+    experiment = narrow(data={"source": str(prepared.folder)})
     result = benchmark.benchmark_data(experiment, size=(32, 32), steps=2, device="cpu")
     assert result["speedup"] == pytest.approx(result["read_patches_per_s"] / result["consumed_patches_per_s"], rel=1e-2)
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from medcyclegan import __version__, cli, phantom
+from medcyclegan.data.prepared import open_prepared
 
 TINY = [
     "--set=model.generator={_target_: resnet, filters: 4, blocks: 1}",
@@ -47,7 +48,7 @@ def test_the_whole_job(cohort: phantom.Cohort, tmp_path: Path) -> None:
     told = json.loads(call("prepare", "--a", mr, "--b", ct, "-o", prepared, "--json").stdout)
     assert told["cases"] == {"a": 2, "b": 2, "pairs_a": 0, "pairs_b": 0} and told["failed"] == {}
     config = tmp_path / "experiment.yaml"
-    config.write_text("data: {prepared: prepared}\ntraining: {steps: 9}\n")
+    config.write_text("data: {source: prepared}\ntraining: {steps: 9}\n")
     told = json.loads(
         call("train", config, *TINY, "--set", "training.steps=2", "-o", run, "-d", "cpu", "--json").stdout
     )
@@ -73,6 +74,62 @@ def test_train_without_a_config(cohort: phantom.Cohort, tmp_path: Path) -> None:
     mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
     call("train", "--a", mr, "--b", ct, *TINY, "--set", "training.steps=1", "-o", tmp_path / "run", "-d", "cpu")
     assert (tmp_path / "run/checkpoint.pt").exists() and (tmp_path / "run/prepared/prepared.json").exists()
+
+
+def test_data_are_recognized_and_plans_are_trained_as_they_say(cohort: phantom.Cohort, tmp_path: Path) -> None:
+    """A layout, a table, a datalist and a prepared folder are the same data; the command that `plan` prints works."""
+    shutil.copytree(cohort.train_mr[0].parent, tmp_path / "heads/mr")
+    shutil.copytree(cohort.train_ct[0].parent, tmp_path / "heads/ct")
+    rows = [f"{file},{domain}" for domain, files in (("a", cohort.train_mr), ("b", cohort.train_ct)) for file in files]
+    (tmp_path / "heads.csv").write_text("\n".join(["image,domain", *rows]))
+    (tmp_path / "coarse.yml").write_text("preparation: {spacing: [8, 8, 8]}")
+    (tmp_path / "elsewhere").mkdir()
+    call("datalist", "heads", "-o", "heads.json", cwd=tmp_path)
+    found = []
+    for data in ("heads", "heads.csv", "heads.json"):
+        told = call("prepare", data, "coarse.yml", "-o", f"of {data}", "--json", "--workers", "1", cwd=tmp_path).stdout
+        assert json.loads(told)["cases"]["a"] == 2
+        found.append(open_prepared(tmp_path / f"of {data}").fingerprint())
+    assert len(set(found)) == 1
+    small = [*TINY, "--set=training.steps=1", "-d", "cpu"]
+    call("train", "coarse.yml", "of heads", *small, "-o", "run", cwd=tmp_path)
+    told = call("plan", "heads", "-o", "plan.yaml", "--gpu-memory", "24", "--set", "seed=3", cwd=tmp_path).stdout
+    command = told.split("`")[1].split()
+    assert command == ["medcyclegan", "train", "plan.yaml", "-o", "RUN"]
+    call(*command[1:], *small, "--set=preparation.spacing=[8,8,8]", cwd=tmp_path)
+    assert (tmp_path / "RUN/checkpoint.pt").exists()
+    assert str(tmp_path / "heads") in (tmp_path / "plan.yaml").read_text()
+
+
+NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, **_):
+        raise RuntimeError('of my own')
+"""
+
+
+def test_whole_tracebacks_are_shown_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_parts.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    verb = ["benchmark", "train", "--set=model.generator={_target_: my_parts.Net}", "--allow", "my_parts", "-d", "cpu"]
+    for arguments, environment, shown in (
+        (verb, "", False),
+        (["--debug", *verb], "", True),
+        ([*verb, "--debug"], "", True),
+        (verb, "1", True),
+        (verb, "0", False),
+    ):
+        monkeypatch.setenv("MEDCYCLEGAN_DEBUG", environment)
+        monkeypatch.setattr(sys, "argv", ["medcyclegan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert told.splitlines()[-1] == "error: generator 'my_parts.Net' cannot be built: RuntimeError: of my own"
+        assert ("Traceback" in told, "my_parts.py" in told) == (shown, shown)
 
 
 def test_interrupt_saves_and_says_how_to_resume(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -165,7 +222,13 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
     (tmp_path / "wrong_key.yaml").write_text("training: {step: 10}")
     (tmp_path / "wrong_type.yaml").write_text("training: {steps: many}")
     (tmp_path / "foreign.pt").write_bytes(b"PK nothing of ours")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/prepared.json").touch()
+    (tmp_path / "list.json").touch()
     return tmp_path
+
+
+EVERY_DATA = ["--a DIR --b DIR", "a prepared folder", "a datalist", "layout bids", "layout synthrad", "layout csv"]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +250,21 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
         ("train nowhere.yaml -o run", ["nowhere.yaml"]),
         ("train -o run", ["names no data"]),
         ("train --a mr --b ct", ["--output"]),
+        ("train mr ct -o run", ["DATA is one path, got mr, ct", "--a DIR --b DIR"]),
+        ("train mr -o run", ["mr is no data", "fits no layout; it holds mr_001", *EVERY_DATA]),
+        ("prepare full/thesis.docx -o p", ["thesis.docx is no data", "file of another kind", *EVERY_DATA]),
+        ("plan nowhere.json", ["nowhere.json is no data", "does not exist", *EVERY_DATA]),
+        ("datalist list.json -o new.json", ["layout is needed", "list.json, which is a datalist"]),
+        ("prepare wrong_key.yaml wrong_type.yaml -o p", ["an experiment is one YAML file"]),
+        *(
+            (f"{verb} done", ["volumes themselves", "done is a prepared folder"])
+            for verb in ("plan", "inspect", "prepare -o p")
+        ),
+        ("train done --fold 1 -o run", ["done is a prepared folder", "fold is for a datalist"]),
+        ("train list.json --layout bids -o run", ["list.json is a datalist", "layout is for a folder or table"]),
+        ("train --a mr --b ct --patient (.*) -o run", ["patient belong to source"]),
+        ("prepare done --a mr --b ct -o p", ["only one of: source; the folders a and b"]),
+        ("benchmark train done", ["takes no data"]),
         ("train --a mr --b ct -o run -d tpu", ["tpu", "auto, cpu, cuda"]),
         ("train --resume full", ["full", "checkpoint.pt"]),
         ("train --resume full --output other", ["--resume"]),

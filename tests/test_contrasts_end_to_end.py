@@ -263,12 +263,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> PreparedCohort:
-    data = {"datalist": str(folder / "list.json")}
+    data = {"source": str(folder / "list.json")}
     return factory.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
 
 
 def experiment(prepared: PreparedCohort, **changes: Any) -> config.Experiment:
-    return config.parse({**TINY, "data": {"prepared": str(prepared.folder)}, **changes}, "the test")
+    return config.parse({**TINY, "data": {"source": str(prepared.folder)}, **changes}, "the test")
 
 
 @pytest.fixture(scope="module")
@@ -551,13 +551,13 @@ def test_what_cannot_be_done_with_several_contrasts_is_refused_by_name(
 
 
 def test_the_folders_can_be_inspected_and_planned_for(folder: Path) -> None:
-    result = call("inspect", "--datalist", folder / "list.json", "--json", "--workers", "1")
+    result = call("inspect", folder / "list.json", "--json", "--workers", "1")
     content = json.loads(result.stdout)
     places = [volume["domain"] for volume in content["volumes"]]
     assert {place: places.count(place) for place in places} == {"a": 7, "a T2w": 7, "b": 7}
     # T1 and T2 beside each other are what was asked for.
     assert not [s for s in content["findings"] if s["code"] == "mixed_contrast"]
-    data = {"data": {"datalist": str(folder / "list.json")}}
+    data = {"data": {"source": str(folder / "list.json")}}
     made = make_plan(config.parse(data, "the test"), pretended_gpu(16.0))
     assert made.content["domains"]["a"] == {"name": "MR", "modality": "MR", "contrasts": ["T1w", "T2w"]}
     assert made.experiment().channels("a") == 2 * made.experiment().channels("b")

@@ -31,7 +31,7 @@ def _prepare(out: Path) -> Words:
 
 
 def _train(out: Path) -> Words:
-    return ["train", "-o", out / "run", "--device", "cpu", *sets(f"data.prepared={_base('prepared')}")]
+    return ["train", "-o", out / "run", "--device", "cpu", *sets(f"data.source={_base('prepared')}")]
 
 
 def _convert(out: Path, *more: str) -> Words:
