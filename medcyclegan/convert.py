@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import threading
 import time
 import warnings
@@ -24,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from medcyclegan.cohort.inputs import CaseInput, find_inputs
 from medcyclegan.errors import InputError, raise_all, show_traceback
 from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
-from medcyclegan.inference.statistics import Statistics
+from medcyclegan.inference.statistics import Statistics, check_statistics
 from medcyclegan.inference.translator import Prediction, Source, Translation, Translator
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, grid_of, read_mask, read_volume
@@ -47,21 +48,7 @@ from medcyclegan.survey.hounsfield import looks_like_hu
 from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")
-OTHER_ENDINGS = (
-    ".csv",
-    ".dcm",
-    ".html",
-    ".jpg",
-    ".json",
-    ".npy",
-    ".npz",
-    ".pdf",
-    ".png",
-    ".pt",
-    ".tif",
-    ".txt",
-    ".zip",
-)
+OTHER_ENDINGS = re.compile(r"\.(csv|dcm|html|jpg|json|npy|npz|pdf|png|pt|tif|txt|zip)", re.IGNORECASE)
 ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd", "dicom": ""}
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
 LARGE = 64_000_000
@@ -140,6 +127,7 @@ def convert(
     """
     rank, processes = env_rank()
     ensemble = ensemble or Ensemble()
+    check_statistics(statistics)
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
     checkpoint, *others = (choose_checkpoint(path, which) for path in (checkpoint, *others))
@@ -288,19 +276,6 @@ def convert(
         seconds = round(time.monotonic() - started, 3)
         record.close(result.failed, {"device": str(translator.window.device), "seconds": seconds})
     return result
-
-
-def options(*, planes: str | None, flips: bool, fuse: str, statistics: str) -> dict[str, Any]:
-    """The arguments `ensemble` and `statistics` of `convert` from words, for example "axial,coronal" and "mean".
-
-    Raises:
-        InputError: for a word that is not allowed.
-    """
-    if statistics not in get_args(Statistics):
-        raise InputError(f"statistics are one of {', '.join(get_args(Statistics))}, got '{statistics}'.")
-    named = tuple(word.strip() for word in planes.split(",")) if planes else ()
-    # What is in these strings is checked by Ensemble.
-    return {"ensemble": Ensemble(named, flips, fuse), "statistics": statistics}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -460,7 +435,7 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
         if len(files) != 1:
             raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
         return dict.fromkeys(files, output)
-    if not output.is_dir() and (output.exists() or output.suffix.lower() in OTHER_ENDINGS):
+    if not output.is_dir() and (output.exists() or OTHER_ENDINGS.fullmatch(output.suffix)):
         raise InputError(
             f"{output} is a file of another kind, or ends like one.",
             "Give a folder, or a name that ends in .nii.gz; DICOM is --format dicom and a folder.",

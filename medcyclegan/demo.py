@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.convert import convert, options
+from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
+from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.io.reader import read_volume
 from medcyclegan.progress import Progress, Silent, duration
 from medcyclegan.report.baselines import mean_of
@@ -154,7 +155,7 @@ def run_demo(
         trust=True,
         device=device,
         progress=watch,
-        **options(planes=None, flips=True, fuse="mean", statistics="window"),
+        ensemble=Ensemble(flips=True),
     )
     if conversion.failed:
         raise InputError(f"the demo could not convert its own phantoms: {conversion.failed}.")

@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmark": GROUND | {"factory", "config", "data", "inference", "losses", "networks", "training"},
     "export": GROUND
     | {"", "factory", "config", "evaluation", "inference", "io", "networks", "training", "transforms", "trust"},
-    "demo": GROUND | {"", "factory", "config", "convert", "evaluation", "io", "phantom", "report"},
+    "demo": GROUND | {"", "factory", "config", "convert", "evaluation", "inference", "io", "phantom", "report"},
     "cli": GROUND
     | {
         "",
@@ -73,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "evaluation",
         "export",
+        "inference",
         "plan",
         "qc",
         "ranks",

@@ -141,8 +141,8 @@ def test_benchmark_convert_measures_a_run_on_a_volume(
 
 
 def test_a_run_is_benchmarked_with_a_volume_only(run: Path) -> None:
-    done = CliRunner().invoke(app, ["benchmark", "convert", "--run", str(run)])
-    assert isinstance(done.exception, InputError) and "--run and --volume belong together" in str(done.exception)
+    done = CliRunner().invoke(app, ["benchmark", "convert", str(run)])
+    assert isinstance(done.exception, InputError) and "or RUN and a volume" in str(done.exception)
 
 
 def test_benchmark_data_reads_the_prepared_cohort(prepared: PreparedCohort) -> None:

@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from medcyclegan import InputError, load_translator, phantom
-from medcyclegan.convert import convert, options
+from medcyclegan.convert import convert
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.translator import Source, Translator
 from medcyclegan.io.grid import Grid
@@ -363,15 +363,6 @@ def test_inputs_are_never_written_over(run: Path, mr: Path, tmp_path: Path) -> N
     convert(run, [mr], mr, device="cpu")
     with pytest.raises(InputError, match="are inputs themselves"):
         convert(run, [mr], mr, resume=True, device="cpu")
-
-
-def test_words_for_planes_and_statistics() -> None:
-    chosen = options(planes="axial, coronal", flips=True, fuse="median", statistics="window")
-    assert chosen == {"ensemble": Ensemble(("axial", "coronal"), True, "median"), "statistics": "window"}
-    with pytest.raises(InputError, match="coronal"):
-        options(planes="axial,front", flips=False, fuse="mean", statistics="window")
-    with pytest.raises(InputError, match="neighbors"):
-        options(planes=None, flips=False, fuse="mean", statistics="batch")
 
 
 def test_what_cannot_be_read_or_written_is_refused_before_anything(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,10 +48,10 @@ def convert(
 ) -> None:
     """Translate volumes and DICOM series; each result lies on its source's own grid, CT in Hounsfield units."""
     from medcyclegan.convert import convert as run_conversion
-    from medcyclegan.convert import options as conversion_options
+    from medcyclegan.inference.ensemble import Ensemble
     from medcyclegan.progress import Terminal
 
-    chosen = conversion_options(planes=planes, flips=flips, fuse=fuse, statistics=statistics)
+    named: Any = tuple(word.strip() for word in planes.split(",")) if planes else ()
     result = run_conversion(
         checkpoint,
         inputs,
@@ -67,7 +67,8 @@ def convert(
         allow=allow or (),
         which=which,
         masks=masks,
-        **chosen,
+        ensemble=Ensemble(named, flips, fuse),  # type: ignore[arg-type]
+        statistics=statistics,  # type: ignore[arg-type]
     )
     note(f"model: {result.model}")
     for case, record in result.quality.items():

@@ -33,6 +33,13 @@ def demo(
     say(f"report: {result['report']}  ({result['seconds']:.0f} s in all)")
 
 
+BENCHMARKS = {
+    "train": ((0,), "an experiment"),
+    "convert": ((0, 2), "an experiment, or RUN and a volume, which bring their own"),
+    "data": ((0, 1), "a prepared folder, an experiment or both"),
+}
+
+
 def benchmark(
     what: Annotated[str, typer.Argument(metavar="train|convert|data", help="What to measure.")],
     paths: Paths = None,
@@ -41,33 +48,28 @@ def benchmark(
     batch: Annotated[int, typer.Option(help="Patches of each domain per step.")] = 1,
     steps: Annotated[int, typer.Option(help="Of which medians are taken.")] = 10,
     slices: Annotated[int, typer.Option(help="Of the volume that convert translates.")] = 12,
-    run: Annotated[
-        Path | None, typer.Option("--run", metavar="RUN", help="Convert with this model, and not an untrained one,")
-    ] = None,
-    volume: Annotated[Path | None, typer.Option("--volume", metavar="MR", help="this volume.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a training step goes.")] = False,
     allow: Allow = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine against a plain reference, timed in turn within one run."""
+    """Measure this machine against a plain reference, timed in turn within one run.
+
+    `benchmark data` takes a prepared folder; `benchmark convert RUN MR_VOLUME` takes a model and a volume of yours.
+    """
     from medcyclegan import benchmark as bench
 
-    if what not in ("train", "convert", "data"):
-        raise InputError(f"benchmark measures train, convert or data, not '{what}'.")
-    experiment_file, data = parted(paths)
-    if len(data) > (what == "data"):
-        most = "one prepared folder" if what == "data" else "no data, since it makes its own"
-        raise InputError(f"benchmark {what} takes {most}, got {', '.join(map(str, data))}.")
-    if run or volume:
-        if what != "convert" or not (run and volume) or paths or overrides or size:
-            raise InputError(
-                "--run and --volume belong together and to benchmark convert, and they bring config and size along.",
-                "Give both of them and neither a config, --set nor --size.",
-            )
-        _show_benchmark(bench.benchmark_convert_run(run, volume, repeats=steps, device=device), as_json)
+    if what not in BENCHMARKS:
+        raise InputError(f"benchmark measures {', '.join(BENCHMARKS)}, not '{what}'.")
+    file, data = parted(paths)
+    counts, taken = BENCHMARKS[what]
+    own_model = what == "convert" and bool(data)
+    if len(data) not in counts or (own_model and (file or overrides or size)):
+        raise InputError(f"benchmark {what} takes {taken}; leave out the other paths, --set and --size.")
+    if own_model:
+        _show_benchmark(bench.benchmark_convert_run(*data, repeats=steps, device=device), as_json)
         return
-    experiment = bench.experiment_for(experiment_file, overrides or (), allow or (), *data)
+    experiment = bench.experiment_for(file, overrides or (), allow or (), *data)
     voxels = bench.patch_size(size, experiment, 256 if what == "convert" else 128)
     if what == "train":
         result = bench.benchmark_train(
