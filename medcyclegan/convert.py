@@ -75,7 +75,7 @@ class Conversion:
 
 
 def convert(
-    checkpoint: Path,
+    checkpoint: Path | Sequence[Path],
     inputs: Sequence[Path],
     output: Path,
     *,
@@ -85,8 +85,7 @@ def convert(
     file_format: str = "nifti",
     trust: bool = False,
     ensemble: Ensemble | None = None,
-    others: Sequence[Path] = (),
-    statistics: Statistics = "window",
+    norm_statistics: Statistics = "window",
     device: str = "auto",
     progress: Progress | None = None,
     allow: Iterable[str] = (),
@@ -96,7 +95,7 @@ def convert(
     """Translate files and folders of volumes; a case that fails is listed and the others go on.
 
     Args:
-        checkpoint: a run or a checkpoint file.
+        checkpoint: a run or a checkpoint file; several are an ensemble, whose results are fused.
         inputs: volumes, or folders of which every volume is taken; in the SynthRAD layout the volumes that the model
             takes, with their masks as bodies. For a model of several contrasts exactly one input per contrast, in the
             model's order: a volume each, or a folder each, whose volumes are matched by case id (nnU-Net's suffix
@@ -112,8 +111,7 @@ def convert(
             folder `<case>_sct`, with trust maps as NIfTI.
         trust: write trust maps too.
         ensemble: planes, flips and how they are fused.
-        others: further runs or checkpoints of the ensemble.
-        statistics: of instance norms, see `inference.statistics`.
+        norm_statistics: of instance norms, see `inference.statistics`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         progress: watches the slices.
         allow: as in `load_translator`.
@@ -127,16 +125,17 @@ def convert(
     """
     rank, processes = env_rank()
     ensemble = ensemble or Ensemble()
-    check_statistics(statistics)
+    check_statistics(norm_statistics)
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
-    checkpoint, *others = (choose_checkpoint(path, which) for path in (checkpoint, *others))
+    given = [checkpoint] if isinstance(checkpoint, Path) else checkpoint
+    checkpoints = [choose_checkpoint(path, which) for path in given]
     translator = load_translator(
-        (checkpoint, *others),
+        checkpoints,
         direction=direction,
         device=own_device(device),
         ensemble=ensemble,
-        norm_statistics=statistics,
+        norm_statistics=norm_statistics,
         allow=allow,
     )
     contrasts = translator.channels if len(translator.channels) > 1 else ()
@@ -152,7 +151,7 @@ def convert(
             "model": {
                 "checkpoints": [
                     {"path": str(path), "sha256": _sha256(path / FILE_NAME if path.is_dir() else path)}
-                    for path in (checkpoint, *others)
+                    for path in checkpoints
                 ],
                 "direction": direction,
             },
@@ -160,7 +159,7 @@ def convert(
                 "planes": list(ensemble.planes),
                 "flips": ensemble.flips,
                 "fuse": ensemble.fuse,
-                "statistics": statistics,
+                "norm_statistics": norm_statistics,
                 "trust": trust,
                 "format": _format(output, file_format),
             },
@@ -185,7 +184,7 @@ def convert(
             f"these files exist already; {remedy}:",
         )
     started = time.monotonic()
-    file = checkpoint / FILE_NAME if checkpoint.is_dir() else checkpoint
+    file = checkpoints[0] / FILE_NAME if checkpoints[0].is_dir() else checkpoints[0]
     result = Conversion({}, {}, model=f"{file} ({translator.description.rpartition(', ')[2]})")
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     pending: list[tuple[str, Future[dict[str, Any]]]] = []

@@ -272,7 +272,7 @@ EVERY_DATA = ["--a DIR --b DIR", "a prepared folder", "a datalist", "layout bids
         ("convert nowhere mr -o out", ["nowhere", "no run or checkpoint"]),
         ("convert nowhere mr -o out --planes axial,front", ["axial,front", "coronal"]),
         ("convert nowhere mr -o out --fuse sum", ["mean or median", "sum"]),
-        ("convert nowhere mr -o out --statistics batch", ["window, neighbors, volume", "batch"]),
+        ("convert nowhere mr -o out --norm-statistics batch", ["window, neighbors, volume", "batch"]),
         ("convert nowhere mr -o out --checkpoint newest", ["'last' or 'best'", "newest"]),
         ("evaluate mr ct -o scores", ["mr_001", "ct_001"]),
         ("evaluate mr mr -o full", ["full"]),

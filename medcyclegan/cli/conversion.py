@@ -35,10 +35,10 @@ def convert(
     ] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Fuse with the mirrored volume.")] = False,
     fuse: Annotated[str, typer.Option(help="mean or median.")] = "mean",
-    others: Annotated[
-        list[Path] | None, typer.Option("--with", metavar="RUN", help="Fuse with a further run or checkpoint.")
+    ensemble: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="Fuse with this further run or checkpoint.")
     ] = None,
-    statistics: Annotated[str, typer.Option(help="Of instance norms: window, neighbors or volume.")] = "window",
+    norm_statistics: Annotated[str, typer.Option(help="Of instance norms: window, neighbors or volume.")] = "window",
     which: Annotated[
         str, typer.Option("--checkpoint", help="Of a run: last, or best, that of the best validation.")
     ] = "last",
@@ -53,7 +53,7 @@ def convert(
 
     named: Any = tuple(word.strip() for word in planes.split(",")) if planes else ()
     result = run_conversion(
-        checkpoint,
+        [checkpoint, *(ensemble or ())],
         inputs,
         output,
         direction=direction,
@@ -61,14 +61,13 @@ def convert(
         resume=resume,
         file_format=file_format,
         trust=trust,
-        others=others or (),
         device=device,
         progress=Terminal(),
         allow=allow or (),
         which=which,
         masks=masks,
         ensemble=Ensemble(named, flips, fuse),  # type: ignore[arg-type]
-        statistics=statistics,  # type: ignore[arg-type]
+        norm_statistics=norm_statistics,  # type: ignore[arg-type]
     )
     note(f"model: {result.model}")
     for case, record in result.quality.items():
