@@ -1,8 +1,8 @@
 """Many volumes translated into files: reading, translating and writing at the same time, with a record of it all.
 
 The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
-on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model,
-versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
+on request), uncertainty maps in `uncertainty/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes,
+model, versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
 interrupted conversion can be resumed; see `medcyclegan.record`. What is read is found by `medcyclegan.cohort.inputs`.
 
 Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
@@ -43,7 +43,7 @@ from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, grid_of, read_mask, 
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.ranks import env_rank, own_device
 from medcyclegan.record import Record as _Record
-from medcyclegan.record import trust_file
+from medcyclegan.record import uncertainty_file
 from medcyclegan.survey.hounsfield import looks_like_hu
 from medcyclegan.training.checkpoint import FILE_NAME
 
@@ -52,7 +52,7 @@ OTHER_ENDINGS = re.compile(r"\.(csv|dcm|html|jpg|json|npy|npz|pdf|png|pt|tif|txt
 ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd", "dicom": ""}
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
 LARGE = 64_000_000
-TRUST_MAPS = ("spread", "structure", "cycle", "combined")
+UNCERTAINTY_MAPS = ("spread", "structure", "cycle", "combined")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def convert(
     overwrite: bool = False,
     resume: bool = False,
     file_format: str = "nifti",
-    trust: bool = False,
+    uncertainty: bool = False,
     ensemble: Ensemble | None = None,
     norm_statistics: Statistics = "window",
     device: str = "auto",
@@ -108,8 +108,8 @@ def convert(
             from the same voxels and masks; their files may exist, and so may those that such a run was writing when
             it ended.
         file_format: "nifti", "mha" or "nrrd", of no meaning where `output` is a file; "dicom" for a CT series in the
-            folder `<case>_sct`, with trust maps as NIfTI.
-        trust: write trust maps too.
+            folder `<case>_sct`, with uncertainty maps as NIfTI.
+        uncertainty: write uncertainty maps too.
         ensemble: planes, flips and how they are fused.
         norm_statistics: of instance norms, see `inference.statistics`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -160,7 +160,7 @@ def convert(
                 "flips": ensemble.flips,
                 "fuse": ensemble.fuse,
                 "norm_statistics": norm_statistics,
-                "trust": trust,
+                "uncertainty": uncertainty,
                 "format": _format(output, file_format),
             },
         },
@@ -178,7 +178,10 @@ def convert(
             [
                 f"{path}" + (", written with another model or settings" if resume else "")
                 for case in chosen
-                for path in (targets[case], *(_trust_files(targets[case], translator.modality) if trust else ()))
+                for path in (
+                    targets[case],
+                    *(_uncertainty_files(targets[case], translator.modality) if uncertainty else ()),
+                )
                 if path.exists() and case not in finished and case not in interrupted
             ],
             f"these files exist already; {remedy}:",
@@ -195,12 +198,12 @@ def convert(
         if case in targets
         and _is(entry["output"], targets[case])
         and targets[case].exists()
-        and all(trust_file(targets[case], Path(path).name).exists() for path in entry["trust"].values())
+        and all(uncertainty_file(targets[case], Path(path).name).exists() for path in entry["uncertainty"].values())
     }
 
     if not set(chosen) <= set(done):
         _require_writable(record.path.parent)
-    for folder in (record.path.parent, record.path.parent / "trust"):
+    for folder in (record.path.parent, record.path.parent / "uncertainty"):
         sweep(folder)
     heard = _Heard()
 
@@ -256,7 +259,7 @@ def convert(
                 try:
                     with heard.about(case):
                         prediction = translator.predict(
-                            read.source, trust=trust, progress=_Named(progress or Silent(), name)
+                            read.source, uncertainty=uncertainty, progress=_Named(progress or Silent(), name)
                         )
                 except Exception as error:
                     result.failed[case] = _reason(error)
@@ -365,11 +368,11 @@ class _Heard:
             self._here.case = None
 
 
-def _trust_files(target: Path, modality: str) -> list[Path]:
-    """Where the trust maps of a result lie, in the order of `TRUST_MAPS`."""
+def _uncertainty_files(target: Path, modality: str) -> list[Path]:
+    """Where the uncertainty maps of a result lie, in the order of `UNCERTAINTY_MAPS`."""
     ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if target.name.lower().endswith(e)), "")
     stem = target.name[: len(target.name) - len(ending)].removesuffix(f"_s{modality.lower()}")
-    return [trust_file(target, f"{stem}_{name}{ending or '.nii.gz'}") for name in TRUST_MAPS]
+    return [uncertainty_file(target, f"{stem}_{name}{ending or '.nii.gz'}") for name in UNCERTAINTY_MAPS]
 
 
 @dataclass(frozen=True)
@@ -390,15 +393,15 @@ class _Finish:
         return translation
 
     def maps(self, translation: Translation) -> dict[str, Path]:
-        """Trust map by name -> its file."""
-        every = dict(zip(TRUST_MAPS, _trust_files(self.target, self.translator.modality), strict=True))
-        return {name: every[name] for name in translation.trust}
+        """Uncertainty map by name -> its file."""
+        every = dict(zip(UNCERTAINTY_MAPS, _uncertainty_files(self.target, self.translator.modality), strict=True))
+        return {name: every[name] for name in translation.uncertainty}
 
     def save(self, translation: Translation) -> dict[str, Any]:
         """Write all files of the case; gives its entry in the record."""
         maps = self.maps(translation)
         for name, path in maps.items():
-            translation.save_trust(name, path)
+            translation.save_uncertainty(name, path)
         files = self.given.files
         # Last, so that a result that exists is complete.
         if self.target.name.lower().endswith(VOLUME_SUFFIXES):
@@ -417,7 +420,7 @@ class _Finish:
             "voxels_sha256": self.read.digest,
             **mask,
             "output": str(self.target),
-            "trust": {name: str(path) for name, path in maps.items()},
+            "uncertainty": {name: str(path) for name, path in maps.items()},
             "seconds": round(time.monotonic() - self.begun, 3),
             "quality": translation.quality,
         }

@@ -152,7 +152,7 @@ def run_demo(
         output / "run",
         list(cohort.test_mr),
         output / "sct",
-        trust=True,
+        uncertainty=True,
         device=device,
         progress=watch,
         ensemble=Ensemble(flips=True),
@@ -168,7 +168,7 @@ def run_demo(
         output / "scores",
         output / "report.html",
         source=cohort.test_mr[0].parent,
-        trust=output / "sct" / "trust",
+        uncertainty=output / "sct" / "uncertainty",
         about=About(
             "medcyclegan demo: MR to CT on phantom heads",
             {

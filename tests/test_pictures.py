@@ -170,14 +170,14 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
     run = tmp_path / "run"
     factory.train(experiment, run, device="cpu")
     source = sorted((slices / "trainA").iterdir())[0]
-    result = convert(run, [source], tmp_path / "out", device="cpu", trust=True)
+    result = convert(run, [source], tmp_path / "out", device="cpu", uncertainty=True)
     assert not result.failed
     (written,) = result.written.values()
     image = sitk.ReadImage(str(written))
     assert image.GetSize() == (36, 44, 1) and image.GetPixelIDTypeAsString() == "16-bit signed integer"
     values = sitk.GetArrayFromImage(image)
     assert values.min() == -1024 and values.max() > -1024
-    assert sorted(file.name for file in (tmp_path / "out" / "trust").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "out" / "uncertainty").iterdir()) == [
         f"{source.stem}_{name}.nii.gz" for name in ("combined", "cycle", "spread", "structure")
     ]
     across = convert(run, [source], tmp_path / "across", device="cpu", ensemble=Ensemble(("axial", "coronal")))

@@ -28,7 +28,7 @@ def convert(
     file_format: Annotated[
         str, typer.Option("--format", help="nifti, mha, nrrd, or dicom: a CT series in a folder of its own.")
     ] = "nifti",
-    trust: Annotated[bool, typer.Option("--trust", help="Write trust maps too.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write uncertainty maps too.")] = False,
     masks: MaskFolder = None,
     planes: Annotated[
         str | None, typer.Option(metavar="PLANE,...", help="Fuse slices along these: axial,coronal,sagittal.")
@@ -60,7 +60,7 @@ def convert(
         overwrite=overwrite,
         resume=resume,
         file_format=file_format,
-        trust=trust,
+        uncertainty=uncertainty,
         device=device,
         progress=Terminal(),
         allow=allow or (),
@@ -82,7 +82,7 @@ def convert(
     else:
         for case, file in result.written.items():
             share = result.quality[case].get("share_above_threshold")
-            say(str(file) if share is None else f"{file}: {100 * share:.1f} % of the body is uncertain (--trust)")
+            say(str(file) if share is None else f"{file}: {100 * share:.1f} % of the body is uncertain (--uncertainty)")
         for file in result.skipped.values():
             say(f"{file} (finished before)")
     end_with_failures(result.failed)

@@ -106,7 +106,7 @@ def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of an evaluation or of a training.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     source: Annotated[Path | None, typer.Option(help="Folder of the MR volumes, to be shown.")] = None,
-    trust: Annotated[Path | None, typer.Option(help="Folder of trust maps, to be shown.")] = None,
+    uncertainty: Annotated[Path | None, typer.Option(help="Folder of uncertainty maps, to be shown.")] = None,
     window: Annotated[tuple[float, float], typer.Option(metavar="LOW HIGH", help="HU shown black and white.")] = (
         -400.0,
         1200.0,
@@ -117,7 +117,7 @@ def report(
     from medcyclegan.progress import Terminal
     from medcyclegan.report.report import write_report
 
-    written = write_report(results, output, source=source, trust=trust, window=window, progress=Terminal())
+    written = write_report(results, output, source=source, uncertainty=uncertainty, window=window, progress=Terminal())
     for case, reason in written.not_shown.items():
         warn(f"no pictures of {case}: {reason}")
     if as_json:
