@@ -49,6 +49,6 @@ if __name__ == "__main__":
 
     (root / "datalist.json").write_text(json.dumps(datalist(root), indent=2))
     prepared = factory.prepare(
-        config.parse({"data": {"datalist": str(root / "datalist.json")}}, "this example"), output / "prepared"
+        config.parse({"data": {"source": str(root / "datalist.json")}}, "this example"), output / "prepared"
     )
     print({group: [case.id for case in cases] for group, cases in prepared.cases.items()})

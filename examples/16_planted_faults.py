@@ -1,11 +1,11 @@
-"""How well each trust map finds faults planted into finished synthetic CTs, and the model's own errors.
+"""How well each uncertainty map finds faults planted into finished synthetic CTs, and the model's own errors.
 
     python examples/16_planted_faults.py RUN MR... [--ct CT...] [--trials 3]
 
 Four kinds of fault are planted, one at a time: a lesion inserted, a piece of bone removed, a patch shifted by 8 mm, and
-150 HU added in a ball. For every trust map the table says the probability that a voxel of the fault has a higher value
-than one without, over the body (AUROC; 0.5 is chance), as the mean over volumes and trials. With the true CTs, in the
-order of the MRs, the last column asks the same of the voxels in which the sCT itself is wrong by more than 300 HU.
+150 HU added in a ball. For every uncertainty map the table says the probability that a voxel of the fault has a higher
+value than one without, over the body (AUROC; 0.5 is chance), as the mean over volumes and trials. With the true CTs, in
+the order of the MRs, the last column asks the same of the voxels in which the sCT itself is wrong by more than 300 HU.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def auroc(values: np.ndarray, fault: np.ndarray) -> float:
 
 def maps_of(translator: Translator, source: Source, members: list[np.ndarray], hu: np.ndarray) -> dict[str, np.ndarray]:
     values = np.where(source.case.body, translator.scaler.apply(hu), -1).astype(np.float32)
-    return translator.trust_maps(source.case, values, members)
+    return translator.uncertainty_maps(source.case, values, members)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from medcyclegan.errors import InputError, raise_all
 
 # What may change under way: weights, optimizers and pools keep their meaning. Everything else makes another training.
-CHANGEABLE = ("training.", "augmentation.", "data.prepared")
+CHANGEABLE = ("training.", "augmentation.", "data.source")
 _ABSENT = "(not given)"
 
 
@@ -66,7 +66,7 @@ def require_allowed(found: Sequence[Change], run: str, *, allow: bool) -> None:
     fixed = [str(change) for change in found if not change.allowed]
     raise_all(
         fixed,
-        f"{run} cannot go on with another experiment; what may change is training, augmentation and data.prepared, but "
+        f"{run} cannot go on with another experiment; what may change is training, augmentation and data.source, but "
         "these differ (train a new run for them):",
     )
     if found and not allow:

@@ -98,13 +98,19 @@ class _Section(BaseModel):
 class Domain(_Section):
     """One of the two image domains."""
 
-    name: str = Field(min_length=1, description="shown in pictures and messages")
+    name: str = Field(min_length=1, description="shown in pictures and messages; by default the modality")
     modality: Literal["MR", "CT"] = Field(description="picks the intensity rule: CT in HU, MR by percentiles")
     contrasts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
         description="names of several MR contrasts per patient, in the order of their files, which is that of the "
         "channels; empty: what the data says, or one",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, content: Any) -> Any:
+        named = isinstance(content, dict) and "name" not in content and "modality" in content
+        return {"name": content["modality"], **content} if named else content
 
     @model_validator(mode="after")
     def _distinct(self) -> Domain:
@@ -180,28 +186,30 @@ class Preparation(_Section):
 
 
 class Data(_Section):
-    """Where the volumes are: either a prepared folder, or what to prepare."""
+    """Where the volumes are: two folders, or one path that says what it is."""
 
-    prepared: Path | None = Field(None, description="folder made by `medcyclegan prepare`")
+    source: Path | None = Field(
+        None,
+        description="prepared folder, datalist (JSON), table (CSV) or folder in a known layout; recognized by itself",
+    )
     a: Path | None = Field(None, description="folder of volumes of domain a")
     b: Path | None = Field(None, description="folder of volumes of domain b")
     masks_a: Path | None = Field(None, description="folder of body masks with the case ids of a")
     masks_b: Path | None = Field(None, description="folder of body masks with the case ids of b")
     pairs: Path | None = Field(None, description="CSV with columns case, a, b and optionally mask, for validation")
-    datalist: Path | None = Field(None, description="JSON with the lists a, b and optionally pairs")
     fold: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="which fold of the datalist validates; the others are trained on"
+        None, description="of a datalist: which fold validates; the others are trained on"
     )
-    root: Path | None = Field(None, description="folder or CSV in one of the known layouts, recognized by itself")
-    layout: str | None = Field(None, description="name of the layout of root; null: the one that fits")
+    layout: str | None = Field(None, description="of a table or folder: name of its layout; null: the one that fits")
     contrast_a: str | None = Field(
         None,
-        description="which kind of scans of root is domain a: a name with * and ?; several with commas between them "
-        "(T1w,T2w) are joined as channels in this order",
+        description="of a table or folder: which kind of scans is domain a, a name with * and ?; several with commas "
+        "between them (T1w,T2w) are joined as channels in this order",
     )
-    contrast_b: str | None = Field(None, description="which kind of scans of root is domain b, as contrast_a")
+    contrast_b: str | None = Field(None, description="likewise, which kind of scans is domain b")
     patient: str | None = Field(
-        None, description="regular expression whose first group, in the path of a scan under root, is the patient"
+        None,
+        description="of a table or folder: regular expression whose first group, in the path of a scan, is the patient",
     )
     picture_window: tuple[float, float] | None = Field(
         None, description="HU of black and white in 2D images (PNG, TIFF) of a CT domain; they are refused without"
@@ -209,26 +217,28 @@ class Data(_Section):
     picture_gray: bool = Field(False, description="turn color 2D images into gray; they are refused without")
     skip_failed: bool = Field(False, description="train although some volumes could not be prepared")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, content: Any) -> Any:
+        if isinstance(content, dict) and (former := [k for k in ("prepared", "datalist", "root") if k in content]):
+            raise ValueError(f"{' and '.join(former)}: this key is called source now, whatever the data is")
+        return content
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         folders = (self.a, self.b, self.masks_a, self.masks_b, self.pairs)
-        ways = [
-            self.prepared is not None,
-            self.datalist is not None,
-            any(f is not None for f in folders),
-            self.root is not None,
-        ]
-        if sum(ways) > 1:
-            raise ValueError("give only one of: prepared; datalist; the folders a and b; root")
-        if self.root is None and any((self.layout, self.contrast_a, self.contrast_b, self.patient)):
-            raise ValueError("layout, contrast_a, contrast_b and patient belong to root")
-        if self.datalist is None and self.fold is not None:
-            raise ValueError("fold belongs to a datalist")
+        if self.source is not None and any(f is not None for f in folders):
+            raise ValueError("give only one of: source; the folders a and b, with their masks and pairs")
+        if self.source is None and any(getattr(self, key) is not None for key in OF_SOURCE):
+            raise ValueError(f"{', '.join(OF_SOURCE)} belong to source")
         if self.picture_window is not None and self.picture_window[0] >= self.picture_window[1]:
             raise ValueError("picture_window: the first value must be below the second")
-        if ways[2] and (self.a is None or self.b is None):
+        if any(f is not None for f in folders) and (self.a is None or self.b is None):
             raise ValueError("a and b are both needed")
         return self
+
+
+OF_SOURCE = ("fold", "layout", "contrast_a", "contrast_b", "patient")  # keys of `data` that say how to read `source`
 
 
 class Patches(_Section):
@@ -442,6 +452,7 @@ def load(
     overrides: Iterable[str] = (),
     base: Mapping[str, Any] | None = None,
     allow: Iterable[str] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Read an experiment from YAML and apply `key.sub=value` overrides, whose values are YAML too.
 
@@ -450,6 +461,7 @@ def load(
         overrides: for example "training.steps=2000" or "model.generator.blocks=6".
         base: what is overridden where there is no file.
         allow: as in `parse`.
+        data: other data than the file names, as in `with_data`; overrides come after it.
     """
     content: Any = copy.deepcopy(dict(base or {}))
     if path is not None:
@@ -459,23 +471,30 @@ def load(
             raise InputError(f"the config {path} must hold keys and values, but holds a {type(content).__name__}.")
         _resolve_paths(content, path.parent)
     given = tuple(overrides)
+    added = [word for word, there in (("other data", _replace_data(content, data or {})), ("--set", given)) if there]
     for override in given:
         _apply(content, override)
-    return parse(content, f"{path}{' with --set' if given else ''}" if path else "the configuration", allow)
+    source = str(path) if path else "the configuration"
+    return parse(content, f"{source} with {' and '.join(added)}" if path and added else source, allow)
 
 
-def with_data(experiment: Experiment, data: Mapping[str, Path | str | int | None]) -> Experiment:
+def with_data(experiment: Experiment, data: Mapping[str, Any]) -> Experiment:
     """The experiment on other data than its config names; keys as in `Data`, those that are None are left out."""
-    given = {key: str(path) for key, path in data.items() if path is not None}
-    if not given:
-        return experiment
     content = experiment.model_dump(mode="json", exclude_unset=True)
-    # Which files is what the command line says, if it says it; how pictures are understood stays.
-    there = content.get("data", {})
-    elsewhere = any(not key.startswith("picture_") for key in given)
-    lasting = ("picture_", "skip_failed")
-    kept = {key: value for key, value in there.items() if key.startswith(lasting) or not elsewhere}
-    return parse({**content, "data": {**kept, **given}}, "the command line", experiment.allow)
+    if not _replace_data(content, data):
+        return experiment
+    return parse(content, "the experiment with other data", experiment.allow)
+
+
+def _replace_data(content: dict[str, Any], data: Mapping[str, Any]) -> bool:
+    """Put other data into an experiment's plain data, of which only how it is read stays; False if none is given."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in data.items() if value is not None}
+    if given:
+        lasting = ("picture_window", "picture_gray", "skip_failed")
+        there = content.get("data")
+        kept = {key: value for key, value in there.items() if key in lasting} if isinstance(there, dict) else {}
+        content["data"] = {**kept, **given}
+    return bool(given)
 
 
 def save(experiment: Experiment, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Many volumes translated into files: reading, translating and writing at the same time, with a record of it all.
 
 The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
-on request), trust maps in `trust/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes, model,
-versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
+on request), uncertainty maps in `uncertainty/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes,
+model, versions, settings, and per case the seconds and the quality record. It is rewritten after every case, so that an
 interrupted conversion can be resumed; see `medcyclegan.record`. What is read is found by `medcyclegan.cohort.inputs`.
 
 Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import threading
 import time
 import warnings
@@ -24,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,40 +33,26 @@ from monai.data import MetaTensor
 
 from medcyclegan.atomic import sweep
 from medcyclegan.cohort.inputs import CaseInput, find_inputs
-from medcyclegan.errors import InputError, raise_all
+from medcyclegan.errors import InputError, raise_all, show_traceback
 from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
-from medcyclegan.inference.statistics import Statistics
+from medcyclegan.inference.statistics import Statistics, check_statistics
 from medcyclegan.inference.translator import Prediction, Source, Translation, Translator
 from medcyclegan.io.dicom.ct_series import write_ct_series
 from medcyclegan.io.reader import VOLUME_SUFFIXES, case_id, grid_of, read_mask, read_volume
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.ranks import env_rank, own_device
 from medcyclegan.record import Record as _Record
-from medcyclegan.record import trust_file
+from medcyclegan.record import uncertainty_file
 from medcyclegan.survey.hounsfield import looks_like_hu
 from medcyclegan.training.checkpoint import FILE_NAME
 
 T = TypeVar("T")
-OTHER_ENDINGS = (
-    ".csv",
-    ".dcm",
-    ".html",
-    ".jpg",
-    ".json",
-    ".npy",
-    ".npz",
-    ".pdf",
-    ".png",
-    ".pt",
-    ".tif",
-    ".txt",
-    ".zip",
-)
+OTHER_ENDINGS = re.compile(r"\.(csv|dcm|html|jpg|json|npy|npz|pdf|png|pt|tif|txt|zip)", re.IGNORECASE)
 ENDINGS = {"nifti": ".nii.gz", "mha": ".mha", "nrrd": ".nrrd", "dicom": ""}
 # Voxels of a volume above which the next one is not read ahead: three of them in memory are too many.
 LARGE = 64_000_000
-TRUST_MAPS = ("spread", "structure", "cycle", "combined")
+UNCERTAINTY_MAPS = ("spread", "structure", "cycle", "combined")
 
 
 @dataclass(frozen=True)
@@ -88,7 +75,7 @@ class Conversion:
 
 
 def convert(
-    checkpoint: Path,
+    checkpoint: Path | Sequence[Path],
     inputs: Sequence[Path],
     output: Path,
     *,
@@ -96,10 +83,9 @@ def convert(
     overwrite: bool = False,
     resume: bool = False,
     file_format: str = "nifti",
-    trust: bool = False,
+    uncertainty: bool = False,
     ensemble: Ensemble | None = None,
-    others: Sequence[Path] = (),
-    statistics: Statistics = "window",
+    norm_statistics: Statistics = "window",
     device: str = "auto",
     progress: Progress | None = None,
     allow: Iterable[str] = (),
@@ -109,7 +95,7 @@ def convert(
     """Translate files and folders of volumes; a case that fails is listed and the others go on.
 
     Args:
-        checkpoint: a run or a checkpoint file.
+        checkpoint: a run or a checkpoint file; several are an ensemble, whose results are fused.
         inputs: volumes, or folders of which every volume is taken; in the SynthRAD layout the volumes that the model
             takes, with their masks as bodies. For a model of several contrasts exactly one input per contrast, in the
             model's order: a volume each, or a folder each, whose volumes are matched by case id (nnU-Net's suffix
@@ -122,11 +108,10 @@ def convert(
             from the same voxels and masks; their files may exist, and so may those that such a run was writing when
             it ended.
         file_format: "nifti", "mha" or "nrrd", of no meaning where `output` is a file; "dicom" for a CT series in the
-            folder `<case>_sct`, with trust maps as NIfTI.
-        trust: write trust maps too.
+            folder `<case>_sct`, with uncertainty maps as NIfTI.
+        uncertainty: write uncertainty maps too.
         ensemble: planes, flips and how they are fused.
-        others: further runs or checkpoints of the ensemble.
-        statistics: of instance norms, see `inference.statistics`.
+        norm_statistics: of instance norms, see `inference.statistics`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         progress: watches the slices.
         allow: as in `load_translator`.
@@ -140,15 +125,17 @@ def convert(
     """
     rank, processes = env_rank()
     ensemble = ensemble or Ensemble()
+    check_statistics(norm_statistics)
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
-    checkpoint, *others = (choose_checkpoint(path, which) for path in (checkpoint, *others))
+    given = [checkpoint] if isinstance(checkpoint, Path) else checkpoint
+    checkpoints = [choose_checkpoint(path, which) for path in given]
     translator = load_translator(
-        (checkpoint, *others),
+        checkpoints,
         direction=direction,
         device=own_device(device),
         ensemble=ensemble,
-        norm_statistics=statistics,
+        norm_statistics=norm_statistics,
         allow=allow,
     )
     contrasts = translator.channels if len(translator.channels) > 1 else ()
@@ -164,7 +151,7 @@ def convert(
             "model": {
                 "checkpoints": [
                     {"path": str(path), "sha256": _sha256(path / FILE_NAME if path.is_dir() else path)}
-                    for path in (checkpoint, *others)
+                    for path in checkpoints
                 ],
                 "direction": direction,
             },
@@ -172,8 +159,8 @@ def convert(
                 "planes": list(ensemble.planes),
                 "flips": ensemble.flips,
                 "fuse": ensemble.fuse,
-                "statistics": statistics,
-                "trust": trust,
+                "norm_statistics": norm_statistics,
+                "uncertainty": uncertainty,
                 "format": _format(output, file_format),
             },
         },
@@ -191,13 +178,16 @@ def convert(
             [
                 f"{path}" + (", written with another model or settings" if resume else "")
                 for case in chosen
-                for path in (targets[case], *(_trust_files(targets[case], translator.modality) if trust else ()))
+                for path in (
+                    targets[case],
+                    *(_uncertainty_files(targets[case], translator.modality) if uncertainty else ()),
+                )
                 if path.exists() and case not in finished and case not in interrupted
             ],
             f"these files exist already; {remedy}:",
         )
     started = time.monotonic()
-    file = checkpoint / FILE_NAME if checkpoint.is_dir() else checkpoint
+    file = checkpoints[0] / FILE_NAME if checkpoints[0].is_dir() else checkpoints[0]
     result = Conversion({}, {}, model=f"{file} ({translator.description.rpartition(', ')[2]})")
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
@@ -208,12 +198,12 @@ def convert(
         if case in targets
         and _is(entry["output"], targets[case])
         and targets[case].exists()
-        and all(trust_file(targets[case], Path(path).name).exists() for path in entry["trust"].values())
+        and all(uncertainty_file(targets[case], Path(path).name).exists() for path in entry["uncertainty"].values())
     }
 
     if not set(chosen) <= set(done):
         _require_writable(record.path.parent)
-    for folder in (record.path.parent, record.path.parent / "trust"):
+    for folder in (record.path.parent, record.path.parent / "uncertainty"):
         sweep(folder)
     heard = _Heard()
 
@@ -269,7 +259,7 @@ def convert(
                 try:
                     with heard.about(case):
                         prediction = translator.predict(
-                            read.source, trust=trust, progress=_Named(progress or Silent(), name)
+                            read.source, uncertainty=uncertainty, progress=_Named(progress or Silent(), name)
                         )
                 except Exception as error:
                     result.failed[case] = _reason(error)
@@ -288,19 +278,6 @@ def convert(
         seconds = round(time.monotonic() - started, 3)
         record.close(result.failed, {"device": str(translator.window.device), "seconds": seconds})
     return result
-
-
-def options(*, planes: str | None, flips: bool, fuse: str, statistics: str) -> dict[str, Any]:
-    """The arguments `ensemble` and `statistics` of `convert` from words, for example "axial,coronal" and "mean".
-
-    Raises:
-        InputError: for a word that is not allowed.
-    """
-    if statistics not in get_args(Statistics):
-        raise InputError(f"statistics are one of {', '.join(get_args(Statistics))}, got '{statistics}'.")
-    named = tuple(word.strip() for word in planes.split(",")) if planes else ()
-    # What is in these strings is checked by Ensemble.
-    return {"ensemble": Ensemble(named, flips, fuse), "statistics": statistics}  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -352,6 +329,7 @@ def _reason(error: Exception) -> str:
     """Why a case failed, whatever a library raised for it. On a full disk every case would, so that is raised again."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
+    show_traceback(error)
     if isinstance(error, InputError | OSError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -390,11 +368,11 @@ class _Heard:
             self._here.case = None
 
 
-def _trust_files(target: Path, modality: str) -> list[Path]:
-    """Where the trust maps of a result lie, in the order of `TRUST_MAPS`."""
+def _uncertainty_files(target: Path, modality: str) -> list[Path]:
+    """Where the uncertainty maps of a result lie, in the order of `UNCERTAINTY_MAPS`."""
     ending = next((e for e in (".nii.gz", *VOLUME_SUFFIXES) if target.name.lower().endswith(e)), "")
     stem = target.name[: len(target.name) - len(ending)].removesuffix(f"_s{modality.lower()}")
-    return [trust_file(target, f"{stem}_{name}{ending or '.nii.gz'}") for name in TRUST_MAPS]
+    return [uncertainty_file(target, f"{stem}_{name}{ending or '.nii.gz'}") for name in UNCERTAINTY_MAPS]
 
 
 @dataclass(frozen=True)
@@ -415,15 +393,15 @@ class _Finish:
         return translation
 
     def maps(self, translation: Translation) -> dict[str, Path]:
-        """Trust map by name -> its file."""
-        every = dict(zip(TRUST_MAPS, _trust_files(self.target, self.translator.modality), strict=True))
-        return {name: every[name] for name in translation.trust}
+        """Uncertainty map by name -> its file."""
+        every = dict(zip(UNCERTAINTY_MAPS, _uncertainty_files(self.target, self.translator.modality), strict=True))
+        return {name: every[name] for name in translation.uncertainty}
 
     def save(self, translation: Translation) -> dict[str, Any]:
         """Write all files of the case; gives its entry in the record."""
         maps = self.maps(translation)
         for name, path in maps.items():
-            translation.save_trust(name, path)
+            translation.save_uncertainty(name, path)
         files = self.given.files
         # Last, so that a result that exists is complete.
         if self.target.name.lower().endswith(VOLUME_SUFFIXES):
@@ -442,7 +420,7 @@ class _Finish:
             "voxels_sha256": self.read.digest,
             **mask,
             "output": str(self.target),
-            "trust": {name: str(path) for name, path in maps.items()},
+            "uncertainty": {name: str(path) for name, path in maps.items()},
             "seconds": round(time.monotonic() - self.begun, 3),
             "quality": translation.quality,
         }
@@ -459,7 +437,7 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
         if len(files) != 1:
             raise InputError(f"{output} is one file, but {len(files)} volumes are to be converted.", "Give a folder.")
         return dict.fromkeys(files, output)
-    if not output.is_dir() and (output.exists() or output.suffix.lower() in OTHER_ENDINGS):
+    if not output.is_dir() and (output.exists() or OTHER_ENDINGS.fullmatch(output.suffix)):
         raise InputError(
             f"{output} is a file of another kind, or ends like one.",
             "Give a folder, or a name that ends in .nii.gz; DICOM is --format dicom and a folder.",

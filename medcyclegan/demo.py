@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.convert import convert, options
+from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
+from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.io.reader import read_volume
 from medcyclegan.progress import Progress, Silent, duration
 from medcyclegan.report.baselines import mean_of
@@ -132,7 +133,7 @@ def run_demo(
     prepared = output / "run" / "prepared"
     factory.prepare(config.parse({**content, "data": folders}, "the demo"), prepared, watch)
     clock.note("preparation")
-    content["data"] = {"prepared": str(prepared)}
+    content["data"] = {"source": str(prepared)}
     timed = factory.measure_step(config.parse(content, "the demo"), factory.choose_device(device), enough=TIMED_S)
     clock.note("timing")
     training = EXPERIMENT["training"]
@@ -151,10 +152,10 @@ def run_demo(
         output / "run",
         list(cohort.test_mr),
         output / "sct",
-        trust=True,
+        uncertainty=True,
         device=device,
         progress=watch,
-        **options(planes=None, flips=True, fuse="mean", statistics="window"),
+        ensemble=Ensemble(flips=True),
     )
     if conversion.failed:
         raise InputError(f"the demo could not convert its own phantoms: {conversion.failed}.")
@@ -167,7 +168,7 @@ def run_demo(
         output / "scores",
         output / "report.html",
         source=cohort.test_mr[0].parent,
-        trust=output / "sct" / "trust",
+        uncertainty=output / "sct" / "uncertainty",
         about=About(
             "medcyclegan demo: MR to CT on phantom heads",
             {

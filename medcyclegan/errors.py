@@ -1,12 +1,17 @@
 """The one exception for what a user gave and the program cannot use.
 
 Its message says what was given, what is allowed and what to do. The command line prints it without a traceback and
-exits with a code other than 0; everything else that is raised is a fault of this program.
+exits with a code other than 0; everything else that is raised is a fault of this program. Whole tracebacks are shown
+where the environment variable MEDCYCLEGAN_DEBUG is set, which the option `--debug` of every verb does.
 """
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Iterable, Sequence
+
+DEBUG = "MEDCYCLEGAN_DEBUG"
 
 
 class InputError(ValueError):
@@ -31,3 +36,9 @@ def raise_all(problems: Iterable[str], heading: str) -> None:
 def few(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print where an error comes from, with its causes, on standard error, if that is wanted."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)

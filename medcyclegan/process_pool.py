@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from medcyclegan import interruption
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, show_traceback
 from medcyclegan.machine import cores
 from medcyclegan.progress import Progress
 
@@ -134,6 +134,7 @@ def _outcome(function: Callable[..., R], arguments: tuple[Any, ...]) -> R | Inpu
     try:
         return function(*arguments)
     except InputError as error:
+        show_traceback(error)
         return error
     except MemoryError:
         return InputError("it needs more memory than there is.", _MORE_MEMORY)

@@ -2,7 +2,7 @@
 
     format, version, program     what this is, and the versions of the packages that wrote it
     model, settings              checkpoints by hash, direction; what else decides what a result is
-    cases                        case id -> input, hashes, output, trust maps, seconds, warnings, quality
+    cases                        case id -> input, hashes, output, uncertainty maps, seconds, warnings, quality
     failed                       case id -> reason
     unfinished                   case id -> the file that was being written; its content is of nobody until it is a case
     earlier                      records of other models and settings whose results lie in the same folder
@@ -31,7 +31,7 @@ from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError
 
 FORMAT = "medcyclegan-conversion"
-VERSION = 1
+VERSION = 2
 _HEAD = ("program", "model", "settings", "cases", "unfinished")
 
 
@@ -77,16 +77,16 @@ class Record:
         """The cases that such runs were writing when they ended."""
         return self._kept().unfinished
 
-    def begin(self, case: str, output: Path, trust: Sequence[Path] = ()) -> None:
+    def begin(self, case: str, output: Path, uncertainty: Sequence[Path] = ()) -> None:
         """Say that a case's files are going to be written: what is there belongs to no case any more.
 
-        Trust maps of what is written over are removed, since they are not of the new result.
+        Uncertainty maps of what is written over are removed, since they are not of the new result.
         """
         with self._alone():
             kept = self._kept()
-            stale = self._claim(kept, case, output, trust)
+            stale = self._claim(kept, case, output, uncertainty)
             for name in stale:
-                trust_file(self.path, name).unlink(missing_ok=True)
+                uncertainty_file(self.path, name).unlink(missing_ok=True)
             self._write(kept, {})
 
     def add(self, case: str, entry: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ class Record:
         with self._alone():
             kept = self._kept()
             if kept.unfinished.get(case, {}).get("by") != self.token:
-                self._claim(kept, case, Path(entry["output"]), [Path(path) for path in entry["trust"].values()])
+                self._claim(kept, case, Path(entry["output"]), [Path(path) for path in entry["uncertainty"].values()])
                 self._write(kept, {})
                 raise InputError(
                     f"another process has written {entry['output']} at the same time: nobody knows whose it is.",
@@ -108,19 +108,19 @@ class Record:
             kept.cases[case] = entry
             self._write(kept, {})
 
-    def _claim(self, kept: _Kept, case: str, output: Path, trust: Sequence[Path]) -> set[str]:
-        """Take the files from every case, of this model or another; gives the trust maps that are of no case then."""
-        written = {output.name, *(path.name for path in trust)}
+    def _claim(self, kept: _Kept, case: str, output: Path, uncertainty: Sequence[Path]) -> set[str]:
+        """Take the files from every case, of this model or another; gives the maps that are of no case then."""
+        written = {output.name, *(path.name for path in uncertainty)}
         stale: set[str] = set()
         every = [kept.cases, *(known["cases"] for known in kept.earlier)]
         for known in every:
             for replaced in [c for c, entry in known.items() if _files(entry) & written]:
-                stale |= _trust(known.pop(replaced))
+                stale |= _uncertainty(known.pop(replaced))
         for unfinished in (kept.unfinished, *(known.get("unfinished", {}) for known in kept.earlier)):
             for replaced in [c for c, entry in unfinished.items() if _name(entry["output"]) == output.name]:
                 del unfinished[replaced]
         kept.unfinished[case] = {"output": str(output), "by": self.token}
-        return stale - written - {name for known in every for entry in known.values() for name in _trust(entry)}
+        return stale - written - {name for known in every for entry in known.values() for name in _uncertainty(entry)}
 
     def is_closed(self) -> bool:
         """Whether a process has come to its end since the last case was added."""
@@ -199,18 +199,18 @@ class Record:
         self.overwrite = False  # from now on the file is this record
 
 
-def trust_file(target: Path, name: str) -> Path:
-    """Where a trust map of that name lies, of a result or record beside it."""
-    return target.parent / "trust" / name
+def uncertainty_file(target: Path, name: str) -> Path:
+    """Where an uncertainty map of that name lies, of a result or record beside it."""
+    return target.parent / "uncertainty" / name
 
 
 def _problem(content: Any) -> str:
     """What is wrong with a record, with the field; empty where it is sound."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return f"is no record of a conversion: it does not have format '{FORMAT}'"
-    if not isinstance(content.get("version"), int) or content["version"] > VERSION:
+    if not isinstance(content.get("version"), int) or content["version"] != VERSION:
         found = f"{content.get('version')!r}"
-        return f"is a record of version {found:.20}, and this program knows {VERSION}"
+        return f"is a record of version {found:.20}, and this program goes on with those of version {VERSION} only"
     earlier = content.get("earlier", [])
     if not isinstance(earlier, list):
         return "is damaged: earlier is no list"
@@ -246,9 +246,9 @@ def _wrong(known: dict[str, Any]) -> str:
             if not isinstance(entry, dict) or not _is_path(entry.get("output")):
                 return f"{name}.{case}.output is missing or no text"
     for case, entry in known["cases"].items():
-        trust, hashes = entry.get("trust"), entry.get("voxels_sha256")
-        if not isinstance(trust, dict) or not all(map(_is_path, trust.values())):
-            return f"cases.{case}.trust is no object of paths"
+        uncertainty, hashes = entry.get("uncertainty"), entry.get("voxels_sha256")
+        if not isinstance(uncertainty, dict) or not all(map(_is_path, uncertainty.values())):
+            return f"cases.{case}.uncertainty is no object of paths"
         if not all(isinstance(h, str) for h in (hashes if isinstance(hashes, list) else [hashes])):
             return f"cases.{case}.voxels_sha256 is missing or no text"
         if not isinstance(entry.get("mask_sha256", ""), str):
@@ -267,11 +267,11 @@ def _identity(content: dict[str, Any]) -> Any:
 
 
 def _files(entry: dict[str, Any]) -> set[str]:
-    return {_name(entry["output"])} | _trust(entry)
+    return {_name(entry["output"])} | _uncertainty(entry)
 
 
-def _trust(entry: dict[str, Any]) -> set[str]:
-    return {_name(path) for path in entry["trust"].values()}
+def _uncertainty(entry: dict[str, Any]) -> set[str]:
+    return {_name(path) for path in entry["uncertainty"].values()}
 
 
 def _name(path: str) -> str:

@@ -78,13 +78,13 @@ def prepared(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def experiment(prepared: PreparedCohort) -> config.Experiment:
     """Four steps of tiny networks in float32."""
-    return config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
+    return config.parse({**TINY, "data": {"source": str(prepared.folder)}}, "the test")
 
 
 @pytest.fixture(scope="session")
 def run(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny experiment."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
+    experiment = config.parse({**TINY, "data": {"source": str(prepared.folder)}}, "the test")
     factory.train(experiment, folder, device="cpu")
     return folder

@@ -44,7 +44,7 @@ def tiny(prepared: str, pool_size: int = 2, **training: Any) -> config.Experimen
         "objective": {"pool_size": pool_size},
         "training": every | training,
         "patches": {"size": [32, 32]},
-        "data": {"prepared": prepared},
+        "data": {"source": prepared},
     }
     return config.parse(content, "the test")
 

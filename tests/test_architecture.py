@@ -57,11 +57,11 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"", "atomic", "documents", "errors"},
     "convert": GROUND | {"", "cohort", "factory", "inference", "io", "ranks", "record", "survey", "training"},
     "reference_weights": GROUND | {"", "config", "networks", "training", "transforms"},
-    "plan": GROUND | {"", "cohort", "factory", "config", "data", "io", "machine", "survey", "transforms"},
+    "plan": GROUND | {"", "cohort", "factory", "config", "data", "io", "machine", "ranks", "survey", "transforms"},
     "benchmark": GROUND | {"factory", "config", "data", "inference", "losses", "networks", "training"},
     "export": GROUND
     | {"", "factory", "config", "evaluation", "inference", "io", "networks", "training", "transforms", "trust"},
-    "demo": GROUND | {"", "factory", "config", "convert", "evaluation", "io", "phantom", "report"},
+    "demo": GROUND | {"", "factory", "config", "convert", "evaluation", "inference", "io", "phantom", "report"},
     "cli": GROUND
     | {
         "",
@@ -73,6 +73,7 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "evaluation",
         "export",
+        "inference",
         "plan",
         "qc",
         "ranks",

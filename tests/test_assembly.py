@@ -322,26 +322,25 @@ def test_the_verb_writes_warns_and_fails(root: Path, tmp_path: Path) -> None:
     assert content["lists"] == {n: len(v) for n, v in json.loads(file.read_text()).items() if n != "about"}
     wrong = CliRunner().invoke(app, ["datalist", str(root), "-o", str(file), "--folds", "2", "--val", "0.1"])
     assert isinstance(wrong.exception, InputError) and "each of them validates once" in str(wrong.exception)
-    wrong = CliRunner().invoke(app, ["datalist", str(root), "-o", str(file), "--modalities", "MR", "PET"])
-    assert isinstance(wrong.exception, InputError) and "each is MR or CT" in str(wrong.exception)
+    wrong = CliRunner().invoke(app, ["datalist", str(root), "-o", str(file), "--set", "domains.b.modality=PET"])
+    assert isinstance(wrong.exception, InputError) and "'MR' or 'CT'" in str(wrong.exception)
 
 
 def test_the_command_line_keeps_how_pictures_are_understood(tmp_path: Path) -> None:
-    given = config.load(None, ["data.picture_window=[-1000,2000]", "data.root=old"])
-    moved = config.with_data(given, {"root": tmp_path, "layout": "cyclegan", "a": None})
-    assert moved.data == config.Data(root=tmp_path, layout="cyclegan", picture_window=(-1000.0, 2000.0))
-    gray = config.with_data(given, {"picture_gray": True, "a": None})
-    assert gray.data == config.Data(root=Path("old"), picture_gray=True, picture_window=(-1000.0, 2000.0))
+    given = config.load(None, ["data.picture_window=[-1000,2000]", "data.source=old"])
+    moved = config.with_data(given, {"source": tmp_path, "layout": "cyclegan", "a": None})
+    assert moved.data == config.Data(source=tmp_path, layout="cyclegan", picture_window=(-1000.0, 2000.0))
     assert config.with_data(given, {"a": None}) == given
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"layout": "bids"}, "belong to root"),
-        ({"root": "x", "a": "y", "b": "z"}, "give only one of"),
-        ({"root": "x", "fold": 1}, "fold belongs to a datalist"),
-        ({"root": "x", "picture_window": [2, 1]}, "the first value must be below the second"),
+        ({"layout": "bids"}, "belong to source"),
+        ({"a": "x", "b": "y", "fold": 1}, "belong to source"),
+        ({"source": "x", "a": "y", "b": "z"}, "give only one of"),
+        ({"source": "x", "picture_window": [2, 1]}, "the first value must be below the second"),
+        ({"root": "x", "layout": "bids"}, "root: this key is called source now"),
     ],
 )
 def test_configs_that_contradict_themselves(data: dict, message: str) -> None:
@@ -350,9 +349,9 @@ def test_configs_that_contradict_themselves(data: dict, message: str) -> None:
 
 
 def test_a_layout_in_a_config_is_no_path(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text("data: {root: cohort, layout: bids, contrast_a: T1w, patient: '(.*)'}")
+    (tmp_path / "x.yaml").write_text("data: {source: cohort, layout: bids, contrast_a: T1w, patient: '(.*)'}")
     data = config.load(tmp_path / "x.yaml").data
-    assert (data.root, data.layout, data.contrast_a, data.patient) == (tmp_path / "cohort", "bids", "T1w", "(.*)")
+    assert (data.source, data.layout, data.contrast_a, data.patient) == (tmp_path / "cohort", "bids", "T1w", "(.*)")
 
 
 def test_phantoms_are_prepared_from_a_root_and_from_a_fold(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -365,10 +364,10 @@ def test_phantoms_are_prepared_from_a_root_and_from_a_fold(cohort: phantom.Cohor
             (tmp_path / "data" / name / f"{kind}.nii.gz").symlink_to(file)
     make(tmp_path / "data", folds=3).write(tmp_path / "folds.json")
     fold = next(e["fold"] for e in json.loads((tmp_path / "folds.json").read_text())["pairs"] if e["case"] == "1BB003")
-    given = {"data": {"datalist": str(tmp_path / "folds.json"), "fold": fold}}
+    given = {"data": {"source": str(tmp_path / "folds.json"), "fold": fold}}
     prepared = factory.prepare(config.parse(given, "the test"), tmp_path / "prepared")
     assert [case.id for case in prepared.cases["a"]] == ["1BA001", "1BA002"]
     assert [case.id for case in prepared.cases["pairs_b"]] == ["1BB003"]
-    given = {"data": {"root": str(tmp_path / "data")}}
+    given = {"data": {"source": str(tmp_path / "data")}}
     prepared = factory.prepare(config.parse(given, "the test"), tmp_path / "again")
     assert [len(prepared.cases[group]) for group in ("a", "b", "pairs_a")] == [3, 3, 0]

@@ -141,12 +141,12 @@ def test_benchmark_convert_measures_a_run_on_a_volume(
 
 
 def test_a_run_is_benchmarked_with_a_volume_only(run: Path) -> None:
-    done = CliRunner().invoke(app, ["benchmark", "convert", "--run", str(run)])
-    assert isinstance(done.exception, InputError) and "--run and --volume belong together" in str(done.exception)
+    done = CliRunner().invoke(app, ["benchmark", "convert", str(run)])
+    assert isinstance(done.exception, InputError) and "or RUN and a volume" in str(done.exception)
 
 
 def test_benchmark_data_reads_the_prepared_cohort(prepared: PreparedCohort) -> None:
-    experiment = narrow(data={"prepared": str(prepared.folder)})
+    experiment = narrow(data={"source": str(prepared.folder)})
     result = benchmark.benchmark_data(experiment, size=(32, 32), steps=2, device="cpu")
     assert result["speedup"] == pytest.approx(result["read_patches_per_s"] / result["consumed_patches_per_s"], rel=1e-2)
 

@@ -1,8 +1,7 @@
-"""The command line as a user meets it: the whole job, and every mistake with its message and exit code."""
+"""The command line as a user meets it: data in every form, and every mistake with its message and exit code."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -12,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from medcyclegan import __version__, cli, phantom
+from medcyclegan.data.prepared import open_prepared
 
 TINY = [
     "--set=model.generator={_target_: resnet, filters: 4, blocks: 1}",
@@ -41,38 +40,64 @@ def call(*arguments: object, code: int = 0, cwd: Path | None = None) -> subproce
     return result
 
 
-def test_the_whole_job(cohort: phantom.Cohort, tmp_path: Path) -> None:
-    mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
-    prepared, run = tmp_path / "prepared", tmp_path / "run"
-    told = json.loads(call("prepare", "--a", mr, "--b", ct, "-o", prepared, "--json").stdout)
-    assert told["cases"] == {"a": 2, "b": 2, "pairs_a": 0, "pairs_b": 0} and told["failed"] == {}
-    config = tmp_path / "experiment.yaml"
-    config.write_text("data: {prepared: prepared}\ntraining: {steps: 9}\n")
-    told = json.loads(
-        call("train", config, *TINY, "--set", "training.steps=2", "-o", run, "-d", "cpu", "--json").stdout
-    )
-    assert (told["step"], told["interrupted"]) == (2, False)
-    call("convert", run, cohort.test_mr[0].parent, "-o", tmp_path / "sct", "-d", "cpu")
-    sct, mr_image = nib.load(tmp_path / "sct/case_001_sct.nii.gz"), nib.load(cohort.test_mr[0])
-    assert sct.get_data_dtype() == np.int16 and sct.shape == mr_image.shape
-    np.testing.assert_allclose(sct.affine, mr_image.affine, atol=1e-5)
-    out = call(
-        "evaluate", tmp_path / "sct", cohort.test_ct[0].parent, "--mask", cohort.test_mask[0].parent,
-        "-o", tmp_path / "scores", "--json",
-    )  # fmt: skip
-    with (tmp_path / "scores/cases.csv").open(newline="") as stream:
-        (row,) = csv.DictReader(stream)
-    assert list(row)[:5] == ["case", "mae", "psnr", "ssim", "ms_ssim"]
-    inside = nib.load(cohort.test_mask[0]).get_fdata() > 0
-    by_hand = np.abs(sct.get_fdata() - nib.load(cohort.test_ct[0]).get_fdata())[inside].mean()
-    assert float(row["mae"]) == pytest.approx(by_hand, rel=1e-6)
-    assert json.loads(out.stdout) == json.loads((tmp_path / "scores/summary.json").read_text())
+def test_data_are_recognized_and_plans_are_trained_as_they_say(
+    cohort: phantom.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layout, a table, a datalist and a prepared folder are the same data; the command that `plan` prints works."""
+
+    def run(*arguments: str) -> str:
+        return CliRunner().invoke(cli.app, arguments, catch_exceptions=False).stdout
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(cohort.train_mr[0].parent, "heads/mr")
+    shutil.copytree(cohort.train_ct[0].parent, "heads/ct")
+    rows = [f"{file},{domain}" for domain, files in (("a", cohort.train_mr), ("b", cohort.train_ct)) for file in files]
+    Path("heads.csv").write_text("\n".join(["image,domain", *rows]))
+    Path("coarse.yml").write_text("preparation: {spacing: [8, 8, 8]}")
+    run("datalist", "heads", "-o", "heads.json")
+    found = set()
+    for data in ("heads", "heads.csv", "heads.json"):
+        printed = run("prepare", data, "coarse.yml", "-o", f"of {data}", "--json", "--workers", "1")
+        assert json.loads(printed)["cases"]["a"] == 2
+        found.add(open_prepared(Path(f"of {data}")).fingerprint())
+    assert len(found) == 1
+    small = [*TINY, "--set=training.steps=1", "-d", "cpu"]
+    assert "1 steps" in run("train", "coarse.yml", "of heads", *small, "-o", "run")
+    command = run("plan", "heads", "-o", "plan.yaml", "--gpu-memory", "24").split("`")[1].split()
+    assert command == ["medcyclegan", "train", "plan.yaml", "-o", "RUN"]
+    assert f"source: {tmp_path / 'heads'}" in Path("plan.yaml").read_text()
+    assert "1 steps" in run(*command[1:], *small, "--set=preparation.spacing=[8,8,8]")
 
 
-def test_train_without_a_config(cohort: phantom.Cohort, tmp_path: Path) -> None:
-    mr, ct = cohort.train_mr[0].parent, cohort.train_ct[0].parent
-    call("train", "--a", mr, "--b", ct, *TINY, "--set", "training.steps=1", "-o", tmp_path / "run", "-d", "cpu")
-    assert (tmp_path / "run/checkpoint.pt").exists() and (tmp_path / "run/prepared/prepared.json").exists()
+NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, **_):
+        raise RuntimeError('of my own')
+"""
+
+
+def test_whole_tracebacks_are_shown_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_parts.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    verb = ["benchmark", "train", "--set=model.generator={_target_: my_parts.Net}", "--allow", "my_parts", "-d", "cpu"]
+    for arguments, environment, shown in (
+        (verb, "", False),
+        (["--debug", *verb], "", True),
+        ([*verb, "--debug"], "", True),
+        (verb, "1", True),
+        (verb, "0", False),
+    ):
+        monkeypatch.setenv("MEDCYCLEGAN_DEBUG", environment)
+        monkeypatch.setattr(sys, "argv", ["medcyclegan", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert told.splitlines()[-1] == "error: generator 'my_parts.Net' cannot be built: RuntimeError: of my own"
+        assert ("Traceback" in told, "my_parts.py" in told) == (shown, shown)
 
 
 def test_interrupt_saves_and_says_how_to_resume(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -165,7 +190,13 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
     (tmp_path / "wrong_key.yaml").write_text("training: {step: 10}")
     (tmp_path / "wrong_type.yaml").write_text("training: {steps: many}")
     (tmp_path / "foreign.pt").write_bytes(b"PK nothing of ours")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done/prepared.json").touch()
+    (tmp_path / "list.json").touch()
     return tmp_path
+
+
+EVERY_DATA = ["--a DIR --b DIR", "a prepared folder", "a datalist", "layout bids", "layout synthrad", "layout csv"]
 
 
 @pytest.mark.parametrize(
@@ -187,11 +218,29 @@ def folders(cohort: phantom.Cohort, tmp_path: Path) -> Path:
         ("train nowhere.yaml -o run", ["nowhere.yaml"]),
         ("train -o run", ["names no data"]),
         ("train --a mr --b ct", ["--output"]),
+        ("train mr ct -o run", ["DATA is one path, got mr, ct", "--a DIR --b DIR"]),
+        ("train mr -o run", ["mr is no data", "fits no layout; it holds mr_001", *EVERY_DATA]),
+        ("prepare full/thesis.docx -o p", ["thesis.docx is no data", "file of another kind", *EVERY_DATA]),
+        ("plan nowhere.json", ["nowhere.json is no data", "does not exist", *EVERY_DATA]),
+        ("datalist list.json -o new.json", ["layout is needed", "list.json, which is a datalist"]),
+        ("prepare wrong_key.yaml wrong_type.yaml -o p", ["an experiment is one YAML file"]),
+        *(
+            (f"{verb} done", ["volumes themselves", "done is a prepared folder"])
+            for verb in ("plan", "inspect", "prepare -o p")
+        ),
+        ("train done --fold 1 -o run", ["done is a prepared folder", "fold is for a datalist"]),
+        ("train list.json --layout bids -o run", ["list.json is a datalist", "layout is for a folder or table"]),
+        ("train --a mr --b ct --patient (.*) -o run", ["patient belong to source"]),
+        ("prepare done --a mr --b ct -o p", ["only one of: source; the folders a and b"]),
+        ("benchmark train done", ["benchmark train takes an experiment; leave out"]),
         ("train --a mr --b ct -o run -d tpu", ["tpu", "auto, cpu, cuda"]),
         ("train --resume full", ["full", "checkpoint.pt"]),
         ("train --resume full --output other", ["--resume"]),
         ("convert foreign.pt mr -o out", ["foreign.pt", "not a medcyclegan checkpoint"]),
         ("convert nowhere mr -o out", ["nowhere", "no run or checkpoint"]),
+        ("convert nowhere mr -o out --planes axial,front", ["axial,front", "coronal"]),
+        ("convert nowhere mr -o out --fuse sum", ["mean or median", "sum"]),
+        ("convert nowhere mr -o out --norm-statistics batch", ["window, neighbors, volume", "batch"]),
         ("convert nowhere mr -o out --checkpoint newest", ["'last' or 'best'", "newest"]),
         ("evaluate mr ct -o scores", ["mr_001", "ct_001"]),
         ("evaluate mr mr -o full", ["full"]),

@@ -58,7 +58,7 @@ def test_a_leaf_without_target_configures_the_default_part() -> None:
         ("model: {generator: {_target_: resnt}}", ["model.generator", "Did you mean 'resnet'?"]),
         ("preparation: {ct_window: [100, -100]}", ["ct_window", "below the second"]),
         ("data: {a: mr}", ["a and b are both needed"]),
-        ("data: {a: mr, b: ct, prepared: p}", ["only one of"]),
+        ("data: {a: mr, b: ct, source: p}", ["only one of"]),
         ("- a list", ["must hold keys and values"]),
         ("training: [", ["is not YAML"]),
         ("training: !!python/object/apply:os.getcwd []", ["is not YAML"]),

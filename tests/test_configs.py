@@ -33,7 +33,7 @@ def test_trains_two_steps(path: Path, prepared: PreparedCohort, pairs: PreparedC
     window = WINDOW[experiment.patches.spatial_dims]
     onto_cohort = experiment.model_copy(
         update={
-            "data": config.Data(prepared=(pairs if paired else prepared).folder),
+            "data": config.Data(source=(pairs if paired else prepared).folder),
             "preparation": config.Preparation(),
             "patches": experiment.patches.model_copy(update={"size": window}),
         }

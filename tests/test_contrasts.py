@@ -199,7 +199,7 @@ def test_datalists_that_contradict_themselves_are_refused(tmp_path: Path) -> Non
 
 def test_the_config_must_agree_with_the_data(tmp_path: Path) -> None:
     two = {"image": ["1.nii", "2.nii"], "contrast": ["T1w", "T2w"]}
-    data = {"datalist": str(write_list(tmp_path, a=[two]))}
+    data = {"source": str(write_list(tmp_path, a=[two]))}
 
     def named(*contrasts: str) -> dict[str, tuple[str, ...]]:
         domains = {"a": {"name": "MR", "modality": "MR", "contrasts": list(contrasts)}}

@@ -153,7 +153,7 @@ def test_networks_may_make_several_contrasts() -> None:
         np.testing.assert_allclose(result, image, atol=1e-6)
 
 
-def test_trust_maps_are_means_over_the_contrasts() -> None:
+def test_uncertainty_maps_are_means_over_the_contrasts() -> None:
     random = np.random.default_rng(0)
     image = random.uniform(-1, 1, (2, 12, 12, 12)).astype(np.float32)
     returned, result = random.uniform(-1, 1, image.shape).astype(np.float32), image[0] * 0.5
@@ -263,12 +263,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> PreparedCohort:
-    data = {"datalist": str(folder / "list.json")}
+    data = {"source": str(folder / "list.json")}
     return factory.prepare(config.parse({"data": data}, "the test"), folder / "prepared")
 
 
 def experiment(prepared: PreparedCohort, **changes: Any) -> config.Experiment:
-    return config.parse({**TINY, "data": {"prepared": str(prepared.folder)}, **changes}, "the test")
+    return config.parse({**TINY, "data": {"source": str(prepared.folder)}, **changes}, "the test")
 
 
 @pytest.fixture(scope="module")
@@ -386,12 +386,12 @@ def test_a_checkpoint_describes_every_contrast(model: Path, two: PreparedCohort)
 
 def test_convert_by_command(model: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "sct"
-    call("convert", model, folder / "t1", folder / "t2", "-o", out, "--trust", "-d", "cpu")
+    call("convert", model, folder / "t1", folder / "t2", "-o", out, "--uncertainty", "-d", "cpu")
     assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"p{n}_sct.nii.gz" for n in range(6)]
     sct, t1 = nib.load(out / "p1_sct.nii.gz"), nib.load(folder / "t1" / "p1.nii.gz")
     assert sct.shape == t1.shape and sct.get_data_dtype() == np.int16
     np.testing.assert_allclose(sct.affine, t1.affine, atol=1e-5)
-    assert len(list((out / "trust").iterdir())) == 6 * 4
+    assert len(list((out / "uncertainty").iterdir())) == 6 * 4
     content = json.loads((out / "run.json").read_text())
     entry = content["cases"]["p1"]
     assert entry["input"] == [str(folder / kind / "p1.nii.gz") for kind in ("t1", "t2")]
@@ -399,13 +399,13 @@ def test_convert_by_command(model: Path, folder: Path, tmp_path: Path) -> None:
     translator = factory.load_translator(model, device="cpu")
     by_hand = translator([folder / "t1" / "p1.nii.gz", folder / "t2" / "p1.nii.gz"])
     np.testing.assert_array_equal(by_hand.array, np.asarray(sct.dataobj))
-    resumed = call("convert", model, folder / "t1", folder / "t2", "-o", out, "--trust", "--resume", "-d", "cpu")
+    resumed = call("convert", model, folder / "t1", folder / "t2", "-o", out, "--uncertainty", "--resume", "-d", "cpu")
     assert resumed.stdout.count("(finished before)") == 6
     # Another T2 is another case, whatever the T1.
     other = tmp_path / "t2"
     shutil.copytree(folder / "t2", other)
     shutil.copy(folder / "t2" / "p2.nii.gz", other / "p1.nii.gz")
-    again = convert(model, [folder / "t1", other], out, resume=True, trust=True, device="cpu")
+    again = convert(model, [folder / "t1", other], out, resume=True, uncertainty=True, device="cpu")
     assert list(again.failed) == ["p1"] and "has changed since" in again.failed["p1"]
 
 
@@ -551,13 +551,13 @@ def test_what_cannot_be_done_with_several_contrasts_is_refused_by_name(
 
 
 def test_the_folders_can_be_inspected_and_planned_for(folder: Path) -> None:
-    result = call("inspect", "--datalist", folder / "list.json", "--json", "--workers", "1")
+    result = call("inspect", folder / "list.json", "--json", "--workers", "1")
     content = json.loads(result.stdout)
     places = [volume["domain"] for volume in content["volumes"]]
     assert {place: places.count(place) for place in places} == {"a": 7, "a T2w": 7, "b": 7}
     # T1 and T2 beside each other are what was asked for.
     assert not [s for s in content["findings"] if s["code"] == "mixed_contrast"]
-    data = {"data": {"datalist": str(folder / "list.json")}}
+    data = {"data": {"source": str(folder / "list.json")}}
     made = make_plan(config.parse(data, "the test"), pretended_gpu(16.0))
     assert made.content["domains"]["a"] == {"name": "MR", "modality": "MR", "contrasts": ["T1w", "T2w"]}
     assert made.experiment().channels("a") == 2 * made.experiment().channels("b")

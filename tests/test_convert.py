@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from medcyclegan import InputError, load_translator, phantom
-from medcyclegan.convert import convert, options
+from medcyclegan.convert import convert
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.translator import Source, Translator
 from medcyclegan.io.grid import Grid
@@ -157,56 +157,58 @@ def test_results_of_another_model_keep_their_record_until_they_are_replaced(
     assert set(record(out)["cases"]) == {"p1", "p2", "p3"} and "earlier" not in record(out)
 
 
-def test_trust_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> None:
+def test_uncertainty_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> None:
     plain = convert(run, [mr / "p1.nii.gz"], tmp_path / "plain", device="cpu")
-    result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", trust=True, device="cpu")
+    result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", uncertainty=True, device="cpu")
     names = ("spread", "structure", "cycle", "combined")
-    assert {p.name for p in (tmp_path / "out" / "trust").iterdir()} == {f"p1_{name}.nii.gz" for name in names}
+    assert {p.name for p in (tmp_path / "out" / "uncertainty").iterdir()} == {f"p1_{name}.nii.gz" for name in names}
     sct = nib.load(result.written["p1"])
     # Air all around, two voxels away from the body: linear interpolation reaches one.
     regions, _ = ndimage.label(np.asarray(sct.dataobj) == -1024)
     around = ndimage.binary_erosion(regions == regions[0, 0, 0], iterations=2)
     assert 0.1 < around.mean() < 0.9
     for name in names:
-        image = nib.load(tmp_path / "out" / "trust" / f"p1_{name}.nii.gz")
+        image = nib.load(tmp_path / "out" / "uncertainty" / f"p1_{name}.nii.gz")
         assert image.shape == sct.shape and np.array_equal(image.affine, sct.affine)
         values = image.get_fdata()
         assert np.isfinite(values).all() and values.min() >= 0 and values.max() > 0
         assert values[around].max() == 0
-    # Asking for trust does not change the result.
+    # Asking for uncertainty does not change the result.
     assert np.array_equal(sct.dataobj, nib.load(plain.written["p1"]).dataobj)
     quality = result.quality["p1"]
     assert quality["members"] == 1 and 0 <= quality["share_above_threshold"] <= 1
 
 
-def test_trust_maps_are_those_of_the_sct_beside_them(run: Path, other_run: Path, mr: Path, tmp_path: Path) -> None:
+def test_uncertainty_maps_are_those_of_the_sct_beside_them(
+    run: Path, other_run: Path, mr: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    convert(run, [mr / "p1.nii.gz"], out, trust=True, device="cpu")
+    convert(run, [mr / "p1.nii.gz"], out, uncertainty=True, device="cpu")
     # Without --overwrite none is replaced, though another format has another file for the sCT.
-    maps = {path.name: path.read_bytes() for path in (out / "trust").iterdir()}
+    maps = {path.name: path.read_bytes() for path in (out / "uncertainty").iterdir()}
     with pytest.raises(InputError, match=r"exist already.*\n  - \S*p1_spread\.nii\.gz"):
-        convert(other_run, [mr / "p1.nii.gz"], out, trust=True, file_format="dicom", device="cpu")
-    assert {path.name: path.read_bytes() for path in (out / "trust").iterdir()} == maps
+        convert(other_run, [mr / "p1.nii.gz"], out, uncertainty=True, file_format="dicom", device="cpu")
+    assert {path.name: path.read_bytes() for path in (out / "uncertainty").iterdir()} == maps
     # A case that has lost one is not finished.
-    (out / "trust" / "p1_cycle.nii.gz").unlink()
-    assert convert(run, [mr / "p1.nii.gz"], out, trust=True, resume=True, device="cpu").written
-    assert {path.name for path in (out / "trust").iterdir()} == set(maps)
+    (out / "uncertainty" / "p1_cycle.nii.gz").unlink()
+    assert convert(run, [mr / "p1.nii.gz"], out, uncertainty=True, resume=True, device="cpu").written
+    assert {path.name for path in (out / "uncertainty").iterdir()} == set(maps)
     # Those of a replaced sCT are of no use.
     convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
-    assert not list((out / "trust").iterdir())
+    assert not list((out / "uncertainty").iterdir())
 
 
-def test_case_ids_that_end_like_results_have_trust_maps_of_their_own(run: Path, mr: Path, tmp_path: Path) -> None:
+def test_case_ids_that_end_like_results_have_uncertainty_maps_of_their_own(run: Path, mr: Path, tmp_path: Path) -> None:
     shutil.move(mr / "p2.nii.gz", mr / "p1_smr.nii.gz")
     (mr / "p3.nii.gz").unlink()
-    convert(run, [mr], tmp_path / "out", trust=True, device="cpu")
-    found = {path.name for path in (tmp_path / "out" / "trust").iterdir()}
+    convert(run, [mr], tmp_path / "out", uncertainty=True, device="cpu")
+    found = {path.name for path in (tmp_path / "out" / "uncertainty").iterdir()}
     assert {"p1_spread.nii.gz", "p1_smr_spread.nii.gz"} <= found and len(found) == 8
 
 
 def test_an_ensemble_is_the_mean_of_its_members(run: Path, cohort: phantom.Cohort) -> None:
-    def values(ensemble: Ensemble | None = None, **more: object) -> np.ndarray:
-        translator = load_translator(run, device="cpu", ensemble=ensemble, **more)  # type: ignore[arg-type]
+    def values(ensemble: Ensemble | None = None, times: int = 1) -> np.ndarray:
+        translator = load_translator([run] * times, device="cpu", ensemble=ensemble)
         translator.window = replace(translator.window, bf16=False)
         source = translator.read(cohort.test_mr[0])
         return translator.predict(source).values
@@ -217,7 +219,7 @@ def test_an_ensemble_is_the_mean_of_its_members(run: Path, cohort: phantom.Cohor
     np.testing.assert_allclose(together, np.mean(planes, axis=0), atol=1e-6)
     median = values(Ensemble(("axial", "coronal", "sagittal"), fuse="median"))
     np.testing.assert_allclose(median, np.median(planes, axis=0), atol=1e-6)
-    np.testing.assert_allclose(values(others=[run]), planes[0], atol=1e-6)  # twice the same checkpoint
+    np.testing.assert_allclose(values(times=2), planes[0], atol=1e-6)  # twice the same checkpoint
 
 
 def test_an_old_checkpoint_says_that_its_cohort_is_unknown(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -363,15 +365,6 @@ def test_inputs_are_never_written_over(run: Path, mr: Path, tmp_path: Path) -> N
     convert(run, [mr], mr, device="cpu")
     with pytest.raises(InputError, match="are inputs themselves"):
         convert(run, [mr], mr, resume=True, device="cpu")
-
-
-def test_words_for_planes_and_statistics() -> None:
-    chosen = options(planes="axial, coronal", flips=True, fuse="median", statistics="window")
-    assert chosen == {"ensemble": Ensemble(("axial", "coronal"), True, "median"), "statistics": "window"}
-    with pytest.raises(InputError, match="coronal"):
-        options(planes="axial,front", flips=False, fuse="mean", statistics="window")
-    with pytest.raises(InputError, match="neighbors"):
-        options(planes=None, flips=False, fuse="mean", statistics="batch")
 
 
 def test_what_cannot_be_read_or_written_is_refused_before_anything(

@@ -147,7 +147,7 @@ def test_targets_get_a_map_and_every_angle_a_row(layout: Path, heads: list[phant
         write_volume(tmp_path / "targets" / f"{patient}.mha", target, GRID)
     out = tmp_path / "out"
     command = ("evaluate", layout / "pred", layout / "ref", "--targets", tmp_path / "targets", "--range-maps")
-    medcyclegan(*command, "--angles", "0,90", "--tissues", "-300,250", "--bone", "250,600", "--workers", 1, "-o", out)
+    medcyclegan(*command, "--angles", "0,90", "--tissues", -300, 250, "--bone", "250,600", "--workers", 1, "-o", out)
     per_angle = rows(out, "angles.csv")
     assert len(per_angle) == 3 * 2 * 2 and {row["angle"] for row in per_angle} == {"0.0", "90.0"}
     first, _, third = rows(out)
@@ -346,5 +346,5 @@ def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path
     assert "empty: it has no summary.json" in told and "FileNotFound" not in told
     done = medcyclegan("evaluate", tmp_path / "a", tmp_path / "b", "--unpaired", "-o", tmp_path / "set")
     assert "kid: " in done.stdout and "no substitute for paired scores" in done.stderr
-    assert "such as -200,200" in medcyclegan("evaluate", "p", "r", "-o", "o", "--tissues", "x", code=2).stderr
+    assert "such as 200,500" in medcyclegan("evaluate", "p", "r", "-o", "o", "--bone", "x", code=2).stderr
     assert "--angles 0,x" in medcyclegan("evaluate", "p", "r", "-o", "o", "--angles", "0,x", code=2).stderr

@@ -194,7 +194,7 @@ def test_15_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for cell in cells:
         exec("".join(cell["source"]), namespace)
     assert re.search(r"MAE in the body: \d+ HU", capsys.readouterr().out)
-    assert [axis.get_title() for axis in namespace["figure"].axes] == ["MR", "sCT [HU]", "CT [HU]", "trust map"]
+    assert [axis.get_title() for axis in namespace["figure"].axes] == ["MR", "sCT [HU]", "CT [HU]", "uncertainty map"]
 
 
 def test_every_example_is_run_here() -> None:

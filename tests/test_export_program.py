@@ -196,7 +196,7 @@ def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_both_directions_and_a_half_trained_run(prepared: PreparedCohort, tmp_path: Path) -> None:
     """A run that was stopped can be exported, and its card says so."""
-    experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
+    experiment = config.parse({**TINY, "data": {"source": str(prepared.folder)}}, "the test")
     factory.train(experiment, tmp_path / "run", device="cpu")
     path = tmp_path / "run" / "checkpoint.pt"
     content = torch.load(path, weights_only=True)

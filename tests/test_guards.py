@@ -136,7 +136,7 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
     assert differences(weights[1], weights[2]) == []
     assert len(differences(weights[2], weights[3])) > 10
     (row,) = told(result.run)
-    prepared = factory.runs.open_prepared(Path(str(experiment.data.prepared)))
+    prepared = factory.runs.open_prepared(Path(str(experiment.data.source)))
     training = factory.Training(
         config.load(result.run / "config.yaml"), prepared, tmp_path / "other", torch.device("cpu")
     )

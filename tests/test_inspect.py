@@ -402,7 +402,9 @@ def test_what_a_library_never_foresaw_costs_one_file(
         (["--a", "a", "--fix", "texts"], "no empty folder"),
         (["--a", "a", "--fix", "a/fixed"], "Give a folder elsewhere"),
         (["--a", "a", "--fix", "new", "--headers"], "Leave one of them out"),
-        (["--a", "a", "--modalities", "MR", "PET"], "each is MR or CT"),
+        (["--a", "a", "--set", "domains.b.modality=PET"], "'MR' or 'CT'"),
+        (["texts", "texts/a.txt", "a/a.json"], "does not exist"),
+        (["--a", "a", "--layout", "bids"], "belong to source"),
     ],
 )
 def test_mistakes_of_the_user(

@@ -158,26 +158,26 @@ def slices(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_gray_levels_are_no_ct(slices: Path, tmp_path: Path) -> None:
-    given = config.parse({"data": {"root": str(slices)}}, "the test")
+    given = config.parse({"data": {"source": str(slices)}}, "the test")
     with pytest.raises(InputError, match=r"uint8 gray levels says nothing of Hounsfield units(.|\n)*picture_window"):
         factory.prepare(given, tmp_path / "prepared")
 
 
 def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Path) -> None:
     assert read_layout(slices).layout == "cyclegan"
-    data = {"root": str(slices), "picture_window": [-1024, 2048]}
+    data = {"source": str(slices), "picture_window": [-1024, 2048]}
     experiment = config.parse({**TINY, "data": data}, "the test")
     run = tmp_path / "run"
     factory.train(experiment, run, device="cpu")
     source = sorted((slices / "trainA").iterdir())[0]
-    result = convert(run, [source], tmp_path / "out", device="cpu", trust=True)
+    result = convert(run, [source], tmp_path / "out", device="cpu", uncertainty=True)
     assert not result.failed
     (written,) = result.written.values()
     image = sitk.ReadImage(str(written))
     assert image.GetSize() == (36, 44, 1) and image.GetPixelIDTypeAsString() == "16-bit signed integer"
     values = sitk.GetArrayFromImage(image)
     assert values.min() == -1024 and values.max() > -1024
-    assert sorted(file.name for file in (tmp_path / "out" / "trust").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "out" / "uncertainty").iterdir()) == [
         f"{source.stem}_{name}.nii.gz" for name in ("combined", "cycle", "spread", "structure")
     ]
     across = convert(run, [source], tmp_path / "across", device="cpu", ensemble=Ensemble(("axial", "coronal")))
@@ -192,7 +192,7 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
 
 def test_two_domains_of_gray_levels(slices: Path, tmp_path: Path) -> None:
     domains = {"a": {"name": "A", "modality": "MR"}, "b": {"name": "B", "modality": "MR"}}
-    given = config.parse({"domains": domains, "data": {"root": str(slices)}}, "the test")
+    given = config.parse({"domains": domains, "data": {"source": str(slices)}}, "the test")
     prepared = factory.prepare(given, tmp_path / "prepared")
     assert not prepared.failed and len(prepared.cases["b"]) == 10
     assert all(case.image.shape[3] == 1 for case in prepared.cases["b"])

@@ -117,8 +117,9 @@ def test_the_plan_names_its_data_from_anywhere(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path / "elsewhere")
     data = config.load(Path("plan.yaml")).data
     assert (data.a, data.b, data.skip_failed) == (tmp_path / "a", tmp_path / "b", True)
-    with pytest.raises(InputError, match="looks at the volumes themselves"):
-        make.make_plan(config.parse({"data": {"prepared": "there"}}, "the test"), LARGE)
+    (tmp_path / "prepared.json").touch()
+    with pytest.raises(InputError, match=r"the volumes themselves are needed, and .* is a prepared folder"):
+        make.make_plan(config.parse({"data": {"source": str(tmp_path)}}, "the test"), LARGE)
 
 
 def test_time_is_told_with_its_spread() -> None:

@@ -40,7 +40,7 @@ def stepped(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) ->
 def test_conversion_prepares_as_training_did_from_the_checkpoint_alone(
     cohort: phantom.Cohort, stepped: PreparedCohort, tmp_path: Path
 ) -> None:
-    made = config.parse({**TINY, "data": {"prepared": str(stepped.folder)}}, "the test")
+    made = config.parse({**TINY, "data": {"source": str(stepped.folder)}}, "the test")
     run = factory.train(made, tmp_path / "run", device="cpu").run
     shutil.copytree(run, tmp_path / "elsewhere" / "run")
     translator = factory.load_translator(tmp_path / "elsewhere" / "run", device="cpu")
@@ -116,7 +116,7 @@ def test_training_refuses_a_cohort_with_failures_unless_told(cohort: phantom.Coh
     data = {"a": str(tmp_path / "mr"), "b": str(cohort.train_ct[0].parent)}
     made = factory.prepare(config.parse({**TINY, "data": data}, "the test"), tmp_path / "prepared")
     assert set(made.failed) == {"a/broken"} and len(made.cases["a"]) == 1
-    given = {**TINY, "data": {"prepared": str(made.folder)}}
+    given = {**TINY, "data": {"source": str(made.folder)}}
     with pytest.raises(InputError, match=r"(?s)data\.skip_failed.*a/broken"):
         factory.train(config.parse(given, "the test"), tmp_path / "refused", device="cpu")
     given["data"]["skip_failed"] = True

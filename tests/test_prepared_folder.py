@@ -74,7 +74,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def experiment(folder: Path, **changes: Any) -> config.Experiment:
     content = {
-        "data": {"prepared": str(folder)},
+        "data": {"source": str(folder)},
         "model": {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}},
         "training": {"steps": 1, "precision": "float32"},
         "patches": {"size": [16, 16]},

@@ -108,7 +108,7 @@ def test_a_process_that_dies_ends_the_training_which_then_goes_on(joined: tuple[
 def test_torchrun_ends_with_a_message_and_the_run_goes_on(prepared: PreparedCohort, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = {
-        "data.prepared": prepared.folder,
+        "data.source": prepared.folder,
         "model.generator": "{filters: 4, blocks: 1}",
         "model.discriminator": "{filters: 4, layers: 1}",
         "patches.size": "[32, 32]",

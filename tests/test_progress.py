@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medcyclegan import cli, config
+from medcyclegan.cli import printing
 from medcyclegan.errors import InputError
 from medcyclegan.progress import Notices, by_kind
 
@@ -53,7 +54,7 @@ def test_what_is_of_no_kind_stays_as_it_is() -> None:
 def test_they_are_shown_before_the_error_that_ends_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(*_: object, **__: object) -> None:
         for name in ("p1", "p2"):
-            cli._warn(f"{name}: far from all others")
+            printing.warn(f"{name}: far from all others")
         raise InputError("the end")
 
     monkeypatch.setattr(config, "load", prepare)

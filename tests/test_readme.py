@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
 
 from medcyclegan import phantom
 
@@ -31,29 +37,38 @@ def test_the_commands_of_use_it_run(cohort: phantom.Cohort, tmp_path: Path) -> N
         "MASK_DIR": cohort.test_mask[0].parent,
         "configs/brain_2d.yaml": ROOT / "configs" / "brain_2d.yaml",
     }
-    verbs = []
+    # Coarse and narrow, so that it takes seconds.
+    extra = {
+        "prepare": ["--set=preparation.spacing=[6,6,8]"],
+        "train": ["--set=preparation.spacing=[6,6,8]", *NARROW, "-d", "cpu"],
+        "convert": ["-d", "cpu"],
+    }
+    printed = {}
     for line in section.strip().splitlines():
         program, verb, *rest = (str(folders.get(word, word)) for word in shlex.split(line, comments=True))
         assert program == "medcyclegan"
-        verbs.append(verb)
-        # Coarse and narrow, so that it takes seconds.
-        extra = {
-            "prepare": ["--set=preparation.spacing=[6,6,8]"],
-            "train": [*NARROW, "-d", "cpu"],
-            "convert": ["-d", "cpu"],
-        }
-        if verb == "train":
-            extra["train"].append("--set=preparation.spacing=[6,6,8]")
         result = subprocess.run(
-            [sys.executable, "-m", "medcyclegan", verb, *rest, *extra.get(verb, [])],
+            [sys.executable, "-m", "medcyclegan", verb, *rest, *extra.get(verb, []), "--json"],
             capture_output=True,
             text=True,
             check=False,
             cwd=tmp_path,
         )
         assert result.returncode == 0, f"{line}\n{result.stderr}"
-    assert verbs == ["prepare", "train", "convert", "evaluate"]
-    assert (tmp_path / "SCORES" / "summary.json").exists()
+        printed[verb] = json.loads(result.stdout)
+    assert list(printed) == ["prepare", "train", "convert", "evaluate"]
+    assert printed["prepare"]["cases"] == {"a": 2, "b": 2, "pairs_a": 0, "pairs_b": 0}
+    assert (printed["train"]["step"], printed["train"]["interrupted"]) == (1, False)
+    sct, mr = nib.load(tmp_path / printed["convert"]["written"]["case_001"]), nib.load(cohort.test_mr[0])
+    assert sct.get_data_dtype() == np.int16 and sct.shape == mr.shape
+    np.testing.assert_allclose(sct.affine, mr.affine, atol=1e-5)
+    assert printed["evaluate"] == json.loads((tmp_path / "SCORES" / "summary.json").read_text())
+    with (tmp_path / "SCORES" / "cases.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert list(row)[:5] == ["case", "mae", "psnr", "ssim", "ms_ssim"]
+    inside = nib.load(cohort.test_mask[0]).get_fdata() > 0
+    by_hand = np.abs(sct.get_fdata() - nib.load(cohort.test_ct[0]).get_fdata())[inside].mean()
+    assert float(row["mae"]) == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_the_python_code_runs(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:

@@ -18,26 +18,26 @@ import torch
 from medcyclegan import InputError, atomic, phantom
 from medcyclegan.convert import convert
 from medcyclegan.inference.translator import Translator
-from medcyclegan.record import FORMAT, Record
+from medcyclegan.record import FORMAT, VERSION, Record
 
 HEAD: dict[str, Any] = {"model": {"checkpoints": [{"path": "x.pt", "sha256": "1"}], "direction": "ab"}, "settings": {}}
 OTHER = {**HEAD, "model": HEAD["model"] | {"direction": "ba"}}
 
 
-def entry(name: str, *trust: str) -> dict[str, Any]:
+def entry(name: str, *uncertainty: str) -> dict[str, Any]:
     return {
         "output": f"/out/{name}",
-        "trust": {t: f"/out/trust/{t}" for t in trust},
+        "uncertainty": {t: f"/out/uncertainty/{t}" for t in uncertainty},
         "voxels_sha256": "v",
         "quality": {},
     }
 
 
-def write(record: Record, case: str, *trust: str) -> None:
+def write(record: Record, case: str, *uncertainty: str) -> None:
     folder = record.path.parent
-    record.begin(case, folder / f"{case}_sct.nii.gz", [folder / "trust" / t for t in trust])
+    record.begin(case, folder / f"{case}_sct.nii.gz", [folder / "uncertainty" / t for t in uncertainty])
     (folder / f"{case}_sct.nii.gz").touch()
-    record.add(case, entry(f"{case}_sct.nii.gz", *trust))
+    record.add(case, entry(f"{case}_sct.nii.gz", *uncertainty))
 
 
 def test_two_conversions_into_one_folder_lose_nothing(tmp_path: Path) -> None:
@@ -56,18 +56,18 @@ def test_two_conversions_into_one_folder_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_being_written_is_nobodys(tmp_path: Path) -> None:
-    (tmp_path / "trust").mkdir()
-    (tmp_path / "trust" / "a_spread.nii.gz").touch()
+    (tmp_path / "uncertainty").mkdir()
+    (tmp_path / "uncertainty" / "a_spread.nii.gz").touch()
     (tmp_path / "a_sct.nii.gz").touch()
     first, second = (Record(tmp_path / "run.json", None, head) for head in (HEAD, OTHER))
     write(first, "a", "a_spread.nii.gz")
     write(first, "b")
     second.begin("a", tmp_path / "a_sct.nii.gz")  # and is killed
-    assert set(first.finished()) == {"b"} and not (tmp_path / "trust" / "a_spread.nii.gz").exists()
+    assert set(first.finished()) == {"b"} and not (tmp_path / "uncertainty" / "a_spread.nii.gz").exists()
     assert set(second.unfinished()) == {"a"} and not first.unfinished() and not second.finished()
-    # Trust maps that are written over belong to no case, though another format has another file for the sCT.
+    # Uncertainty maps that are written over belong to no case, though another format has another file for the sCT.
     write(first, "c", "c_spread.nii.gz")
-    second.begin("c", tmp_path / "c_sct.mha", [tmp_path / "trust" / "c_spread.nii.gz"])
+    second.begin("c", tmp_path / "c_sct.mha", [tmp_path / "uncertainty" / "c_spread.nii.gz"])
     assert set(first.finished()) == {"b"}
     # What failed and left nothing is in no doubt any more; what is there is.
     second.close({"c": "why"}, {})
@@ -103,7 +103,7 @@ def test_a_case_that_two_write_at_the_same_time_fails_in_both(tmp_path: Path) ->
         (f'{{"format": {"1" * 5000}}}', "cannot be used"),
         ('{"format": 1, "format": 2}', "given twice"),
         ("\udcff", "is no text in UTF-8"),
-        ({"version": 2}, "record of version 2, and this program knows 1"),
+        ({"version": 1}, "record of version 1, and this program goes on with those of version 2 only"),
         ({"version": "1"}, "record of version '1'"),
         ({"model": None}, "model is missing"),
         ({"model": {"checkpoints": [{"path": "x"}], "direction": "ab"}}, "model.checkpoints is no list"),
@@ -112,8 +112,11 @@ def test_a_case_that_two_write_at_the_same_time_fails_in_both(tmp_path: Path) ->
         ({"cases": []}, "cases is missing or no object"),
         ({"cases": {"p": 3}}, "cases.p.output is missing"),
         ({"cases": {"p": {"output": "/"}}}, "cases.p.output"),
-        ({"cases": {"p": {"output": "p.nii", "trust": [], "voxels_sha256": ""}}}, "cases.p.trust is no object"),
-        ({"cases": {"p": {"output": "p.nii", "trust": {}}}}, "cases.p.voxels_sha256 is missing"),
+        (
+            {"cases": {"p": {"output": "p.nii", "uncertainty": [], "voxels_sha256": ""}}},
+            "cases.p.uncertainty is no object",
+        ),
+        ({"cases": {"p": {"output": "p.nii", "uncertainty": {}}}}, "cases.p.voxels_sha256 is missing"),
         ({"failed": {"p": 1}}, "failed.p is no text"),
         ({"unfinished": {"p": {}}}, "unfinished.p.output"),
         ({"earlier": {}}, "earlier is no list"),
@@ -125,7 +128,7 @@ def test_what_is_no_record_or_damaged_is_named_and_replaced_only_when_asked(
 ) -> None:
     file = tmp_path / "run.json"
     if isinstance(content, dict):
-        content = json.dumps({"format": FORMAT, "version": 1, "program": {}, **HEAD, "cases": {}} | content)
+        content = json.dumps({"format": FORMAT, "version": VERSION, "program": {}, **HEAD, "cases": {}} | content)
     file.write_bytes(content.encode(errors="surrogateescape"))
     before = file.read_bytes()
     record = Record(file, None, HEAD)
@@ -197,11 +200,11 @@ def test_after_any_kill_resume_equals_an_undisturbed_conversion(
         }
 
     volume = mr / "p1.nii.gz"
-    trust = file_format == "nifti"
-    convert(run, [volume], tmp_path / "whole", file_format=file_format, trust=trust, device="cpu")
+    uncertainty = file_format == "nifti"
+    convert(run, [volume], tmp_path / "whole", file_format=file_format, uncertainty=uncertainty, device="cpu")
     with killed_at(99, "before", monkeypatch) as moves:
-        convert(run, [volume], tmp_path / "counted", file_format=file_format, trust=trust, device="cpu")
-    assert moves[0] == (8 if trust else 4)  # the record three times, the result, and four trust maps
+        convert(run, [volume], tmp_path / "counted", file_format=file_format, uncertainty=uncertainty, device="cpu")
+    assert moves[0] == (8 if uncertainty else 4)  # the record three times, the result, and four uncertainty maps
     last = moves[0]  # the record closed; before it, the case added, and before that the result
     for number, when in (
         (1, "after"),
@@ -212,8 +215,8 @@ def test_after_any_kill_resume_equals_an_undisturbed_conversion(
     ):
         out = tmp_path / f"{number}{when}"
         with killed_at(number, when, monkeypatch), pytest.raises(Killed):
-            convert(run, [volume], out, file_format=file_format, trust=trust, device="cpu")
-        again = convert(run, [volume], out, file_format=file_format, trust=trust, resume=True, device="cpu")
+            convert(run, [volume], out, file_format=file_format, uncertainty=uncertainty, device="cpu")
+        again = convert(run, [volume], out, file_format=file_format, uncertainty=uncertainty, resume=True, device="cpu")
         assert not again.failed and len(again.written) + len(again.skipped) == 1
         assert files(out) == files(tmp_path / "whole"), (number, when)
         content = json.loads((out / "run.json").read_text())

@@ -318,20 +318,25 @@ def test_companions_come_from_folders_and_are_brought_onto_the_grid(tmp_path: Pa
     fine = np.diag([1.0, 1.0, 1.5, 1.0])
     for name in ("head_01", "head_02"):
         save(np.random.default_rng(0).random((48, 56, 32)), tmp_path / f"maps/{name}_mr.nii", fine)
-        save(np.random.default_rng(0).random(SHAPE), tmp_path / f"maps/{name}_sct_trust.nii")
-    reader = shown(scores, source=tmp_path / "maps", trust=tmp_path / "maps")
+        save(np.random.default_rng(0).random(SHAPE), tmp_path / f"maps/{name}_sct_uncertainty.nii")
+    reader = shown(scores, source=tmp_path / "maps", uncertainty=tmp_path / "maps")
     assert reader.text.count("The MR lay on another grid and was interpolated (linear)") == 2
-    assert reader.text.count("The trust map is not shown: no trust map, or more than one, has the name") == 1
-    assert sum("MR, Synthetic CT, CT, Synthetic CT − CT, Trust map" in (a["alt"] or "") for a in reader.all("img")) >= 6
+    assert (
+        reader.text.count("The uncertainty map is not shown: no uncertainty map, or more than one, has the name") == 1
+    )
+    assert (
+        sum("MR, Synthetic CT, CT, Synthetic CT − CT, Uncertainty map" in (a["alt"] or "") for a in reader.all("img"))
+        >= 6
+    )
     with pytest.raises(InputError, match=r"no MR for any case; it holds .*the cases are head_01"):
         write_report(scores, tmp_path / "r.html", source=tmp_path / "ct")
 
 
-def test_of_several_trust_maps_the_combined_one_is_shown(tmp_path: Path) -> None:
+def test_of_several_uncertainty_maps_the_combined_one_is_shown(tmp_path: Path) -> None:
     scores = make_results(tmp_path, {"head": 10.0})
-    save(head() + 2000, tmp_path / "trust/head_spread.nii")
-    save(np.where(head() > -500, 3.0, 0), tmp_path / "trust/head_combined.nii")
-    page = shown(scores, trust=tmp_path / "trust").page
+    save(head() + 2000, tmp_path / "uncertainty/head_spread.nii")
+    save(np.where(head() > -500, 3.0, 0), tmp_path / "uncertainty/head_combined.nii")
+    page = shown(scores, uncertainty=tmp_path / "uncertainty").page
     assert "<span>0</span><span>as given</span><span>4</span>" in page  # all voxels of the mask hold 3
     assert "the values of the files given (named *_combined)" in page and "high is doubtful" in page
 
@@ -618,8 +623,8 @@ def many(folder: Path, shape: tuple[int, int, int], count: int) -> Path:
         "mask": save(np.ones(shape), folder / "mask.nii"),
     }
     for number in range(count):
-        (folder / "trust").mkdir(exist_ok=True)
-        (folder / f"trust/case_{number:03d}_trust.nii").symlink_to(paths["source"])
+        (folder / "uncertainty").mkdir(exist_ok=True)
+        (folder / f"uncertainty/case_{number:03d}_uncertainty.nii").symlink_to(paths["source"])
     scores = folder / "scores"
     scores.mkdir()
     names = [f"case_{number:03d}" for number in range(count)]
@@ -645,7 +650,9 @@ def test_cases_beyond_the_bytes_are_told(tmp_path: Path, monkeypatch: pytest.Mon
 def test_thirty_cases_of_full_size_stay_below_15_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "PICTURE_BYTES", ALL_BYTES)
     monkeypatch.setattr(plots, "ConstrainedLayoutEngine", LAYOUT)
-    written = write_report(many(tmp_path, (208, 208, 96), 30), tmp_path / "r.html", trust=tmp_path / "trust")
+    written = write_report(
+        many(tmp_path, (208, 208, 96), 30), tmp_path / "r.html", uncertainty=tmp_path / "uncertainty"
+    )
     assert written.not_shown == {}
     assert 10e6 < written.size < 15e6
 

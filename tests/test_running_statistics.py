@@ -69,7 +69,7 @@ def batch_normed(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFact
 
 def with_norms(prepared: PreparedCohort) -> config.Experiment:
     model = TINY["model"] | {"generator": BATCH_NORM}
-    return config.parse({**TINY, "model": model, "data": {"prepared": str(prepared.folder)}}, "the test")
+    return config.parse({**TINY, "model": model, "data": {"source": str(prepared.folder)}}, "the test")
 
 
 def test_a_run_keeps_the_statistics_of_its_averages(batch_normed: Path) -> None:

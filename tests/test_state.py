@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def half(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, stopped after 2 of its 4 steps."""
-    experiment = config.parse({**TINY, "data": {"prepared": str(prepared.folder)}}, "the test")
+    experiment = config.parse({**TINY, "data": {"source": str(prepared.folder)}}, "the test")
     return factory.train(experiment, tmp_path_factory.mktemp("half") / "run", device="cpu", handlers=[StopAt(2)]).run
 
 
@@ -244,15 +244,15 @@ class TestAChangedExperiment:
         with pytest.raises(InputError, match="does not hold the volumes"):
             factory.resume(
                 stopped,
-                new=factory.NewSettings(overrides=[f"data.prepared={other.folder}"], allowed=True),
+                new=factory.NewSettings(overrides=[f"data.source={other.folder}"], allowed=True),
                 device="cpu",
             )
 
     def test_a_moved_cohort_changes_nothing(
         self, stopped: Path, prepared: PreparedCohort, run: Path, tmp_path: Path
     ) -> None:
-        moved = ["data.prepared=" + str(shutil.copytree(prepared.folder, tmp_path / "moved"))]
-        with pytest.warns(UserWarning, match=r"data\.prepared: .* -> .*moved"):
+        moved = ["data.source=" + str(shutil.copytree(prepared.folder, tmp_path / "moved"))]
+        with pytest.warns(UserWarning, match=r"data\.source: .* -> .*moved"):
             factory.resume(
                 stopped, new=factory.NewSettings(overrides=moved, allowed=True), device="cpu", handlers=[StopAt(3)]
             )
@@ -270,7 +270,7 @@ class TestAChangedExperiment:
         content = load_checkpoint(run)
         lay = {"within": old / "runs" / "tiny" / "prepared", "beside": old / "data" / "set", "far": old / "x"}[where]
         for part in ("experiment", "given"):
-            content[part]["data"]["prepared"] = str(lay)
+            content[part]["data"]["source"] = str(lay)
         torch.save(content, run / "checkpoint.pt")
         strangers = new / "runs" / lay.name  # nearer to the run, and of other cases
         if where == "beside":
@@ -280,17 +280,17 @@ class TestAChangedExperiment:
                 told["key"]["content"]["image"] = "0"
                 (case / "case.json").write_text(json.dumps(told))
         if where == "far":
-            with pytest.raises(InputError, match=r"are not at .*old/x any more\. Say .* --set data\.prepared=FOLDER"):
+            with pytest.raises(InputError, match=r"are not at .*old/x any more\. Say .* --set data\.source=FOLDER"):
                 factory.resume(run, device="cpu")
             (run / "x").mkdir()
             (run / "x" / "prepared.json").write_text("yesterday")  # and the reason why it is not taken is told
             with pytest.raises(InputError, match=r"(?s)any more; near the run there is:\n  - .*renamed/x: .*JSON"):
                 factory.resume(run, device="cpu")
-        overrides = [f"data.prepared={data}"] if where == "far" else []
-        with pytest.warns(UserWarning, match=r"goes on from step 2 with data\.prepared: .*old.* -> "):
+        overrides = [f"data.source={data}"] if where == "far" else []
+        with pytest.warns(UserWarning, match=r"goes on from step 2 with data\.source: .*old.* -> "):
             factory.resume(run, new=factory.NewSettings(overrides=overrides), device="cpu", handlers=[StopAt(3)])
         assert factory.resume(run, device="cpu").step == 4
-        assert yaml.safe_load((run / "config.yaml").read_text())["data"]["prepared"] == str(data.resolve())
+        assert yaml.safe_load((run / "config.yaml").read_text())["data"]["source"] == str(data.resolve())
 
 
 @contextmanager
@@ -351,8 +351,8 @@ def test_a_second_training_into_a_new_folder_is_refused_before_it_looks(
     assert len(refused) == 1
     # What is refused for another reason leaves no folder, and a folder of somebody else stays as it is.
     impossible = changed(experiment, patches={"size": [32, 32], "plane": "axial", "neighbors": 1})
-    impossible = changed(impossible, data={"prepared": str(tmp_path / "nowhere")})
-    with pytest.raises(InputError, match="not a prepared folder"):
+    impossible = changed(impossible, data={"source": str(tmp_path / "nowhere")})
+    with pytest.raises(InputError, match="no data that is known: it does not exist"):
         factory.train(impossible, tmp_path / "other", device="cpu")
     assert not (tmp_path / "other").exists()
     with factory.alone_in(new), factory.alone_in(new):

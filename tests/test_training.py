@@ -201,10 +201,10 @@ def test_panel_puts_anterior_up_and_keeps_the_order() -> None:
 
 
 def test_config_that_contradicts_the_prepared_data_is_refused(prepared: PreparedCohort, tmp_path: Path) -> None:
-    given = {"data": {"prepared": str(prepared.folder)}, "preparation": {"spacing": [1, 1, 1]}}
+    given = {"data": {"source": str(prepared.folder)}, "preparation": {"spacing": [1, 1, 1]}}
     with pytest.raises(InputError, match=r"preparation\.spacing is \(1\.0, 1\.0, 1\.0\), but .* was prepared with"):
         factory.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
-    given = {"data": {"prepared": str(prepared.folder)}, "domains": {"b": {"name": "T2", "modality": "MR"}}}
+    given = {"data": {"source": str(prepared.folder)}, "domains": {"b": {"name": "T2", "modality": "MR"}}}
     with pytest.raises(InputError, match=r"domains\.b\.modality is MR"):
         factory.train(config.parse(given, "the test"), tmp_path / "run", device="cpu")
 

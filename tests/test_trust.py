@@ -210,7 +210,7 @@ def test_yaml_tags_run_nothing(tmp_path: Path, text: str) -> None:
 def test_verbs_with_a_config_take_allow(verb: str, tmp_path: Path, shop: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("model: {generator: {_target_: shop_of_parts.Net, pth: x}}\n")
-    options = {"benchmark": ["train", "--config"], "prepare": ["-o", str(tmp_path / "o"), "--config"]}.get(verb, [])
+    options = {"benchmark": ["train"], "prepare": ["-o", str(tmp_path / "o")]}.get(verb, [])
     more = ["-o", str(tmp_path / "run")] if verb == "train" else []
     with pytest.raises(InputError, match=r"code from elsewhere.*--allow shop_of_parts"):
         app([verb, *options, str(file), *more], standalone_mode=False)

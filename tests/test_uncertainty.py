@@ -1,4 +1,4 @@
-"""Trust maps: their numbers, and whether they find faults that were planted."""
+"""Uncertainty maps: their numbers, and whether they find faults that were planted."""
 
 from __future__ import annotations
 

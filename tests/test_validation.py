@@ -171,7 +171,7 @@ def test_a_resumed_training_checks_its_data(run: Path, prepared: PreparedCohort,
     raw = bytearray((copied / "b/ct_001/image.npy").read_bytes())
     raw[-1000] ^= 1
     (copied / "b/ct_001/image.npy").write_bytes(raw)
-    overrides = [f"data.prepared={copied}", "training.steps=6"]
+    overrides = [f"data.source={copied}", "training.steps=6"]
     with pytest.raises(InputError, match=r"b/ct_001/image\.npy is damaged or was changed"):
         factory.resume(run, new=factory.NewSettings(overrides=overrides, allowed=True), device="cpu")
 

@@ -152,8 +152,14 @@ def test_pictures_stay_within_their_bytes_and_show_all_that_fits() -> None:
 def test_companions_become_columns_with_their_own_scale() -> None:
     mr = np.where(INSIDE, 500.0, 0).astype(np.float32)
     mr[BLOCK] = 800
-    seen = view(HEAD, mr=mr, trust=np.where(INSIDE, 7.0, 0).astype(np.float32))
-    assert [column.name for column in seen.columns] == ["MR", "Synthetic CT", "CT", "Synthetic CT − CT", "Trust map"]
+    seen = view(HEAD, mr=mr, uncertainty=np.where(INSIDE, 7.0, 0).astype(np.float32))
+    assert [column.name for column in seen.columns] == [
+        "MR",
+        "Synthetic CT",
+        "CT",
+        "Synthetic CT − CT",
+        "Uncertainty map",
+    ]
     assert (seen.columns[0].low, seen.columns[0].high) == (500, 800)
     assert (seen.columns[4].low, seen.columns[4].high) == (0, 8)
     assert (seen.columns[1].low, seen.columns[1].high) == WINDOW

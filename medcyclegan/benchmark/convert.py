@@ -85,7 +85,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     if len(translator.channels) > 1 or translator.modality != "CT" or translator.window.plane != "axial":
         raise InputError(
             f"benchmark convert measures axial models of one contrast that make CT, and {run} is none.",
-            "Leave out --run.",
+            "Measure a config instead.",
         )
     plain = plain_twin(translator.generator, experiment.model.generator).eval().requires_grad_(False)
     source = translator.read(volume)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +26,9 @@ def benchmark_data(
         Plain data; `speedup` is patches read over patches consumed per second, to be at least 5.
     """
     where = checked_device(experiment, size, batch, steps, device)
-    if experiment.data.prepared is None:
-        raise InputError("benchmark data reads a prepared folder.", "Give --set data.prepared=FOLDER, or a config.")
-    prepared = open_prepared(Path(experiment.data.prepared))
+    if experiment.data.source is None:
+        raise InputError("benchmark data reads a prepared folder.", "Give one as DATA.")
+    prepared = open_prepared(experiment.data.source)
     patches = experiment.patches
     count = max(steps * 20, 100)
     sampling = Sampling(

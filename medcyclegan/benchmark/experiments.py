@@ -31,14 +31,16 @@ def example_experiment(spatial_dims: int = 2, changes: dict[str, Any] | None = N
     return parse(content, "the benchmark")
 
 
-def experiment_for(path: Path | None, overrides: Iterable[str], allow: Iterable[str] = ()) -> Experiment:
-    """The experiment of a config file, or the example; overrides and allow as in `config.load`."""
+def experiment_for(
+    path: Path | None, overrides: Iterable[str], allow: Iterable[str] = (), prepared: Path | None = None
+) -> Experiment:
+    """The experiment of a config file, or the example, on prepared data; overrides and allow as in `config.load`."""
     chosen = list(overrides)
     if path is None:
         dims = 3 if any(o.replace(" ", "") == "patches.spatial_dims=3" for o in chosen) else 2
         example = example_experiment(dims).model_dump(mode="json", exclude_unset=True)
         chosen = [f"{key}={json.dumps(value)}" for key, value in example.items()] + chosen
-    experiment = load(path, chosen, allow=allow)
+    experiment = load(path, chosen, allow=allow, data={"source": prepared})
     for name, domain in experiment.domains:
         if domain.volumes > 1:
             raise InputError(

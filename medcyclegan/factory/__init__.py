@@ -1,6 +1,6 @@
 """The only place where a config becomes objects: prepared cohorts, networks, trainings, translators."""
 
-from medcyclegan.factory.cohorts import cohort, left_out, prepare
+from medcyclegan.factory.cohorts import assembled, cohort, is_prepared, left_out, prepare
 from medcyclegan.factory.devices import bf16_is_safe, choose_device
 from medcyclegan.factory.networks import make_networks, make_objective, predict_memory
 from medcyclegan.factory.runs import PLAN_NAME, NewSettings, TrainingResult, alone_in, require_new_run, resume, train
@@ -16,10 +16,12 @@ __all__ = [
     "Training",
     "TrainingResult",
     "alone_in",
+    "assembled",
     "bf16_is_safe",
     "choose_checkpoint",
     "choose_device",
     "cohort",
+    "is_prepared",
     "left_out",
     "load_translator",
     "load_untrained",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medcyclegan import config
-from medcyclegan.cohort.assembly import assemble
+from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.datalist import Cohort, contrast_names, from_folders, from_json
+from medcyclegan.cohort.recognition import Kind, recognize
 from medcyclegan.config import Experiment
 from medcyclegan.data.patches import PLANES, PatchSpec, Sampling, TrainingPatches
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
@@ -26,19 +28,16 @@ MR_FLOOR = -0.5  # of inverted MR: fat, the brightest, then lies near soft tissu
 
 def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
     """The volumes that `experiment.data` names."""
-    data = experiment.data
-    modalities = {domain: getattr(experiment.domains, domain).modality for domain in ("a", "b")}
-    if data.datalist is not None:
-        found = from_json(data.datalist, data.fold)
-    elif data.root is not None:
-        assembly = assemble(
-            data.root,
-            layout=data.layout,
-            modalities=modalities,
-            contrasts={"a": data.contrast_a, "b": data.contrast_b},
-            patient=data.patient,
-            progress=progress,
+    data, kind = experiment.data, source_kind(experiment)
+    if kind is Kind.PREPARED:
+        raise InputError(
+            f"the volumes themselves are needed, and {data.source} is a prepared folder.",
+            "Give the folders, the datalist or the layout that it was prepared from.",
         )
+    if kind is Kind.DATALIST and data.source is not None:
+        found = from_json(data.source, data.fold)
+    elif kind is Kind.LAYOUT:
+        assembly = assembled(experiment, progress)
         for note in assembly.notes:
             warnings.warn(note, stacklevel=2)
         found = assembly.cohort()
@@ -47,11 +46,40 @@ def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
     else:
         raise InputError(
             "the experiment names no data.",
-            "Set data.prepared, or data.root, or data.a and data.b, or data.datalist (in the config or with --set).",
+            "Give DATA, or --a DIR and --b DIR, or name it in the config as data.source, or data.a and data.b.",
         )
     found = replace(found, contrasts=_contrasts(experiment, found))
+    modalities = {key: domain.modality for key, domain in experiment.domains}
     windows = {domain: data.picture_window if modality == "CT" else None for domain, modality in modalities.items()}
     return replace(found, levels={d: GrayLevels(window, data.picture_gray) for d, window in windows.items()})
+
+
+def source_kind(experiment: Experiment) -> Kind | None:
+    """What `data.source` is; None where there is none.
+
+    Raises:
+        InputError: it is nothing that is known, or a key of `data` says how to read what it is not.
+    """
+    data = experiment.data
+    given = {key: getattr(data, key) for key in config.OF_SOURCE}
+    return None if data.source is None else recognize(data.source, given)
+
+
+def assembled(experiment: Experiment, progress: Progress | None = None, **split: Any) -> Assembly:
+    """The cohort in the layout that `experiment.data` names; `split` as in `cohort.assembly.assemble`."""
+    data, kind = experiment.data, source_kind(experiment)
+    if data.source is None or kind is not Kind.LAYOUT:
+        given = "no data, or two folders" if kind is None else f"{data.source}, which is {kind.value}"
+        raise InputError(f"a folder or table in a known layout is needed, and given is {given}.")
+    return assemble(
+        data.source,
+        layout=data.layout,
+        modalities={key: domain.modality for key, domain in experiment.domains},
+        contrasts={"a": data.contrast_a, "b": data.contrast_b},
+        patient=data.patient,
+        progress=progress,
+        **split,
+    )
 
 
 def _contrasts(experiment: Experiment, found: Cohort) -> dict[str, tuple[str, ...]]:
@@ -123,11 +151,21 @@ def left_out(experiment: Experiment, prepared: PreparedCohort) -> dict[str, floa
     return TrainingPatches(prepared.cases["a"], prepared.cases["b"], sampling, common=common).left_out
 
 
+def is_prepared(experiment: Experiment) -> bool:
+    """Whether `experiment.data` names a prepared folder; else a run prepares its own."""
+    return source_kind(experiment) is Kind.PREPARED
+
+
+def prepared_folder(experiment: Experiment, run: Path) -> Path:
+    """The prepared folder that a run trains on."""
+    source = experiment.data.source
+    return source if source is not None and is_prepared(experiment) else run / "prepared"
+
+
 def prepare_or_open(experiment: Experiment, run: Path, progress: Progress, workers: int) -> PreparedCohort:
     """The prepared cohort, every array of it checked; for one process, see `PreparedCohort.verify`."""
-    if experiment.data.prepared is not None:
-        return verified(experiment.data.prepared, progress)
-    return prepare(experiment, run / "prepared", progress, workers)
+    folder = prepared_folder(experiment, run)
+    return verified(folder, progress) if is_prepared(experiment) else prepare(experiment, folder, progress, workers)
 
 
 def verified(folder: Path, progress: Progress) -> PreparedCohort:
@@ -178,7 +216,7 @@ def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
         warnings.warn(line, stacklevel=2)
     return experiment.model_copy(
         update={
-            "data": config.Data(prepared=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
+            "data": config.Data(source=prepared.folder.resolve(), skip_failed=experiment.data.skip_failed),
             "domains": config.Domains(
                 **{key: domain.model_copy(update={"contrasts": contrasts[key]}) for key, domain in experiment.domains}
             ),

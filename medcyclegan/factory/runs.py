@@ -18,7 +18,7 @@ from medcyclegan.changes import Change, changes, replaced, require_allowed
 from medcyclegan.config import Experiment
 from medcyclegan.data.prepared import PreparedCohort, open_prepared
 from medcyclegan.errors import InputError
-from medcyclegan.factory.cohorts import prepare_or_open, resolve, verified
+from medcyclegan.factory.cohorts import prepare_or_open, prepared_folder, resolve, verified
 from medcyclegan.factory.devices import choose_device
 from medcyclegan.factory.trainers import make_trainer
 from medcyclegan.factory.training import Training
@@ -95,7 +95,7 @@ def train(
             sweep(run)
             return prepare_or_open(experiment, run, progress or Silent(), workers)
 
-        prepared = ranks.first_then_all(begin, lambda: open_prepared(experiment.data.prepared or run / "prepared"))
+        prepared = ranks.first_then_all(begin, lambda: open_prepared(prepared_folder(experiment, run)))
         resolved = resolve(experiment, prepared)
         training = Training(resolved, prepared, run, where, given=_given(experiment))
         trainer = make_trainer(training, handlers)
@@ -109,7 +109,7 @@ class NewSettings:
     """Settings that a resumed training takes instead of the run's own.
 
     Attributes:
-        config_file, overrides: an experiment, as for a new training. Another `data.prepared` is no change as long as it
+        config_file, overrides: an experiment, as for a new training. Another `data.source` is no change as long as it
             holds the same cases.
         allowed: resume although it differs from the run's own. Only `changes.CHANGEABLE` may differ; a change is warned
             of and recorded in the checkpoint.
@@ -152,10 +152,10 @@ def resume(
         found = _changes(stopped, new, run, allow)
         experiment = config.parse(replaced(stopped.resolved, found), "the changed experiment", allow)
         _require_steps_left(experiment.training.steps, stopped.step, run)
-        recorded = Path(str(experiment.data.prepared))
+        recorded = Path(str(experiment.data.source))
         place = _find_prepared(recorded, folder, stopped.cohort)
         if place != recorded:
-            moved = Change("data.prepared", str(recorded), str(place))
+            moved = Change("data.source", str(recorded), str(place))
             found = [*(change for change in found if change.key != moved.key), moved]
             experiment = config.parse(replaced(stopped.resolved, found), "the changed experiment", allow)
         prepared = ranks.first_then_all(lambda: verified(place, progress or Silent()), lambda: open_prepared(place))
@@ -163,7 +163,7 @@ def resume(
         if stopped.cohort and stopped.cohort != prepared.fingerprint():
             raise InputError(
                 f"{prepared.folder} does not hold the volumes that {run} was trained on, or not as they were prepared.",
-                "Name the right folder with --set data.prepared=FOLDER, or train a new run.",
+                "Name the right folder with --set data.source=FOLDER, or train a new run.",
             )
         for change in found:
             warnings.warn(f"goes on from step {stopped.step} with {change}", stacklevel=2)
@@ -220,7 +220,7 @@ def _changes(stopped: _Stopped, new: NewSettings, run: Path, allow: tuple[str, .
     with reading(run, "given"):
         found = changes(stopped.resolved, stopped.given, wanted)
     # Where the same cases lie changes nothing, and that they are the same is looked at later.
-    own_place = [change for change in found if change.key == "data.prepared" and stopped.cohort]
+    own_place = [change for change in found if change.key == "data.source" and stopped.cohort]
     require_allowed([change for change in found if change not in own_place], str(run), allow=new.allowed)
     return found
 
@@ -240,8 +240,8 @@ def _require_steps_left(steps: int, done: int, run: Path) -> None:
 def _changed_checkpoint(stopped: _Stopped, found: list[Change], experiment: Experiment) -> dict[str, Any]:
     """The checkpoint with a record of what was changed in its experiment."""
     content = dict(stopped.checkpoint or {})
-    content["given"] = replaced(stopped.given, [change for change in found if change.key != "data.prepared"])
-    if any(change.key == "data.prepared" for change in found):
+    content["given"] = replaced(stopped.given, [change for change in found if change.key != "data.source"])
+    if any(change.key == "data.source" for change in found):
         content["given"]["data"] = experiment.to_dict()["data"]
     record = [{"step": stopped.step, "key": c.key, "old": c.old, "new": c.new} for c in found]
     content["changes"] = [*content.get("changes", []), *record]
@@ -286,7 +286,7 @@ def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
     )
     raise InputError(
         f"the prepared data of {run} are not at {recorded} any more{near}",
-        ("\n" if seen else "") + "Say where they are now with --set data.prepared=FOLDER.",
+        ("\n" if seen else "") + "Say where they are now with --set data.source=FOLDER.",
     )
 
 

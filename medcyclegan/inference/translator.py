@@ -53,7 +53,7 @@ class Translation:
         modality: "CT" or "MR".
         description: what made it, for the file's header.
         nifti: geometry of the source's header, if it was NIfTI: where each program puts its voxels.
-        trust: name -> trust map (X, Y, Z) float32 on `grid`, see `inference.uncertainty`; empty unless asked for.
+        uncertainty: name -> map (X, Y, Z) float32 on `grid`, see `inference.uncertainty`; empty unless asked for.
         quality: the quality record, plain data for JSON.
     """
 
@@ -62,7 +62,7 @@ class Translation:
     modality: str
     description: str
     nifti: Mapping[str, Any] | None = None
-    trust: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    uncertainty: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -78,10 +78,10 @@ class Translation:
         """Write to .nii, .nii.gz, .mha, .mhd or .nrrd, atomically."""
         write_volume(Path(path), self.array, self.grid, description=self.description, nifti=self.nifti)
 
-    def save_trust(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Write one trust map, like `save`."""
-        description = f"trust map: {name}, {self.description}"
-        write_volume(Path(path), self.trust[name], self.grid, description=description, nifti=self.nifti)
+    def save_uncertainty(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Write one uncertainty map, like `save`."""
+        description = f"uncertainty map: {name}, {self.description}"
+        write_volume(Path(path), self.uncertainty[name], self.grid, description=description, nifti=self.nifti)
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its trust maps: the second stage.
+    """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its uncertainty maps: the second stage.
 
     By checkpoint, `precisions` has what it computed in, "bf16" or "float32", and `bf16_changes` by how much bfloat16
     changes this volume, mean over the body of a few windows in [-1, 1] units; None where it may not be taken.
     """
 
     values: npt.NDArray[np.float32]
-    trust: dict[str, npt.NDArray[np.float32]]
+    uncertainty: dict[str, npt.NDArray[np.float32]]
     members: int
     precisions: tuple[str, ...]
     bf16_changes: tuple[float | None, ...]
@@ -196,7 +196,7 @@ class Translator:
         image: Any,
         *,
         body: npt.NDArray[np.bool_] | None = None,
-        trust: bool = False,
+        uncertainty: bool = False,
         progress: Progress | None = None,
     ) -> Translation:
         """Translate one volume.
@@ -205,14 +205,14 @@ class Translator:
             image: a path, MetaTensor, nibabel image or SimpleITK image of the source domain; of several channels a
                 sequence of these, which need not share a grid, or a MetaTensor (C, X, Y, Z).
             body: (X, Y, Z) on the (first) image's grid; found from the intensities when not given.
-            trust: make the trust maps too.
+            uncertainty: make the uncertainty maps too.
             progress: watches the slices.
 
         Raises:
             InputError: if the volume cannot be read or prepared, or the number of channels is not that of the model.
         """
         source = self.read(image, body)
-        return self.finish(source, self.predict(source, trust=trust, progress=progress))
+        return self.finish(source, self.predict(source, uncertainty=uncertainty, progress=progress))
 
     def read(self, image: Any, body: npt.NDArray[np.bool_] | None = None) -> Source:
         """The first stage: read and prepare. Arguments and errors are those of a call."""
@@ -245,7 +245,7 @@ class Translator:
             )
         return parts
 
-    def predict(self, source: Source, *, trust: bool = False, progress: Progress | None = None) -> Prediction:
+    def predict(self, source: Source, *, uncertainty: bool = False, progress: Progress | None = None) -> Prediction:
         """The second stage, and the only one that runs the network."""
         case, watch = source.case, progress or Silent()
         every = [self, *self.others]
@@ -253,14 +253,14 @@ class Translator:
         bf16 = [translator._is_small(change) for translator, change in zip(every, changes, strict=True)]
         functions = [_function(*each, watch) for each in zip(every, bf16, strict=True)]
         precisions = tuple("bf16" if taken else "float32" for taken in bf16)
-        if self.window.ensemble.fuse == "mean" and not trust:
+        if self.window.ensemble.fuse == "mean" and not uncertainty:
             values, count = _streamed_mean(functions, case, self.window.ensemble)
             return Prediction(values, {}, count, precisions, changes)
         parts = [values for _, values in members(functions, case.image, case.body, self.window.ensemble)]
         result, count = fused(parts, self.window.ensemble.fuse), len(parts)
         maps = {}
-        if trust:
-            maps = self.trust_maps(case, result, self._at_least_two(parts, functions, case), watch, bf16=bf16[0])
+        if uncertainty:
+            maps = self.uncertainty_maps(case, result, self._at_least_two(parts, functions, case), watch, bf16=bf16[0])
         return Prediction(result, maps, count, precisions, changes)
 
     def member_results(self, source: Source) -> list[npt.NDArray[np.float32]]:
@@ -301,7 +301,7 @@ class Translator:
         array = to_int16(restored) if self.modality == "CT" else restored
         maps = {
             name: resample(values, case.grid, case.source_grid, fill=0.0, antialias=False)
-            for name, values in prediction.trust.items()
+            for name, values in prediction.uncertainty.items()
         }
         record: dict[str, Any] = {"members": prediction.members, "precision": list(prediction.precisions)}
         if self.modality == "CT":
@@ -322,9 +322,9 @@ class Translator:
             )
         if self.modality == "CT":
             record["flagged_slices"] = jumping_slices(array, case.source_grid)
-        if "spread" in prediction.trust and self.modality == "CT":
+        if "spread" in prediction.uncertainty and self.modality == "CT":
             record["spread_threshold_hu"] = SPREAD_THRESHOLD_HU
-            record["share_above_threshold"] = round(share_above(prediction.trust["spread"], case.body), 5)
+            record["share_above_threshold"] = round(share_above(prediction.uncertainty["spread"], case.body), 5)
         return Translation(array, case.source_grid, self.modality, self.description, source.nifti, maps, record)
 
     def _translate(
@@ -390,7 +390,7 @@ class Translator:
         ]
         return case.image.take(around, across - 3), case.body.take(around, across - 3)
 
-    def trust_maps(
+    def uncertainty_maps(
         self,
         case: PreparedCase,
         result: npt.NDArray[np.float32],

@@ -1,4 +1,4 @@
-"""Trust maps: where a translated volume may be wrong, without knowing the truth.
+"""Uncertainty maps: where a translated volume may be wrong, without knowing the truth.
 
     spread      how far the members of an ensemble are from the result, HU
     cycle       how far the source is from the result translated back, share of the source's intensity window, 0 to 1

@@ -159,7 +159,7 @@ def _one_channel(array: npt.NDArray[np.float64], pixel: np.dtype[Any], path: Pat
     if not gray:
         raise InputError(
             f"{path}: a color picture.",
-            "Give gray ones, or let preparation turn color into gray (prepare --gray, data.picture_gray).",
+            "Give gray ones, or let preparation turn color into gray (--set data.picture_gray=true).",
         )
     return np.asarray(array @ _LUMA)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from medcyclegan import config, factory
+from medcyclegan import config, factory, ranks
 from medcyclegan.cohort.datalist import Case
 from medcyclegan.config import Experiment
 from medcyclegan.errors import InputError
 from medcyclegan.plan.domain import Domain, describe
-from medcyclegan.plan.plan import Machine, Plan
+from medcyclegan.plan.plan import Machine, Plan, this_machine
 from medcyclegan.plan.rules import BOX, decide
+from medcyclegan.plan.text import save
 from medcyclegan.progress import Progress
 
 EPOCHS = 200  # of the CycleGAN paper (its section 7.1), an epoch being all slices of the larger domain
@@ -33,11 +36,6 @@ def make_plan(
     """
     if not hours > 0:
         raise InputError(f"hours must be above 0, got {hours}.")
-    if experiment.data.prepared is not None:
-        raise InputError(
-            f"a plan looks at the volumes themselves, and data.prepared is {experiment.data.prepared}.",
-            "Give the folders, the datalist or the root that it was prepared from.",
-        )
     cohort, domains = factory.cohort(experiment, progress), experiment.domains
     a, b = (
         describe(
@@ -53,6 +51,38 @@ def make_plan(
     _choose_steps(plan, a, b, machine, hours)
     _name_data(plan, experiment.data)
     return plan
+
+
+@contextmanager
+def planned_run(
+    experiment: Experiment, run: Path, *, device: str = "auto", overrides: Iterable[str] = (), progress: Progress
+) -> Iterator[tuple[Plan, Experiment]]:
+    """A plan for the data of an experiment, kept in a new run folder that nobody else trains meanwhile.
+
+    Args:
+        experiment: as in `make_plan`.
+        run: the folder, which is made.
+        device: of the training.
+        overrides: what the experiment shall have in spite of the plan, as in `config.load`.
+        progress: watches.
+
+    Yields:
+        The plan, and the experiment to train.
+
+    Raises:
+        InputError: as `make_plan`; there is such a run; or there are several processes, each of which would plan.
+    """
+    if ranks.env_rank()[1] > 1:
+        raise InputError(
+            "several processes need a config; without one, each would plan for itself.",
+            "Write one first: medcyclegan plan ... -o plan.yaml",
+        )
+    with factory.alone_in(run):
+        factory.require_new_run(run)
+        plan = make_plan(experiment, this_machine(device), progress=progress)
+        run.mkdir(parents=True, exist_ok=True)
+        save(plan, run / factory.PLAN_NAME)
+        yield plan, config.load(run / factory.PLAN_NAME, overrides, allow=experiment.allow)
 
 
 def _choose_steps(plan: Plan, a: Domain, b: Domain, machine: Machine, hours: float) -> None:

@@ -249,7 +249,7 @@ def _check(
     gathered: Mapping[str, Listing],
 ) -> None:
     if not domains and not paths and not gathered:
-        raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, --data ROOT, or files and folders.")
+        raise InputError("inspect needs volumes.", "Give --a DIR, --b DIR, or DATA: a cohort, or files and folders.")
     if set(modalities) - set(MODALITIES):
         raise InputError(f"the modalities are {' '.join(modalities)}; each is MR or CT.")
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):

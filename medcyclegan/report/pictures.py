@@ -17,7 +17,7 @@ from medcyclegan.report.baselines import Baselines
 from medcyclegan.report.density import HuDensity
 from medcyclegan.report.display import ERROR_LIMIT, window_words
 from medcyclegan.report.page import CaseSection, Slide, Stack, cell
-from medcyclegan.report.viewer import MR, TRUST, VISIBLE_ABOVE_HU, CaseView, Column, PlaneView, case_view
+from medcyclegan.report.viewer import MR, UNCERTAINTY, VISIBLE_ABOVE_HU, CaseView, Column, PlaneView, case_view
 from medcyclegan.report.volumes import CaseVolumes, VolumeFolder, open_case
 
 # All pictures of slices together. As text they take 4/3 of it; with plots and words a report stays below 15 MB.
@@ -68,7 +68,7 @@ def standing_out(results: Results) -> dict[str, str]:
 def draw_pictures(
     results: Results,
     source: VolumeFolder | None,
-    trust: VolumeFolder | None,
+    uncertainty: VolumeFolder | None,
     window: tuple[float, float],
     progress: Progress,
 ) -> Pictures:
@@ -77,7 +77,7 @@ def draw_pictures(
     Args:
         results: with where the volumes are.
         source: the MR volumes; None takes those that the results name.
-        trust: the trust maps, if any.
+        uncertainty: the uncertainty maps, if any.
         window: HU drawn black and white.
         progress: shows the cases as they are done.
     """
@@ -97,7 +97,7 @@ def draw_pictures(
         view: CaseView | None = None
         notes: tuple[str, ...] = ()
         try:
-            volumes = open_case(case, results.files.get(name), source=source, trust=trust)
+            volumes = open_case(case, results.files.get(name), source=source, uncertainty=uncertainty)
             notes = volumes.notes
             density.add(volumes.ct, volumes.sct, volumes.inside)
             baselines.add(volumes.ct, volumes.inside, volumes.mr)
@@ -119,7 +119,7 @@ def draw_pictures(
         badge = badges.get(name, "")
         sections.append(CaseSection(anchors[name], name, badge, _scores(results, case), columns, stacks, notes))
     shown = {column.name for section in sections for column in section.columns}
-    caption = _caption(shown, window, trust) if shown else ""
+    caption = _caption(shown, window, uncertainty) if shown else ""
     return Pictures(tuple(sections), caption, density, baselines, not_shown, anchors)
 
 
@@ -158,7 +158,7 @@ def _scores(results: Results, case: Case) -> str:
     return " · ".join(parts)
 
 
-def _caption(columns: Collection[str], window: tuple[float, float], trust: VolumeFolder | None) -> str:
+def _caption(columns: Collection[str], window: tuple[float, float], uncertainty: VolumeFolder | None) -> str:
     """How to read the pictures, in words; of the columns that there are."""
     words = [
         f"Both CTs at {window_words(window)}.",
@@ -167,10 +167,10 @@ def _caption(columns: Collection[str], window: tuple[float, float], trust: Volum
     ]
     if MR in columns:
         words.append("MR in arbitrary units, from the 1st to the 99.5th percentile in the mask of each case.")
-    if trust is not None and TRUST in columns:
-        named = f" (named *{trust.suffix})" if trust.suffix else ""
+    if uncertainty is not None and UNCERTAINTY in columns:
+        named = f" (named *{uncertainty.suffix})" if uncertainty.suffix else ""
         words.append(
-            f"Trust map: the values of the files given{named}, up to the 99.5th percentile in the mask of each case; "
+            f"Uncertainty map: values of the files given{named}, up to the 99.5th percentile in the mask of each case; "
             "in the maps of convert, high is doubtful."
         )
     words += [

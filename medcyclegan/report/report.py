@@ -24,7 +24,7 @@ from medcyclegan.report.page import About, render
 from medcyclegan.report.pictures import draw_pictures
 from medcyclegan.report.training_page import training_page
 from medcyclegan.report.training_run import CURVES_FILE, holds_run, read_run
-from medcyclegan.report.volumes import TRUST_SUFFIXES, VolumeFolder
+from medcyclegan.report.volumes import UNCERTAINTY_SUFFIXES, VolumeFolder
 
 __all__ = ["About", "Report", "write_report"]
 
@@ -56,7 +56,7 @@ def write_report(
     output: StrPath,
     *,
     source: StrPath | None = None,
-    trust: StrPath | None = None,
+    uncertainty: StrPath | None = None,
     window: tuple[float, float] = CT_WINDOW,
     about: About = _NOTHING,
     progress: Progress = _SILENT,
@@ -67,7 +67,7 @@ def write_report(
         results: the folder of an evaluation (cases.csv and summary.json), or of a training (metrics.csv).
         output: the .html file; replaced if it exists.
         source: folder of the MR volumes, named as the cases; None takes those that the evaluation recorded.
-        trust: folder of the trust maps, named as the cases, or with `_combined`, `_trust`, `_spread` or `_uncertainty`
+        uncertainty: folder of uncertainty maps, named as the cases, or with `_combined`, `_uncertainty` or `_spread`
             behind; of an evaluation only.
         window: HU shown black and white.
         about: what the page says besides the results.
@@ -89,9 +89,9 @@ def write_report(
     not_shown: Mapping[str, str] = {}
     baselines = Baselines(None)
     if _is_training(folder):
-        if source is not None or trust is not None or about.run is not None:
+        if source is not None or uncertainty is not None or about.run is not None:
             raise InputError(
-                f"{folder} is a training; its report takes no source, trust maps or run.",
+                f"{folder} is a training; its report takes no source, uncertainty maps or run.",
                 "Leave them out, or give the folder of an evaluation.",
             )
         page = training_page(read_run(folder), about)
@@ -99,7 +99,11 @@ def write_report(
         found = read_results(folder)
         names = [case.name for case in found.cases]
         mr = None if source is None else VolumeFolder(Path(source), "MR", names)
-        maps = None if trust is None else VolumeFolder(Path(trust), "trust map", names, TRUST_SUFFIXES)
+        maps = (
+            None
+            if uncertainty is None
+            else VolumeFolder(Path(uncertainty), "uncertainty map", names, UNCERTAINTY_SUFFIXES)
+        )
         pictures = draw_pictures(found, mr, maps, window, progress)
         not_shown, baselines = pictures.not_shown, pictures.baselines
         page = evaluation_page(found, pictures, about)

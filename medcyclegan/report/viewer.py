@@ -1,6 +1,6 @@
 """The slices of one case as small pictures that a page can scroll through without a server.
 
-Every picture shows one slice in columns side by side: MR, synthetic CT, CT, signed error and trust map, if given. All
+Every picture shows one slice in columns side by side: MR, synthetic CT, CT, signed error and uncertainty, if given. All
 three planes have the same scale in millimeters. The pictures are lossy WebP, for display only; every number in a
 report comes from the volumes. The number of slices depends on the bytes that a case may take.
 """
@@ -38,7 +38,7 @@ from medcyclegan.report.display import (
 from medcyclegan.report.volumes import CaseVolumes
 
 # Columns, by the names that are shown above them.
-MR, SCT, CT, ERROR, TRUST = "MR", "Synthetic CT", "CT", "Synthetic CT − CT", "Trust map"
+MR, SCT, CT, ERROR, UNCERTAINTY = "MR", "Synthetic CT", "CT", "Synthetic CT − CT", "Uncertainty map"
 # Everything denser than this in either CT is kept in view, whether inside the mask or not.
 VISIBLE_ABOVE_HU = -300.0
 GAP = 2  # pixels between columns
@@ -140,7 +140,7 @@ def case_view(case: CaseVolumes, window: tuple[float, float], limit_bytes: int) 
     among them. Values that are not finite are magenta.
 
     Args:
-        case: MR is shown between its 1st and 99.5th percentile in the mask, the trust map from 0, or its minimum if
+        case: MR is shown between its 1st and 99.5th percentile in the mask, the uncertainty from 0, or its minimum if
             that is below, to its 99.5th percentile; the border of the mask is drawn on the error.
         window: HU drawn black and white, low < high.
         limit_bytes: what the pictures may take together; one slice per plane is drawn even if that takes more.
@@ -148,7 +148,7 @@ def case_view(case: CaseVolumes, window: tuple[float, float], limit_bytes: int) 
     Raises:
         ValueError: an array's shape is not the grid's, or the window is empty.
     """
-    given = {SCT: case.sct, CT: case.ct, MR: case.mr, TRUST: case.trust, "mask": case.inside}
+    given = {SCT: case.sct, CT: case.ct, MR: case.mr, UNCERTAINTY: case.uncertainty, "mask": case.inside}
     volumes = {name: array for name, array in given.items() if array is not None}
     if wrong := {name: array.shape for name, array in volumes.items() if array.shape != case.grid.shape}:
         raise ValueError(f"the grid has shape {case.grid.shape}, but {wrong}")
@@ -167,9 +167,9 @@ def _columns(case: CaseVolumes, window: tuple[float, float]) -> tuple[Column, ..
     ]
     if case.mr is not None:
         columns.insert(0, Column(MR, "arbitrary", *percentile_range(case.mr, case.inside), GRAY))
-    if case.trust is not None:
-        low, high = percentile_range(case.trust, case.inside, 0.0)
-        columns.append(Column(TRUST, "as given", min(0.0, low), high, "viridis"))
+    if case.uncertainty is not None:
+        low, high = percentile_range(case.uncertainty, case.inside, 0.0)
+        columns.append(Column(UNCERTAINTY, "as given", min(0.0, low), high, "viridis"))
     return tuple(columns)
 
 

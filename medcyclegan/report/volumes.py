@@ -28,8 +28,8 @@ from medcyclegan.transforms.geometry import resample
 Array = npt.NDArray[np.float32]
 T = TypeVar("T")
 
-# How trust maps may be named, <case>_combined and so on; of several kinds in a folder, the first of these is shown.
-TRUST_SUFFIXES = ("_combined", "_trust", "_spread", "_uncertainty")
+# How uncertainty maps may be named, <case>_combined and so on; of several kinds in a folder, the first is shown.
+UNCERTAINTY_SUFFIXES = ("_combined", "_uncertainty", "_spread")
 # Of the MAE: a table written with fewer digits is no contradiction.
 _TOLERANCE_HU, _TOLERANCE_PART = 0.01, 1e-3
 
@@ -44,7 +44,7 @@ class CaseVolumes:
         sct: (X, Y, Z), HU.
         inside: (X, Y, Z), the mask, or the reference's body where there is none.
         mr: (X, Y, Z), any unit; None where there is none.
-        trust: (X, Y, Z), as given; None where there is none.
+        uncertainty: (X, Y, Z), as given; None where there is none.
         notes: what was resampled, what is missing and why, and what contradicts the table.
     """
 
@@ -53,7 +53,7 @@ class CaseVolumes:
     sct: Array
     inside: Inside
     mr: Array | None = None
-    trust: Array | None = None
+    uncertainty: Array | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -106,9 +106,9 @@ class VolumeFolder:
 
 
 def open_case(
-    case: Case, files: CaseFiles | None, *, source: VolumeFolder | None = None, trust: VolumeFolder | None = None
+    case: Case, files: CaseFiles | None, *, source: VolumeFolder | None = None, uncertainty: VolumeFolder | None = None
 ) -> CaseVolumes:
-    """Open everything there is of a case; MR and trust map are brought onto the reference's grid.
+    """Open everything there is of a case; MR and uncertainty map are brought onto the reference's grid.
 
     Raises:
         InputError: the synthetic CT, the reference or the mask cannot be opened, or they lie on different grids.
@@ -132,9 +132,9 @@ def open_case(
     notes = list(_contradiction(case, ct, sct, inside))
     mr, words = _companion("MR", case.name, source, files.source, grid)
     notes += words
-    trusted, words = _companion("trust map", case.name, trust, None, grid)
+    uncertain, words = _companion("uncertainty map", case.name, uncertainty, None, grid)
     notes += words
-    return CaseVolumes(grid, ct, sct, inside, mr, trusted, tuple(notes))
+    return CaseVolumes(grid, ct, sct, inside, mr, uncertain, tuple(notes))
 
 
 def _opened(path: Path, read: Callable[[Path], T]) -> T:

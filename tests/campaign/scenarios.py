@@ -31,7 +31,7 @@ def _prepare(out: Path) -> Words:
 
 
 def _train(out: Path) -> Words:
-    return ["train", "-o", out / "run", "--device", "cpu", *sets(f"data.prepared={_base('prepared')}")]
+    return ["train", "-o", out / "run", "--device", "cpu", *sets(f"data.source={_base('prepared')}")]
 
 
 def _convert(out: Path, *more: str) -> Words:
@@ -55,7 +55,7 @@ SCENARIOS = {
     ),
     "train": Scenario("train", _train, lambda out: ["train", "--resume", out / "run", "--device", "cpu"]),
     "convert": _conversion(),
-    "convert-trust": _conversion("--trust"),
+    "convert-uncertainty": _conversion("--uncertainty"),
     **{f"convert-{name}": _conversion("--format", name) for name in ("dicom", "mha", "nrrd")},
     "evaluate": Scenario("evaluate", _evaluate),
     "report": Scenario("report", lambda out: ["report", _base("scores"), "-o", out / "report.html"]),

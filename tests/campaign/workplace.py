@@ -74,7 +74,7 @@ def workplace() -> Path:
     (folder / "cohort.csv").write_text("\n".join(["image,domain,patient", *rows]) + "\n")
     for words in (
         ["prepare", "--a", train / "mr", "--b", train / "ct", "-o", folder / "prepared", "--workers", "1"],
-        ["train", "-o", folder / "run", "--device", "cpu", *sets(f"data.prepared={folder / 'prepared'}")],
+        ["train", "-o", folder / "run", "--device", "cpu", *sets(f"data.source={folder / 'prepared'}")],
         ["convert", folder / "run", made.test_mr[0], "-o", folder / "sct", "--device", "cpu"],
         ["evaluate", folder / "sct", made.test_ct[0].parent, "-o", folder / "scores", "--workers", "1"],
     ):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from medcyclegan.cohort.layouts import bids, cyclegan, decathlon, dicom, folders, synthrad, table
 from medcyclegan.cohort.layouts.scan import Scan
-from medcyclegan.errors import InputError, raise_all
+from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.tree import Tree, is_picture, is_volume, join
 
@@ -91,19 +91,32 @@ def read_layout(root: Path, name: str | None = None) -> Found:
         ) from None
 
 
+def fitting(tree: Tree) -> dict[str, str]:
+    """The layouts that fit, and why."""
+    return {layout.NAME: reason for layout in LAYOUTS.values() if (reason := layout.recognize(tree))}
+
+
+def no_data(path: Path, reason: str) -> InputError:
+    """The error for a path that is no data, with all that it could have been."""
+    known = [
+        "a prepared folder: one with prepared.json, which `medcyclegan prepare` writes last",
+        "a datalist: a .json file with the lists a and b, which `medcyclegan datalist` writes",
+        *(f"layout {layout.NAME}: {layout.SHAPE}" for layout in LAYOUTS.values()),
+    ]
+    heading = f"{path} is no data that is known: {reason}. Give two folders of volumes as --a DIR --b DIR, or one of:"
+    return InputError("\n  - ".join([heading, *known]))
+
+
 def _read(tree: Tree, name: str | None) -> Found:
     root = tree.root
     if name is None:
-        fitting = {layout.NAME: reason for layout in LAYOUTS.values() if (reason := layout.recognize(tree))}
-        if len(fitting) > 1:
-            reasons = "; ".join(f"{layout} ({reason})" for layout, reason in fitting.items())
+        found = fitting(tree)
+        if len(found) > 1:
+            reasons = "; ".join(f"{layout} ({reason})" for layout, reason in found.items())
             raise InputError(f"{root} fits more than one layout: {reasons}.", "Say which with --layout.")
-        if not fitting:
-            raise_all(
-                [f"{layout.NAME}: {layout.SHAPE}" for layout in LAYOUTS.values()],
-                f"{root} fits no layout; it holds {tree.shown() or 'nothing'}. Known are:",
-            )
-        ((name, reason),) = fitting.items()
+        if not found:
+            raise no_data(root, f"it fits no layout; it holds {tree.shown() or 'nothing'}")
+        ((name, reason),) = found.items()
     else:
         reason = "named by the user"
     scans = LAYOUTS[name].read(tree)
