@@ -162,7 +162,7 @@ def test_trust_maps_are_means_over_the_contrasts() -> None:
         cycle_residual(image, returned, body), np.abs(image - returned).mean(axis=0) / 2, atol=1e-6
     )
     apart = structure_disagreement(image, result, body)
-    each = [structure_disagreement(contrast, result, body) for contrast in image]
+    each = [structure_disagreement(channel[None], result, body) for channel in image]
     assert each[0].mean() < 0.01 < each[1].mean()
     np.testing.assert_allclose(apart, (each[0] + each[1]) / 2, atol=1e-6)
 

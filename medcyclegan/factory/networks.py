@@ -50,11 +50,10 @@ def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float
     }
     _refuse_unequal_channels(experiment, structure)
     contrasts = {name: domain.volumes for name, domain in experiment.domains}
-    if max(contrasts.values()) > 1:
-        structure = {
-            name: loss if isinstance(loss, PatchNCE) else OfEveryContrast(loss, contrasts)
-            for name, loss in structure.items()
-        }
+    structure = {
+        name: loss if isinstance(loss, PatchNCE) else OfEveryContrast(loss, contrasts)
+        for name, loss in structure.items()
+    }
     example = {
         domain: torch.full((1, experiment.channels(domain), *[32] * experiment.patches.spatial_dims), -1.0)
         for domain in ("a", "b")
