@@ -40,17 +40,18 @@ def test_spread_is_the_standard_deviation_in_hu() -> None:
 def test_cycle_residual_is_a_share_of_the_window() -> None:
     body = np.zeros(SHAPE, bool)
     body[4:9] = True
-    residual = cycle_residual(np.full(SHAPE, -1, np.float32), np.full(SHAPE, 0.5, np.float32), body)
+    residual = cycle_residual(np.full((1, *SHAPE), -1, np.float32), np.full((1, *SHAPE), 0.5, np.float32), body)
     assert (residual[body] == 0.75).all() and not residual[~body].any()
 
 
 def test_structure_disagrees_where_edges_do_and_not_where_brightness_does() -> None:
     image, body = noise(0), np.ones(SHAPE, bool)
-    assert structure_disagreement(image, image, body).max() < 1e-6
-    assert structure_disagreement(image, -0.5 * image + 0.2, body).max() < 1e-3  # inverted contrast, the same edges
+    assert structure_disagreement(image[None], image, body).max() < 1e-6
+    # Inverted contrast, the same edges.
+    assert structure_disagreement(image[None], -0.5 * image + 0.2, body).max() < 1e-3
     other = image.copy()
     other[8:12, 8:12, 8:12] = noise(1)[8:12, 8:12, 8:12]
-    found = structure_disagreement(image, other, body)
+    found = structure_disagreement(image[None], other, body)
     assert found[9:11, 9:11, 9:11].mean() > 10 * found[:4].mean()
     assert found.min() >= 0 and found.max() <= 1
 
@@ -122,8 +123,8 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
         delivered = np.clip((hu + 1024) / 4095 * 2 - 1, -1, 1).astype(np.float32)
         maps = {
             "spread": spread(delivered, members, 4095.0),
-            "cycle": cycle_residual(image, run(back, delivered, case.body), case.body),
-            "structure": structure_disagreement(image, delivered, case.body),
+            "cycle": cycle_residual(case.image, run(back, delivered, case.body)[None], case.body),
+            "structure": structure_disagreement(case.image, delivered, case.body),
         }
         maps["combined"] = combined(maps, case.body)
         table[kind] = {name: round(auroc(values[case.body], fault[case.body]), 3) for name, values in maps.items()}

@@ -100,7 +100,7 @@ def random_batch(
 
 
 def bare_trainer(experiment: Experiment, device: torch.device, bf16: bool) -> TranslationTrainer:
-    objective = factory.make_objective(experiment, {"a": None, "b": experiment.preparation.ct_window})
+    objective = factory.make_objective(experiment)
     return TranslationTrainer(
         device=device,
         objective=objective,

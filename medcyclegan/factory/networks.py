@@ -37,24 +37,22 @@ def make_networks(experiment: Experiment) -> nn.ModuleDict:
     return nn.ModuleDict({name: make_network(name, experiment, objective.paired) for name in objective.required})
 
 
-def make_objective(experiment: Experiment, windows: dict[str, tuple[float, float] | None]) -> Objective:
-    """The objective with fresh networks.
-
-    Args:
-        windows: domain -> the HU that are -1 and 1; None for a domain that is not CT.
-    """
+def make_objective(experiment: Experiment) -> Objective:
+    """The objective with fresh networks."""
     losses, allow = experiment.losses, experiment.allow
+    # Of each domain the HU that are -1 and 1; None where it is not CT.
+    hu = experiment.preparation.ct_window
+    windows = {name: hu if domain.modality == "CT" else None for name, domain in experiment.domains}
     structure = {
         leaf["_target_"].rpartition(".")[2]: STRUCTURE_LOSSES.build(leaf, allow, windows=windows)
         for leaf in losses.structure
     }
     _refuse_unequal_channels(experiment, structure)
     contrasts = {name: domain.volumes for name, domain in experiment.domains}
-    if max(contrasts.values()) > 1:
-        structure = {
-            name: loss if isinstance(loss, PatchNCE) else OfEveryContrast(loss, contrasts)
-            for name, loss in structure.items()
-        }
+    structure = {
+        name: loss if isinstance(loss, PatchNCE) else OfEveryContrast(loss, contrasts)
+        for name, loss in structure.items()
+    }
     example = {
         domain: torch.full((1, experiment.channels(domain), *[32] * experiment.patches.spatial_dims), -1.0)
         for domain in ("a", "b")
@@ -111,7 +109,7 @@ def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMe
     try:
         with torch.random.fork_rng(devices=()):  # what trains afterwards draws the same numbers
             return predict_step_memory(
-                lambda: make_objective(experiment, ct_windows(experiment)),
+                lambda: make_objective(experiment),
                 experiment.training.batch_size,
                 channels,
                 patches.size,
@@ -125,12 +123,6 @@ def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMe
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(f"the memory that training takes cannot be predicted: {reason}", stacklevel=2)
         return None
-
-
-def ct_windows(experiment: Experiment) -> dict[str, tuple[float, float] | None]:
-    """Domain -> the HU that are -1 and 1, None for a domain that is not CT."""
-    window = experiment.preparation.ct_window
-    return {name: window if domain.modality == "CT" else None for name, domain in experiment.domains}
 
 
 def make_network(name: str, experiment: Experiment, paired: bool = False) -> nn.Module:

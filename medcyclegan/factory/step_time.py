@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from medcyclegan.config import Experiment
 from medcyclegan.factory.devices import wants_bf16
-from medcyclegan.factory.networks import ct_windows, make_objective
+from medcyclegan.factory.networks import make_objective
 from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.trainer import Optimization, TranslationTrainer
 
@@ -53,7 +53,7 @@ def measure_step(
         raise ValueError("measure_step takes an experiment whose patches.size is set")
     trainer = TranslationTrainer(
         device=device,
-        objective=make_objective(experiment, ct_windows(experiment)),
+        objective=make_objective(experiment),
         loader=DataLoader(cast(Any, [{}])),  # is not used
         schedule=Schedule(steps=WARM_UP + most),
         optimization=Optimization(bf16=wants_bf16(settings.precision, device)),

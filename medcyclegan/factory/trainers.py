@@ -17,7 +17,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.factory.devices import wants_bf16
 from medcyclegan.factory.monitoring import attach_monitors
-from medcyclegan.factory.networks import ct_windows, make_objective, predict_memory
+from medcyclegan.factory.networks import make_objective, predict_memory
 from medcyclegan.factory.training import Training
 from medcyclegan.machine import free_memory
 from medcyclegan.networks.discriminators.windowed import Windowed
@@ -35,7 +35,7 @@ def make_trainer(training: Training, handlers: Sequence[Any] = ()) -> Translatio
     """
     experiment, device, settings = training.experiment, training.device, training.experiment.training
     _refuse_single_slices(training.prepared, experiment.patches)
-    objective = make_objective(experiment, ct_windows(experiment))
+    objective = make_objective(experiment)
     _require_fitting_objective(objective, training)
     _require_memory(experiment, device)
     dataset = _dataset(training, paired=objective.paired)

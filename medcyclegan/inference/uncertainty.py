@@ -46,12 +46,18 @@ def spread(result: Map, members: Sequence[Map], width: float) -> Map:
 def cycle_residual(image: Map, returned: Map, body: Mask) -> Map:
     """|source - source translated there and back|, over the width of the source's window: 0 to 1, 0 outside the body.
 
-    Zhu et al. 2017, eq. 2, without the sum over voxels. Of several contrasts, (C, X, Y, Z), it is the mean over them.
+    Zhu et al. 2017, eq. 2, without the sum over voxels.
+
+    Args:
+        image: (C, X, Y, Z) in [-1, 1].
+        returned: likewise.
+        body: (X, Y, Z).
+
+    Returns:
+        (X, Y, Z), the mean over the channels.
     """
-    if image.ndim == 4:
-        parts = [cycle_residual(one, other, body) for one, other in zip(image, returned, strict=True)]
-        return np.asarray(np.mean(parts, axis=0), dtype=np.float32)
-    return np.where(body, np.abs(image - returned) / np.float32(2), 0).astype(np.float32)
+    residual = np.where(body, np.abs(image - returned) / np.float32(2), 0)
+    return np.asarray(residual.mean(axis=0), dtype=np.float32)
 
 
 def structure_disagreement(image: Map, result: Map, body: Mask) -> Map:
@@ -66,18 +72,20 @@ def structure_disagreement(image: Map, result: Map, body: Mask) -> Map:
     It sees how a neighborhood looks and not how bright it is, so that MR and CT can be compared.
 
     Args:
-        image: (X, Y, Z) in [-1, 1]; of several contrasts (C, X, Y, Z), the mean over which is given.
+        image: (C, X, Y, Z) in [-1, 1].
         result: (X, Y, Z).
         body: (X, Y, Z).
+
+    Returns:
+        (X, Y, Z), the mean over the channels.
     """
-    if image.ndim == 4:
-        maps = [structure_disagreement(contrast, result, body) for contrast in image]
-        return np.asarray(np.mean(maps, axis=0), dtype=np.float32)
-    ours, theirs = _mind(image, body), _mind(result, body)
-    difference = np.zeros(image.shape, np.float32)
-    for a, b in zip(ours, theirs, strict=True):
-        difference += np.abs(a - b)
-    return np.where(body, difference / np.float32(len(_OFFSETS)), 0).astype(np.float32)
+    theirs, maps = _mind(result, body), []
+    for channel in image:
+        difference = np.zeros(result.shape, np.float32)
+        for a, b in zip(_mind(channel, body), theirs, strict=True):
+            difference += np.abs(a - b)
+        maps.append(difference / np.float32(len(_OFFSETS)))
+    return np.where(body, np.mean(maps, axis=0), 0).astype(np.float32)
 
 
 def combined(maps: Mapping[str, Map], body: Mask) -> Map:

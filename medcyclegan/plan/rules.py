@@ -17,7 +17,7 @@ from medcyclegan.errors import InputError, raise_all
 from medcyclegan.plan.domain import Domain
 from medcyclegan.plan.plan import GIB, Machine, Plan, gib
 from medcyclegan.transforms.geometry import working_grid
-from medcyclegan.transforms.pipeline import FEWEST_VOXELS, require_size
+from medcyclegan.transforms.limits import FEWEST_VOXELS, require_size
 
 USABLE = 0.85  # share of the memory that is planned for; the rest is for other programs and errors of the prediction
 MULTIPLE = 16  # of patch sizes, so that every network can halve them

@@ -12,7 +12,6 @@ otherwise spread. Training and conversion go through the same `Preparation`, whi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,24 +25,19 @@ from monai.transforms import Compose, MapTransform
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.plausible import refuse_impossible_hu
 from medcyclegan.io.reader import grid_of
 from medcyclegan.transforms.bias import CorrectBiasd
 from medcyclegan.transforms.blanked import ExcludeBlankedd
 from medcyclegan.transforms.body import BodyMaskd, OutsideBodyd
-from medcyclegan.transforms.geometry import CropToBodyd, Mode, ToWorkingGridd, resample, working_grid
+from medcyclegan.transforms.geometry import CropToBodyd, Mode, ToWorkingGridd, resample
 from medcyclegan.transforms.intensity import CT_WINDOW, MR_PERCENTILES, ScaleCTd, ScaleMRd, Scaler, fitted_scaler
+from medcyclegan.transforms.limits import MODALITIES, file_name, require_modality, require_size
 from medcyclegan.transforms.overlay import APART_MM, WHOLE, apart_mm, covered, moved, require_covered
 from medcyclegan.transforms.standardization import STANDARDIZATIONS, decile_shares, standard_scaler
 
-Modality = Literal["MR", "CT"]
 Interpolation = Literal["linear", "bspline"]
 
 _SOURCE_BODY = "source_body"  # key of the body before it was resampled
-# Networks that halve their input twice need this much.
-FEWEST_VOXELS = 4
-# More are no patient but a wrong voxel size, of micrometers taken as millimeters for example.
-_MOST_VOXELS = 2**31
 
 
 @dataclass(frozen=True)
@@ -83,9 +77,8 @@ class Preparation:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.modality not in get_args(Modality):
-            raise InputError(f"modality '{self.modality}': one of {', '.join(get_args(Modality))} is needed.")
         for name, value, allowed in (
+            ("modality", self.modality, MODALITIES),
             ("interpolation", self.interpolation, get_args(Interpolation)),
             ("mr_standardization", self.mr_standardization, STANDARDIZATIONS),
         ):
@@ -210,9 +203,9 @@ def prepare(
             f"{len(volumes)} volumes and {len(preparations)} preparations, each with a spacing, are no case"
         )
     first, source = volumes[0], grid_of(volumes[0])
-    require_size(source, preparations[0].spacing, _name(first), picture="picture" in first.meta)
+    require_size(source, preparations[0].spacing, file_name(first), picture="picture" in first.meta)
     for volume, preparation in zip(volumes, preparations, strict=True):
-        _refuse_unusable(volume, preparation)
+        require_modality(volume, preparation.modality)
     data = _run_steps(first, preparations[0], body)
     grid, inside, kept = grid_of(data["image"]), _mask(data[_SOURCE_BODY]), _mask(data["body"])
     blanked_ml = float(data.get("blanked_ml", 0.0))
@@ -220,7 +213,7 @@ def prepare(
     for volume, preparation in zip(volumes[1:], preparations[1:], strict=True):
         own = grid_of(volume)
         share = covered(inside, source, own)
-        names = [f"{_name(v)} ({p.name})" for v, p in ((volume, preparation), (first, preparations[0]))]
+        names = [f"{file_name(v)} ({p.name})" for v, p in ((volume, preparation), (first, preparations[0]))]
         require_covered(share, (own, source), (names[0], names[1]))
         there = moved(inside, source, own)
         data = _run_steps(volume, replace(preparation, crop_margin=None), there, onto=grid)
@@ -286,33 +279,6 @@ def _mask(body: MetaTensor) -> npt.NDArray[np.bool_]:
     return np.asarray(body.as_tensor().detach().cpu().numpy()[0]).astype(bool)
 
 
-def _refuse_unusable(volume: MetaTensor, preparation: Preparation) -> None:
-    refuse_other_modality(volume, preparation)
-    if preparation.modality == "CT":
-        refuse_impossible_hu(float(volume.min()), float(volume.max()), _name(volume))
-
-
-def refuse_other_modality(volume: MetaTensor, preparation: Preparation) -> None:
-    """Refuse a volume whose header says that it is of another modality, or a picture as CT.
-
-    Raises:
-        InputError: saying so.
-    """
-    name = _name(volume)
-    said = str(volume.meta.get("modality", preparation.modality))
-    if said != preparation.modality and said in get_args(Modality):
-        raise InputError(
-            f"{name}: its header says that it is {said}, and {preparation.modality} is needed here.",
-            "Were two folders exchanged?",
-        )
-    if preparation.modality == "CT" and volume.meta.get("unit") == "gray levels":
-        raise InputError(
-            f"{name}: a picture of {volume.meta['picture']} gray levels says nothing of Hounsfield units.",
-            "Say which HU were black and white (data.picture_window), give both domains the modality MR, or give the "
-            "volumes that the pictures were made of.",
-        )
-
-
 def _run_steps(
     volume: MetaTensor,
     preparation: Preparation,
@@ -321,7 +287,7 @@ def _run_steps(
     onto: Grid | None = None,
 ) -> dict[Any, Any]:
     """What the steps of `preparation_transform` give, all of them or those before the first of a class."""
-    name, source = _name(volume), grid_of(volume)
+    name, source = file_name(volume), grid_of(volume)
     data: dict[Any, Any] = {"image": volume}
     if body is not None:
         if body.shape != source.shape:
@@ -341,10 +307,6 @@ def _run_steps(
     except InputError as error:
         raise InputError(str(error) if name in str(error) else f"{name}: {error}") from error
     return data
-
-
-def _name(volume: MetaTensor) -> str:
-    return str(volume.meta.get("filename_or_obj") or "the volume")
 
 
 def restore(
@@ -368,36 +330,3 @@ def restore(
             raise ValueError(f"body of shape {body.shape} does not fit values of shape {values.shape}")
         restored[~body.astype(bool, copy=False)] = scaler.low
     return resample(restored, grid, source_grid, fill=scaler.low, antialias=False)
-
-
-def require_size(source: Grid, spacing: Sequence[float], name: str, picture: bool = False) -> None:
-    """Refuse a volume that has too few or too many voxels on the working grid.
-
-    Args:
-        source: grid of the volume.
-        spacing: of the working grid along right, anterior, superior, mm.
-        name: of the volume, for the message.
-        picture: whether it is one, which has a single slice.
-
-    Raises:
-        InputError: saying how many voxels it would have.
-    """
-    shape = working_grid(source, spacing).shape
-    if math.prod(shape) > _MOST_VOXELS:
-        raise InputError(
-            f"{name}: {' x '.join(map(str, source.shape))} voxels of {' x '.join(f'{s:.3g}' for s in source.spacing)} "
-            f"mm become {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm.",
-            "Correct the voxel size in its header.",
-        )
-    if picture and shape[2] != 1:
-        raise InputError(
-            f"{name}: a picture is one slice of 1 mm, and {spacing[2]:g} mm slices would make {shape[2]} of it.",
-            "Leave preparation.spacing out, or give a third number of 1 mm or more.",
-        )
-    if min(shape[: 2 if picture else 3]) < FEWEST_VOXELS:
-        raise InputError(
-            f"{name}: {' x '.join(map(str, source.shape))} voxels of {' x '.join(f'{s:.3g}' for s in source.spacing)} "
-            f"mm become {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm; at least "
-            f"{FEWEST_VOXELS} along each axis are needed.",
-            "Choose a finer spacing or leave this volume out.",
-        )
