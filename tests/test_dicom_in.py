@@ -39,7 +39,7 @@ from medcyclegan.io.dicom.decoder import Decoder
 from medcyclegan.io.dicom.files import holds_dicom
 from medcyclegan.io.dicom.series import list_series
 from medcyclegan.io.grid import Grid
-from medcyclegan.io.reader import case_id, grid_of, list_volumes, read_volume, volume_files
+from medcyclegan.io.reader import grid_of, list_volumes, read_volume
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "dicom"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes (../shared/data) are absent")
@@ -605,39 +605,7 @@ class TestSeveralSeries:
             read_volume(tmp_path)
 
 
-class TestListing:
-    def test_patients_in_subfolders_and_zips(self, tmp_path: Path) -> None:
-        write_series(tmp_path / "p1" / "mr", stored())
-        write_series(tmp_path / "x" / "p2", stored())
-        shutil.make_archive(str(tmp_path / "p2"), "zip", tmp_path / "x" / "p2")
-        shutil.rmtree(tmp_path / "x")
-        nib.save(nib.Nifti1Image(stored(), np.eye(4)), tmp_path / "p3.nii.gz")
-        (tmp_path / "notes").mkdir()
-        (tmp_path / "notes" / "a.txt").touch()
-        found = list_volumes(tmp_path)
-        assert found == {"p1": tmp_path / "p1", "p2": tmp_path / "p2.zip", "p3": tmp_path / "p3.nii.gz"}
-        assert len(volume_files(found["p1"])) == 4 and volume_files(found["p2"]) == [tmp_path / "p2.zip"]
-
-    def test_a_series_folder_is_one_case(self, tmp_path: Path) -> None:
-        write_series(tmp_path / "p1", stored())
-        assert list_volumes(tmp_path / "p1") == {"p1": tmp_path / "p1"}
-
-    def test_slices_beside_volumes_are_refused(self, tmp_path: Path) -> None:
-        write_series(tmp_path, stored())
-        nib.save(nib.Nifti1Image(stored(), np.eye(4)), tmp_path / "p3.nii.gz")
-        with pytest.raises(InputError, match=r"4 DICOM files beside other volumes \(p3\.nii\.gz\)"):
-            list_volumes(tmp_path)
-
-    def test_case_ids(self, tmp_path: Path) -> None:
-        assert (
-            case_id("a/study.zip")
-            == case_id("study.DCM")
-            == case_id("study#123.4")
-            == case_id("study.zip#7")
-            == "study"
-        )
-        assert case_id("p#x") == "p#x"
-
+class TestZips:
     @pytest.mark.parametrize("directory", [True, False])
     def test_a_broken_zip(self, directory: bool, tmp_path: Path) -> None:
         path = tmp_path / "a.zip"

@@ -19,7 +19,7 @@ from medcyclegan.convert import convert
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.io.pictures import GrayLevels
-from medcyclegan.io.reader import list_volumes, read_volume
+from medcyclegan.io.reader import read_volume
 
 
 def ramp(dtype: type, rows: int = 5, columns: int = 7) -> np.ndarray:
@@ -128,14 +128,6 @@ def test_color_and_transparency_that_show_gray(tmp_path: Path) -> None:
 def test_a_window_rises() -> None:
     with pytest.raises(InputError, match="two rising HU"):
         GrayLevels((5.0, 5.0))
-
-
-def test_pictures_beside_volumes_are_no_cases(tmp_path: Path) -> None:
-    for name in ("1.nii", "1.png", "2.png"):
-        (tmp_path / name).touch()
-    assert list(list_volumes(tmp_path)) == ["1"]
-    (tmp_path / "1.nii").unlink()
-    assert list(list_volumes(tmp_path)) == ["1", "2"]
 
 
 @pytest.fixture(scope="module")

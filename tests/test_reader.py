@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 import warnings
-import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -22,9 +20,7 @@ from medcyclegan.io.reader import (
     VOLUME_SUFFIXES,
     SimpleITKReader,
     as_volume,
-    case_id,
     grid_of,
-    list_volumes,
     read_mask,
     read_volume,
 )
@@ -74,101 +70,6 @@ def no_unexpected_warnings(recwarn: pytest.WarningsRecorder) -> None:
     warnings.simplefilter("error", UserWarning)
     # MONAI says so whenever a LoadImage is made beside pydicom.
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-
-
-class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "expected"),
-        [
-            ("a.nii", "a"),
-            ("a.nii.gz", "a"),
-            ("/x/a.b.MHA", "a.b"),
-            ("a.Nii.Gz", "a"),
-            ("a.mhd", "a"),
-            ("a.nrrd", "a"),
-            ("a.gz", "a.gz"),
-            ("series", "series"),
-        ],
-    )
-    def test_case_id(self, name: str, expected: str) -> None:
-        assert case_id(name) == expected
-
-    def test_volumes_are_listed_by_case_id(self, tmp_path: Path) -> None:
-        for name in ("b.nii.gz", "a.mhd", "a.raw", "C.NRRD", ".hidden.nii", "notes.txt"):
-            (tmp_path / name).touch()
-        (tmp_path / "folder.nii").mkdir()
-        found = list_volumes(tmp_path)
-        assert list(found) == ["C", "a", "b"]
-        assert found["a"] == tmp_path / "a.mhd"
-
-    def test_two_files_of_one_case_are_named(self, tmp_path: Path) -> None:
-        (tmp_path / "a.nii").touch()
-        (tmp_path / "a.mha").touch()
-        with pytest.raises(InputError, match=r"'a': a\.mha, a\.nii"):
-            list_volumes(tmp_path)
-
-    @pytest.mark.parametrize(
-        ("name", "kind"),
-        [
-            ("t1.mgz", r"\.mgz"),
-            ("t1.nii.bz2", r"\.nii\.bz2"),
-            ("t1.nii.gz.part", r"\.nii\.gz\.part"),
-            ("T1.HDR", r"\.hdr"),
-            ("scan.nhdr", r"\.nhdr"),
-            ("scan.mif.gz", r"\.mif\.gz"),
-            ("brain+orig.HEAD", r"\.head"),
-            ("study.tar.gz", r"\.tar\.gz"),
-        ],
-    )
-    def test_formats_that_cannot_be_read_are_named(self, name: str, kind: str, tmp_path: Path) -> None:
-        (tmp_path / name).touch()
-        with pytest.raises(InputError, match="holds no volume that can be read"):
-            list_volumes(tmp_path)
-        for other in ("a.nii", "a.json", "table.csv", "a.raw", "a.bval", "notes.txt", "table.csv.gz"):
-            (tmp_path / other).touch()
-        with pytest.warns(UserWarning) as caught:
-            assert list(list_volumes(tmp_path)) == ["a"]
-        (told,) = [str(warning.message) for warning in caught]
-        assert re.search(rf"1 file of a format that cannot be read \({kind}\) left out: {re.escape(name)}\.$", told)
-
-    def test_one_warning_per_kind(self, tmp_path: Path) -> None:
-        for name in ("a.nii", *(f"{k}.mgz" for k in range(5)), "x.mnc"):
-            (tmp_path / name).touch()
-        with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
-            archive.writestr("scan.nii", b"")
-        with pytest.warns(UserWarning) as caught:
-            list_volumes(tmp_path)
-        told = [str(warning.message).removeprefix(f"{tmp_path}: ") for warning in caught]
-        assert told == [
-            "5 files of a format that cannot be read (.mgz) left out: 0.mgz, 1.mgz, 2.mgz, ...",
-            "1 file of a format that cannot be read (.zip without DICOM) left out: more.zip.",
-            "1 file of a format that cannot be read (.mnc) left out: x.mnc.",
-        ]
-
-    def test_links_to_nothing_are_cases_that_cannot_be_read(self, tmp_path: Path) -> None:
-        (tmp_path / "a.nii").touch()
-        for name in ("b.nii.gz", "c", "notes.txt"):
-            (tmp_path / name).symlink_to(tmp_path / "gone" / name)
-        found = list_volumes(tmp_path)
-        assert list(found) == ["a", "b", "c"]
-        for case in ("b", "c"):
-            with pytest.raises(InputError, match=rf"{case}\S* is a link to \S*gone/{case}\S*, which does not exist"):
-                read_volume(found[case])
-
-    def test_a_folder_without_volumes_says_what_it_holds(self, tmp_path: Path) -> None:
-        for k in range(3):
-            (tmp_path / f"{k}.txt").touch()
-        (tmp_path / "sub").mkdir()
-        with pytest.raises(InputError, match=r"3 \.txt files, 1 sub-folder") as caught:
-            list_volumes(tmp_path)
-        assert ".nii.gz" in str(caught.value)
-
-    def test_missing_folder_and_file_instead_of_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="does not exist"):
-            list_volumes(tmp_path / "none")
-        (tmp_path / "a.nii").touch()
-        with pytest.raises(InputError, match="is a file"):
-            list_volumes(tmp_path / "a.nii")
 
 
 class TestSameScan:
