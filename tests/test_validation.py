@@ -209,7 +209,7 @@ def test_the_mae_is_that_of_evaluate_on_the_working_grid(run: Path, prepared: Pr
         generator.eval(), np.asarray(a.image), np.asarray(a.body), factory.monitoring.SlidingWindow((32, 32))
     )
     hu, truth = ((values.astype(float) + 1) / 2 * (3071 + 1024) - 1024 for values in (made, np.asarray(b.image)))
-    expected = np.abs(hu - truth)[np.asarray(b.body)].mean()
+    expected = np.abs(hu - truth)[0, np.asarray(b.body)].mean()
     with (run / "validation.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert float(rows[-1]["mae"]) == pytest.approx(expected, rel=1e-4)

@@ -61,7 +61,7 @@ def benchmark_convert(
     bf16 = uses_bf16(experiment, where)
 
     def ours() -> np.ndarray:
-        return translate_volume(network, image, body, SlidingWindow(tuple(size), device=where, bf16=bf16))
+        return translate_volume(network, image[None], body, SlidingWindow(tuple(size), device=where, bf16=bf16))[0]
 
     found = _against_slice_inferer(ours, plain, image, body, repeats, where, HU_PER_UNIT)
     return found | {"precision": "bf16" if bf16 else "float32", "weights": "untrained"}
@@ -92,7 +92,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     filled = np.flatnonzero(source.case.body.any(axis=(0, 1)))
     image, body = source.case.image[..., filled], source.case.body[..., filled]
     source = replace(source, case=replace(source.case, image=image, body=body))
-    translator.window = replace(translator.window, roi_size=image.shape[:2])
+    translator.window = replace(translator.window, roi_size=body.shape[:2])
 
     predictions: list[Prediction] = []
 
@@ -101,7 +101,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
         return predictions[0].values
 
     hu = (translator.scaler.high - translator.scaler.low) / 2
-    found = _against_slice_inferer(ours, plain, image, body, repeats, translator.window.device, hu)
+    found = _against_slice_inferer(ours, plain, image[0], body, repeats, translator.window.device, hu)
     return found | {"precision": predictions[0].precisions[0], "weights": str(run)}
 
 

@@ -209,9 +209,7 @@ def _score_pairs(training: Training, trainer: TranslationTrainer) -> Callable[[]
 
     def error(a: StoredCase, b: StoredCase) -> float:
         generator = trainer.ema.averages["gen_ab"]
-        values = translate_volume(
-            generator, np.asarray(a.image), np.asarray(a.body), window, out_contrasts=len(scalers)
-        ).reshape(len(scalers), *a.body.shape)
+        values = translate_volume(generator, np.asarray(a.image), np.asarray(a.body), window, out_channels=len(scalers))
         body = np.asarray(b.body)
         return float(
             np.mean(
