@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_seams import flicker
 from torch import Tensor, nn
 
 from medcyclegan.inference import tiles
 from medcyclegan.inference.planes import plane_window
-from medcyclegan.inference.seams import slice_flicker
 from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 
 
@@ -144,12 +144,12 @@ def test_pooled_statistics_make_slices_of_the_same_tissue_alike(statistics: str,
     image[8:24, 8:24] = 0.2
     image[12:16, 12:16, ::2] = 0.9
     body, window = image > -1, (32, 32) if spatial_dims == 2 else (16, 16, 16)
-    flicker = {}
+    jumps = {}
     tissue = body & (image < 0.5)
     for kind in ("window", statistics):
         result = translate(network, image, body, SlidingWindow(window, norm_statistics=kind))
-        flicker[kind] = slice_flicker(result, tissue)
-    assert flicker[statistics] < (0.1 * flicker["window"] if spatial_dims == 2 else 1e-4), flicker
+        jumps[kind] = flicker(result, tissue)
+    assert jumps[statistics] < (0.1 * jumps["window"] if spatial_dims == 2 else 1e-4), jumps
 
 
 def test_frozen_windows_show_the_body_alone() -> None:
