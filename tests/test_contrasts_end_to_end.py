@@ -148,7 +148,7 @@ def test_networks_may_make_several_contrasts() -> None:
     body = np.ones(image.shape[1:], bool)
     for dims, neighbors in ((2, 0), (2, 1), (3, 0)):
         result = translate_volume(
-            nn.Identity(), image, body, SlidingWindow((32,) * dims, neighbors=neighbors), out_contrasts=2
+            nn.Identity(), image, body, SlidingWindow((32,) * dims, neighbors=neighbors), out_channels=2
         )
         np.testing.assert_allclose(result, image, atol=1e-6)
 
@@ -360,7 +360,7 @@ def test_validation_scores_the_pair(model: Path, two: PreparedCohort) -> None:
     a, b = two.cases["pairs_a"][0], two.cases["pairs_b"][0]
     translator = factory.load_translator(model, device="cpu")
     window = SlidingWindow(translator.window.roi_size)
-    values = translate_volume(translator.generator, np.asarray(a.image), np.asarray(a.body), window)
+    (values,) = translate_volume(translator.generator, np.asarray(a.image), np.asarray(a.body), window)
     scaler = translator.scaler
     limits = (scaler.low, scaler.high)
     error = mae(

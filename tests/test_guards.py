@@ -54,7 +54,7 @@ def spoil_weights(engine: Any) -> None:
     nn.init.constant_(next(engine.objective.networks["gen_ab"].parameters()), float("nan"))
 
 
-def told(run: Path) -> list[dict[str, str]]:
+def guard_rows(run: Path) -> list[dict[str, str]]:
     with (run / "guards.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
 
@@ -135,7 +135,7 @@ def test_a_bad_step_is_left_out_and_its_case_named(experiment: Experiment, tmp_p
     assert result.step == 4
     assert differences(weights[1], weights[2]) == []
     assert len(differences(weights[2], weights[3])) > 10
-    (row,) = told(result.run)
+    (row,) = guard_rows(result.run)
     prepared = factory.runs.open_prepared(Path(str(experiment.data.source)))
     training = factory.Training(
         config.load(result.run / "config.yaml"), prepared, tmp_path / "other", torch.device("cpu")
@@ -245,21 +245,18 @@ def test_flags_of_before_a_resumption_never_meet_tensors_of_another_device() -> 
         first(engine)
     state = first.state_dict()
     assert not any(isinstance(flag, torch.Tensor) for *_, flags in state["pending"] for flag in flags)
-    old = state | {"pending": [(s, n, torch.tensor(flags)) for s, n, flags in state["pending"]]}  # of earlier programs
-    for known in (state, old):
-        heard.clear()
-        guard = made()
-        guard.load_state_dict(known)
-        assert not guard.pending and guard.state_dict() == state
-        engine.state.iteration = 3  # and on a device that gives nothing away before it is asked to
-        engine.finite = {"cycle": torch.empty((), dtype=torch.bool, device="meta")}
-        guard(engine)
-        assert {flags.device.type for *_, flags in guard.pending} == {"meta"}
-        guard.pending.clear()
-        engine.state.iteration, engine.finite = 4, {"cycle": torch.tensor(False)}
-        guard(engine)
-        assert guard.skipped == 2 and "of another process not finite at step 1" in heard[0]
-        assert "and at 1 more" in heard[0] and not guard.resumed
+    guard = made()
+    guard.load_state_dict(state)
+    assert not guard.pending and guard.state_dict() == state
+    engine.state.iteration = 3  # and on a device that gives nothing away before it is asked to
+    engine.finite = {"cycle": torch.empty((), dtype=torch.bool, device="meta")}
+    guard(engine)
+    assert {flags.device.type for *_, flags in guard.pending} == {"meta"}
+    guard.pending.clear()
+    engine.state.iteration, engine.finite = 4, {"cycle": torch.tensor(False)}
+    guard(engine)
+    assert guard.skipped == 2 and "of another process not finite at step 1" in heard[0]
+    assert "and at 1 more" in heard[0] and not guard.resumed
 
 
 def test_resuming_amid_bad_steps_is_exact(experiment: Experiment, tmp_path: Path) -> None:
@@ -311,7 +308,7 @@ def test_a_saturated_training_is_warned_of(
 
     with pytest.warns(UserWarning, match=r"step 3: saturation: discriminator_a has been below 0\.005 for 3 steps"):
         result = factory.train(experiment, tmp_path / "run", device="cpu", handlers=[During(lambda n: True, blind)])
-    assert [row["guard"] for row in told(result.run)] == ["saturation", "saturation"]
+    assert [row["guard"] for row in guard_rows(result.run)] == ["saturation", "saturation"]
 
 
 def test_a_collapsed_generator_is_warned_of_and_never_the_best(experiment: Experiment, tmp_path: Path) -> None:

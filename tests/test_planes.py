@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_seams import flicker
 from torch import Tensor, nn
 
 from medcyclegan.inference import tiles
 from medcyclegan.inference.planes import plane_window
-from medcyclegan.inference.seams import slice_flicker
 from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 
 
@@ -20,11 +20,15 @@ def volume(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(body, random.uniform(-1, 1, shape), -1).astype(np.float32), body
 
 
+def translate(network: nn.Module, image: np.ndarray, body: np.ndarray, window: SlidingWindow) -> np.ndarray:
+    return translate_volume(network, image[None], body, window)[0]
+
+
 @pytest.mark.parametrize("window", [(16, 16), (32, 48), (64, 64)])
 @pytest.mark.parametrize("shape", [(40, 37, 9), (21, 50, 4), (64, 64, 1 + 2)])
 def test_identity_network_reconstructs_exactly(shape: tuple[int, int, int], window: tuple[int, int]) -> None:
     image, body = volume(shape)
-    assert np.array_equal(translate_volume(nn.Identity(), image, body, SlidingWindow(window)), image)
+    assert np.array_equal(translate(nn.Identity(), image, body, SlidingWindow(window)), image)
 
 
 class Recorder(nn.Module):
@@ -44,8 +48,8 @@ def test_field_of_view_does_not_change_what_the_network_sees() -> None:
     image, body = volume((40, 40, 6))
     wide = [np.pad(x, [(30, 50), (20, 0), (0, 0)], constant_values=fill) for x, fill in ((image, -1), (body, False))]
     near, far = Recorder(), Recorder()
-    translate_volume(near, image, body, SlidingWindow((48, 48)))
-    translate_volume(far, wide[0], wide[1].astype(bool), SlidingWindow((48, 48)))
+    translate(near, image, body, SlidingWindow((48, 48)))
+    translate(far, wide[0], wide[1].astype(bool), SlidingWindow((48, 48)))
     for a, b in zip(near.shown, far.shown, strict=True):
         assert a.shape == b.shape == (a.shape[0], 1, 48, 48)
         # The same values, whatever their places: as much body and as much background.
@@ -57,10 +61,10 @@ def test_slices_without_body_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(tiles.BATCH_VOXELS, "cpu", 3 * 40 * 40)
     image, body = volume((40, 40, 9))
     network = Recorder()
-    translate_volume(network, image, body, SlidingWindow((16, 16)))
+    translate(network, image, body, SlidingWindow((16, 16)))
     assert sum(len(batch) for batch in network.shown) == 7
     assert max(len(batch) for batch in network.shown) > 1
-    empty = translate_volume(network, image, np.zeros_like(body), SlidingWindow((16, 16)))
+    empty = translate(network, image, np.zeros_like(body), SlidingWindow((16, 16)))
     assert (empty == -1).all()
 
 
@@ -70,7 +74,7 @@ def test_identity_reconstructs_along_every_plane_and_from_stacks(plane: str, nei
     """Slices with body come back whole, with what lies around it; slices without body are background."""
     _, body = volume((30, 26, 22))
     image = np.random.default_rng(1).uniform(-0.9, 0.9, body.shape).astype(np.float32)
-    result = translate_volume(nn.Identity(), image, body, SlidingWindow((32, 32), plane=plane, neighbors=neighbors))
+    result = translate(nn.Identity(), image, body, SlidingWindow((32, 32), plane=plane, neighbors=neighbors))
     within = tuple(axis for axis in range(3) if axis != {"sagittal": 0, "coronal": 1, "axial": 2}[plane])
     shown = body.any(axis=within, keepdims=True)
     assert not shown.all()
@@ -87,7 +91,7 @@ class Marker(nn.Module):
 @pytest.mark.parametrize(("plane", "axis"), [("axial", 1), ("coronal", 2), ("sagittal", 2)])
 def test_the_axes_of_a_slice_keep_their_order(plane: str, axis: int) -> None:
     image, body = volume((32, 32, 32))
-    result = translate_volume(Marker(), image, body, SlidingWindow((32, 32), plane=plane))
+    result = translate(Marker(), image, body, SlidingWindow((32, 32), plane=plane))
     shown = np.flatnonzero(body.any(axis=tuple(i for i in range(3) if i != {"axial": 2, "coronal": 1}.get(plane, 0))))
     expected = np.moveaxis(np.broadcast_to(np.arange(32) / 100, (32, 32, 32)), 2, axis)
     index = [slice(None)] * 3
@@ -105,7 +109,7 @@ class NeighborNumbers(nn.Module):
 def test_a_stack_of_slices_gives_the_mean_of_its_predictions() -> None:
     image = np.zeros((16, 16, 5), np.float32)
     body = np.ones(image.shape, bool)
-    result = translate_volume(NeighborNumbers(), image, body, SlidingWindow((16, 16), neighbors=1))
+    result = translate(NeighborNumbers(), image, body, SlidingWindow((16, 16), neighbors=1))
     # The first slice is the middle one (1) of its own stack and the lower one (0) of its neighbor's, and so on.
     assert result[0, 0].tolist() == [0.5, 1, 1, 1, 1.5]
 
@@ -113,7 +117,7 @@ def test_a_stack_of_slices_gives_the_mean_of_its_predictions() -> None:
 def test_stacks_beyond_the_ends_are_background() -> None:
     network = Recorder()
     image = np.full((16, 16, 3), 0.5, np.float32)
-    translate_volume(network, image, np.ones(image.shape, bool), SlidingWindow((16, 16), neighbors=1))
+    translate(network, image, np.ones(image.shape, bool), SlidingWindow((16, 16), neighbors=1))
     (shown,) = network.shown
     assert (shown[0, 0] == -1).all() and (shown[2, 2] == -1).all() and (shown[1] == 0.5).all()
 
@@ -121,10 +125,10 @@ def test_stacks_beyond_the_ends_are_background() -> None:
 @pytest.mark.parametrize("window", [(16, 16, 16), (32, 24, 16), (64, 64, 64)])
 def test_identity_reconstructs_through_3d_patches(window: tuple[int, int, int]) -> None:
     image, body = volume((40, 37, 19))
-    result = translate_volume(nn.Identity(), image, body, SlidingWindow(window))
+    result = translate(nn.Identity(), image, body, SlidingWindow(window))
     assert np.abs(result - image).max() < 1e-6
     network = Recorder()
-    translate_volume(network, image, body, SlidingWindow(window))
+    translate(network, image, body, SlidingWindow(window))
     assert all(shown.shape[2:] == window for shown in network.shown)
     assert min(float(shown.min()) for shown in network.shown) == -1  # and no 0, which the image does not hold
     assert not any((shown == 0).any() for shown in network.shown)
@@ -140,12 +144,12 @@ def test_pooled_statistics_make_slices_of_the_same_tissue_alike(statistics: str,
     image[8:24, 8:24] = 0.2
     image[12:16, 12:16, ::2] = 0.9
     body, window = image > -1, (32, 32) if spatial_dims == 2 else (16, 16, 16)
-    flicker = {}
+    jumps = {}
     tissue = body & (image < 0.5)
     for kind in ("window", statistics):
-        result = translate_volume(network, image, body, SlidingWindow(window, norm_statistics=kind))
-        flicker[kind] = slice_flicker(result, tissue)
-    assert flicker[statistics] < (0.1 * flicker["window"] if spatial_dims == 2 else 1e-4), flicker
+        result = translate(network, image, body, SlidingWindow(window, norm_statistics=kind))
+        jumps[kind] = flicker(result, tissue)
+    assert jumps[statistics] < (0.1 * jumps["window"] if spatial_dims == 2 else 1e-4), jumps
 
 
 def test_frozen_windows_show_the_body_alone() -> None:
@@ -163,9 +167,9 @@ def test_frozen_windows_show_the_body_alone() -> None:
     image, body = np.full((128, 128, 4), -1, np.float32), np.zeros((128, 128, 4), bool)
     body[60:80, 50:90] = True
     image[body] = 0.3
-    result = translate_volume(Sizes(), image, body, SlidingWindow((128, 128), norm_statistics="neighbors"))
+    result = translate(Sizes(), image, body, SlidingWindow((128, 128), norm_statistics="neighbors"))
     assert sizes == [(128, 128), (64, 80)]  # 20 and 40 voxels with 16 on either side, in steps of 16
-    own = translate_volume(Sizes(), image, body, SlidingWindow((128, 128)))
+    own = translate(Sizes(), image, body, SlidingWindow((128, 128)))
     assert np.allclose(result[body], own[body], atol=1e-4)
 
 
@@ -185,7 +189,7 @@ def test_stacks_with_frozen_statistics_average_what_was_predicted_alone(monkeypa
     body[10:118, 40:80, :2] = body[60:70, 55:65, 2:] = True
     image = np.where(body, 0.2, -1).astype(np.float32)
     window = SlidingWindow((128, 128), neighbors=1, norm_statistics="volume")
-    result = translate_volume(Constant(), image, body, window)
+    result = translate(Constant(), image, body, window)
     assert (result[body] == 0.5).all() and set(np.unique(result)) == {-1, 0.5}
 
 

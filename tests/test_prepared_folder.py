@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from prepared_cohorts import prepare
 
 from medcyclegan import config, factory
@@ -24,6 +25,7 @@ from medcyclegan.data.prepared import PreparedCohort, open_prepared
 from medcyclegan.data.stored_case import checksum, open_case, read_record, write_record
 from medcyclegan.errors import InputError
 from medcyclegan.progress import Silent
+from medcyclegan.training.trainer import Optimization
 
 Folders = tuple[Path, Path]
 
@@ -346,9 +348,9 @@ def test_a_training_keeps_its_data_from_being_prepared(volumes: Folders, folder:
 
     found, settings = open_prepared(folder), experiment(folder)
     loader = SimpleNamespace(dataset=SimpleNamespace(left_out={}))
-    state = {"iteration": 1, "interrupted": False, "bf16": False, "companions": {}, "best": None}
+    state = {"iteration": 1, "interrupted": False, "companions": {}, "best": None, "optimization": Optimization()}
     trainer = SimpleNamespace(run=train, data_loader=loader, state=SimpleNamespace(**state), **state)
-    factory.runs._run(trainer, settings, tmp_path, found)  # type: ignore[arg-type]
+    factory.runs._run(trainer, factory.Training(settings, found, tmp_path, torch.device("cpu")))  # type: ignore[arg-type]
     assert tried == [True]
 
 

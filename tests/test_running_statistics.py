@@ -19,7 +19,7 @@ from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.objectives.cyclegan import CycleGAN
 from medcyclegan.training.schedules import Schedule
-from medcyclegan.training.trainer import ExponentialMovingAverage, TranslationTrainer, averaged_state
+from medcyclegan.training.trainer import ExponentialMovingAverage, TranslationTrainer
 
 BATCH_NORM = {"_target_": "monai.networks.nets.AttentionUnet", "channels": [4, 8], "strides": [2]}
 
@@ -84,21 +84,6 @@ def test_a_run_keeps_the_statistics_of_its_averages(batch_normed: Path) -> None:
         assert {int(own[key]) for key in counted} == {4 * 2}  # there and back in every step
     network = factory.load_translator(batch_normed, device="cpu").generator
     assert all(int(value) == 8 for key, value in network.named_buffers() if key in counted)
-
-
-def test_an_old_checkpoint_is_mended_when_it_is_read(batch_normed: Path, tmp_path: Path) -> None:
-    content = load_checkpoint(batch_normed)
-    whole = factory.load_translator(batch_normed, device="cpu").generator.state_dict()
-    fresh = factory.networks.make_networks(config.parse(content["experiment"], "the test"))
-    for name, state in content["ema"].items():
-        for key, _ in fresh[name].named_buffers():
-            state[key] = fresh[name].state_dict()[key]  # as earlier programs left them
-    torch.save(content, tmp_path / "checkpoint.pt")
-    mended = factory.load_translator(tmp_path / "checkpoint.pt", device="cpu").generator.state_dict()
-    assert all(torch.equal(mended[key], value) for key, value in whole.items())
-    # An imported checkpoint holds no network to follow.
-    alone = {"ema": {"n": normed().state_dict()}}
-    assert averaged_state(alone, "n", normed()).keys() == alone["ema"]["n"].keys()
 
 
 def test_going_on_is_exact_with_batch_norms(batch_normed: Path, prepared: PreparedCohort, tmp_path: Path) -> None:

@@ -374,11 +374,11 @@ def test_batches_and_patches_out_of_proportion_are_refused_before_training(
 
 def test_the_batch_of_a_run_cannot_be_shared_by_any_number(experiment: Experiment) -> None:
     settings = changed(experiment, training={"batch_size": 2, "accumulate": 3}).training
-    assert factory.trainers._shares(settings, 2, None) == (12, 3)
+    assert factory.training.shared_batch(settings, 2, None) == (12, 3)
     checkpoint = {"processes": 2, "batch": 12}
     with pytest.warns(UserWarning, match="3 processes instead of 2"):
-        assert factory.trainers._shares(settings, 3, checkpoint) == (12, 2)
+        assert factory.training.shared_batch(settings, 3, checkpoint) == (12, 2)
     with pytest.warns(UserWarning, match="1 processes instead of 2"):
-        assert factory.trainers._shares(settings, 1, checkpoint) == (12, 6)
+        assert factory.training.shared_batch(settings, 1, checkpoint) == (12, 6)
     with pytest.raises(InputError, match=r"5 processes cannot share equally. Start 1, 2, 3, 4, 6, 12 processes"):
-        factory.trainers._shares(settings, 5, checkpoint)
+        factory.training.shared_batch(settings, 5, checkpoint)

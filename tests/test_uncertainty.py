@@ -113,7 +113,7 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     there, back = blurring(0.8, 0.02), blurring(1 / 0.8, 0.0)
 
     def run(network: Any, image: np.ndarray, body: np.ndarray) -> np.ndarray:
-        return translate_volume(network, image, body, SlidingWindow(image.shape[:2]))
+        return translate_volume(network, image[None], body, SlidingWindow(image.shape[:2]))[0]
 
     plain = np.where(case.body, run(there, image, case.body), -1).astype(np.float32)
     members = [plain, run(there, image[::-1], case.body[::-1])[::-1]]

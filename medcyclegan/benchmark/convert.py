@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from medcyclegan import factory
-from medcyclegan.benchmark.experiments import checked_device, uses_bf16
+from medcyclegan.benchmark.experiments import checked_device
 from medcyclegan.benchmark.plain import plain_twin
 from medcyclegan.benchmark.timing import device_name, interleaved
 from medcyclegan.config import Experiment, parse
 from medcyclegan.errors import InputError
+from medcyclegan.factory.devices import wants_bf16
 from medcyclegan.inference.sliding_window import SlidingWindow, translate_volume
 from medcyclegan.inference.translator import Prediction
 from medcyclegan.networks.cpu import accelerate
@@ -58,10 +59,10 @@ def benchmark_convert(
     coarse = torch.rand(1, 1, *(max(2, n // 16) for n in size), max(2, slices // 4), generator=random) * 2 - 1
     image = F.interpolate(coarse, size=(*size, slices), mode="trilinear", align_corners=False)[0, 0].numpy()
     body = np.ones(image.shape, bool)
-    bf16 = uses_bf16(experiment, where)
+    bf16 = wants_bf16(experiment.training.precision, where)
 
     def ours() -> np.ndarray:
-        return translate_volume(network, image, body, SlidingWindow(tuple(size), device=where, bf16=bf16))
+        return translate_volume(network, image[None], body, SlidingWindow(tuple(size), device=where, bf16=bf16))[0]
 
     found = _against_slice_inferer(ours, plain, image, body, repeats, where, HU_PER_UNIT)
     return found | {"precision": "bf16" if bf16 else "float32", "weights": "untrained"}
@@ -92,7 +93,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
     filled = np.flatnonzero(source.case.body.any(axis=(0, 1)))
     image, body = source.case.image[..., filled], source.case.body[..., filled]
     source = replace(source, case=replace(source.case, image=image, body=body))
-    translator.window = replace(translator.window, roi_size=image.shape[:2])
+    translator.window = replace(translator.window, roi_size=body.shape[:2])
 
     predictions: list[Prediction] = []
 
@@ -101,7 +102,7 @@ def benchmark_convert_run(run: Path, volume: Path, *, repeats: int = 3, device: 
         return predictions[0].values
 
     hu = (translator.scaler.high - translator.scaler.low) / 2
-    found = _against_slice_inferer(ours, plain, image, body, repeats, translator.window.device, hu)
+    found = _against_slice_inferer(ours, plain, image[0], body, repeats, translator.window.device, hu)
     return found | {"precision": predictions[0].precisions[0], "weights": str(run)}
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from medcyclegan.benchmark.experiments import bare_trainer, checked_device, random_batch, uses_bf16
+from medcyclegan.benchmark.experiments import bare_trainer, checked_device, random_batch
 from medcyclegan.benchmark.timing import device_name, interleaved
 from medcyclegan.config import Experiment
 from medcyclegan.data.patches import PatchSpec, Sampling, TrainingPatches
 from medcyclegan.data.prepared import open_prepared
 from medcyclegan.errors import InputError
+from medcyclegan.factory.devices import wants_bf16
 from medcyclegan.registry import OBJECTIVES
 
 
@@ -49,7 +50,7 @@ def benchmark_data(
         pass
     read = 2 * batch * count / (time.perf_counter() - started)
     data = random_batch(experiment, size, batch, where)
-    trainer = bare_trainer(experiment, where, uses_bf16(experiment, where))
+    trainer = bare_trainer(experiment, where, wants_bf16(experiment.training.precision, where))
     seconds = interleaved({"ours": lambda: trainer._iteration(trainer, data)}, steps, where)[0]["ours"]
     return {
         "verb": "data",

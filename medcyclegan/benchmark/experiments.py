@@ -16,7 +16,7 @@ from medcyclegan.benchmark.plain import PlainStep, plain_networks
 from medcyclegan.config import Experiment, load, parse
 from medcyclegan.errors import InputError
 from medcyclegan.training.schedules import Schedule
-from medcyclegan.training.trainer import Optimization, TranslationTrainer, bf16_is_safe
+from medcyclegan.training.trainer import Optimization, TranslationTrainer
 
 
 def example_experiment(spatial_dims: int = 2, changes: dict[str, Any] | None = None) -> Experiment:
@@ -77,11 +77,6 @@ def checked_device(experiment: Experiment, size: Sequence[int], batch: int, step
             "Measure a config with objective cyclegan.",
         )
     return factory.choose_device(device)
-
-
-def uses_bf16(experiment: Experiment, device: torch.device) -> bool:
-    wanted = experiment.training.precision
-    return wanted == "bf16" or (wanted == "auto" and bf16_is_safe(device))
 
 
 def random_batch(

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medcyclegan.benchmark.experiments import bare_trainer, checked_device, plain_step, random_batch, uses_bf16
+from medcyclegan.benchmark.experiments import bare_trainer, checked_device, plain_step, random_batch
 from medcyclegan.benchmark.plain import PlainStep, convolutions, plain_networks
 from medcyclegan.benchmark.timing import device_name, interleaved, now, product_ceiling
 from medcyclegan.config import Experiment, parse
+from medcyclegan.factory.devices import wants_bf16
 
 
 def benchmark_train(
@@ -47,7 +48,7 @@ def benchmark_train(
         InputError: if the experiment is not a CycleGAN, or the size does not fit.
     """
     where = checked_device(experiment, size, batch, steps, device)
-    bf16 = uses_bf16(experiment, where)
+    bf16 = wants_bf16(experiment.training.precision, where)
     data = random_batch(experiment, size, batch, where)
     trainer, reference = bare_trainer(experiment, where, bf16), plain_step(experiment, where)
     runs: dict[str, Callable[[], Any]] = {
@@ -150,7 +151,7 @@ def _peak(
     before = _used(where)
     data = random_batch(experiment, size, batch, where)
     if name == "ours":
-        trainer = bare_trainer(experiment, where, uses_bf16(experiment, where))
+        trainer = bare_trainer(experiment, where, wants_bf16(experiment.training.precision, where))
         run: Callable[[], Any] = lambda: trainer._iteration(trainer, data)  # noqa: E731
     else:
         reference = plain_step(experiment, where)

@@ -76,7 +76,7 @@ def _recorder(training: Training) -> RunRecorder:
         log_every=settings.log_every,
         picture_every=settings.picture_every,
         panel=Panel(_picture_batch(training.prepared, training.patches), window, training.contrasts),
-        batch_size=training.batch,
+        batch_size=training.shares[0],
     )
 
 
@@ -85,12 +85,12 @@ def _checkpoints(training: Training) -> CheckpointHandler:
     header = {
         "program": _versions(),
         "experiment": plain,
-        "given": before.get("given") or training.given or plain,
+        "given": before.get("given", training.given or plain),
         "changes": before.get("changes", []),
         "domains": training.domains,
         "cohort": training.prepared.fingerprint(),
         "processes": ranks.rank_and_world()[1],
-        "batch": training.batch,
+        "batch": training.shares[0],
     }
     saved = training.step if training.checkpoint and training.newest else None
     path = training.run / FILE_NAME
@@ -209,9 +209,7 @@ def _score_pairs(training: Training, trainer: TranslationTrainer) -> Callable[[]
 
     def error(a: StoredCase, b: StoredCase) -> float:
         generator = trainer.ema.averages["gen_ab"]
-        values = translate_volume(
-            generator, np.asarray(a.image), np.asarray(a.body), window, out_contrasts=len(scalers)
-        ).reshape(len(scalers), *a.body.shape)
+        values = translate_volume(generator, np.asarray(a.image), np.asarray(a.body), window, out_channels=len(scalers))
         body = np.asarray(b.body)
         return float(
             np.mean(

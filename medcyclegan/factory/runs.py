@@ -210,7 +210,7 @@ def _stopped(run: Path, allow: tuple[str, ...]) -> _Stopped:
         raise InputError(f"{run} was imported and holds no state of a training to continue.", "It can only convert.")
     require_fields(checkpoint, run, NEEDED_TO_GO_ON)
     own = config.parse(checkpoint["experiment"], f"the config in {run}", allow).to_dict()
-    return _Stopped(own, checkpoint.get("given", checkpoint["experiment"]), checkpoint)
+    return _Stopped(own, checkpoint["given"], checkpoint)
 
 
 def _changes(stopped: _Stopped, new: NewSettings, run: Path, allow: tuple[str, ...]) -> list[Change]:

@@ -61,7 +61,7 @@ def make_trainer(training: Training, handlers: Sequence[Any] = ()) -> Translatio
             learning_rate_discriminator=settings.learning_rate_discriminator,
             gradient_clip=settings.gradient_clip,
             ema_decay=settings.ema_decay,
-            accumulate=training.accumulate,
+            accumulate=training.shares[1],
             bf16=wants_bf16(settings.precision, device),
         ),
     )
@@ -78,7 +78,7 @@ def _dataset(training: Training, *, paired: bool) -> TrainingPatches:
     experiment, prepared, patches = training.experiment, training.prepared, training.experiment.patches
     sampling = Sampling(
         training.patches,
-        batch_size=training.batch,
+        batch_size=training.shares[0],
         steps=experiment.training.steps,
         seed=experiment.seed,
         minimum_body=patches.minimum_body,
@@ -87,7 +87,7 @@ def _dataset(training: Training, *, paired: bool) -> TrainingPatches:
         augmentation=_augmentation(experiment, prepared),
         spacing=prepared.spacing,
     )
-    share = Share(*ranks.rank_and_world(), training.accumulate)
+    share = Share(*ranks.rank_and_world(), training.shares[1])
     common = prepared.common if paired else None
     return TrainingPatches(prepared.cases["a"], prepared.cases["b"], sampling, share, common)
 

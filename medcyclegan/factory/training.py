@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from medcyclegan import ranks
+from medcyclegan import config, ranks
 from medcyclegan.config import Experiment
 from medcyclegan.data.patches import PatchSpec
 from medcyclegan.data.prepared import PreparedCohort
@@ -79,21 +79,25 @@ class Training:
         }
 
     @cached_property
-    def batch(self) -> int:
-        """Patches of each domain that all processes take in a step.
+    def shares(self) -> tuple[int, int]:
+        """See `shared_batch`."""
+        return shared_batch(self.experiment.training, ranks.rank_and_world()[1], self.checkpoint)
 
-        A run that is resumed with another number of processes keeps its batch: the patches of every step, their order
-        and what the image pools do stay the same.
 
-        Raises:
-            InputError: if that many processes cannot share the batch.
-        """
-        processes, settings = ranks.rank_and_world()[1], self.experiment.training
-        each = settings.batch_size * settings.accumulate
-        if self.checkpoint is None:
-            return each * processes
-        before = self.checkpoint.get("processes", 1)
-        batch = int(self.checkpoint.get("batch", each * before))
+def shared_batch(settings: config.Training, processes: int, checkpoint: Mapping[str, Any] | None) -> tuple[int, int]:
+    """Patches of each domain that all processes take in a step, and micro-batches that each works through them in.
+
+    A run that is resumed with another number of processes keeps its batch: the patches of every step, their order and
+    what the image pools do stay the same.
+
+    Raises:
+        InputError: if that many processes cannot share the batch.
+    """
+    batch = settings.batch_size * settings.accumulate * processes
+    if checkpoint:
+        before = checkpoint["processes"]
+        # Without one the batch size was changed.
+        batch = checkpoint.get("batch", settings.batch_size * settings.accumulate * before)
         if batch % processes:
             possible = [str(n) for n in range(1, batch + 1) if batch % n == 0]
             raise InputError(
@@ -108,14 +112,8 @@ class Training:
                 "within rounding and no longer bit for bit",
                 stacklevel=2,
             )
-        return batch
-
-    @property
-    def accumulate(self) -> int:
-        """Equal micro-batches in which each process works through its share of the batch."""
-        share = self.batch // ranks.rank_and_world()[1]
-        most = self.experiment.training.batch_size
-        return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+    share = batch // processes
+    return batch, next(n for n in range(1, share + 1) if share % n == 0 and share // n <= settings.batch_size)
 
 
 def _features(cases: Sequence[StoredCase]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from medcyclegan.training.checkpoint import (
     reading,
     require_fields,
 )
-from medcyclegan.training.trainer import averaged_state, bf16_is_safe
+from medcyclegan.training.trainer import bf16_is_safe
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
@@ -174,7 +174,7 @@ def _generator(
 ) -> nn.Module:
     network = make_network(name, experiment)
     with reading(path, f"ema.{name}"):
-        network.load_state_dict(averaged_state(content, name, network))
+        network.load_state_dict(content["ema"][name])
     if device.type == "cpu":
         accelerate(network)
     return network.eval().requires_grad_(False).to(device)

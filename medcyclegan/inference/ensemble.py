@@ -19,7 +19,7 @@ from medcyclegan.inference.planes import ACROSS, Plane
 
 Fuse = Literal["mean", "median"]
 Values = npt.NDArray[np.float32]
-# (image, body, plane) -> values, all (X, Y, Z) on the working grid
+# (image (C, X, Y, Z), body (X, Y, Z), plane) -> values (*, X, Y, Z), all on the working grid
 Translate = Callable[[Values, npt.NDArray[np.bool_], Plane], Values]
 
 
@@ -57,11 +57,11 @@ def members(
     body: npt.NDArray[np.bool_],
     ensemble: Ensemble,
 ) -> Iterator[tuple[str, Values]]:
-    """Every member, one after another: its name, for example "1 axial mirrored", and its values (X, Y, Z).
+    """Every member, one after another: its name, for example "1 axial mirrored", and its values (*, X, Y, Z).
 
     Args:
         translators: one per checkpoint: its function and the plane that it was trained on.
-        image: (X, Y, Z) in [-1, 1]; of several contrasts (C, X, Y, Z), and so are then the values of several.
+        image: (C, X, Y, Z) in [-1, 1].
         body: (X, Y, Z).
     """
     for number, (translate, trained) in enumerate(translators, start=1):
@@ -77,7 +77,7 @@ def mirrored(translate: Translate, image: Values, body: npt.NDArray[np.bool_], p
 
 
 def fused(values: Sequence[Values], fuse: Fuse) -> Values:
-    """Voxel-wise mean or median of members, (X, Y, Z) each; one member is returned bit for bit."""
+    """Voxel-wise mean or median of members, all of one shape; one member is returned bit for bit."""
     if len(values) == 1:
         return np.ascontiguousarray(values[0])
     if fuse == "median":

@@ -79,7 +79,7 @@ class TranslatorInferer(Inferer):
 
         results = []
         for volume in inputs:
-            image = torch.as_tensor(volume)[0].detach().float().cpu().numpy()
-            parts = members([(translate, window.plane)], image, image > BACKGROUND, window.ensemble)
-            results.append(torch.from_numpy(fused([values for _, values in parts], window.ensemble.fuse))[None])
+            image = torch.as_tensor(volume).detach().float().cpu().numpy()
+            parts = members([(translate, window.plane)], image, image[0] > BACKGROUND, window.ensemble)
+            results.append(torch.from_numpy(fused([values for _, values in parts], window.ensemble.fuse)))
         return torch.stack(results).to(inputs.device)

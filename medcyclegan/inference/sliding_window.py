@@ -102,7 +102,7 @@ def translate_volume(
     body: npt.NDArray[np.bool_],
     window: SlidingWindow,
     *,
-    out_contrasts: int = 1,
+    out_channels: int = 1,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run a generator over a volume, once, along the plane of `window`.
@@ -112,35 +112,23 @@ def translate_volume(
 
     Args:
         generator: (B, C (2 n + 1), *spatial) in [-1, 1] to (B, C' (2 n + 1), *spatial) of the same range; n =
-            `window.neighbors`, C and C' are the numbers of contrasts, the slices of each contrast together.
-        image: (X, Y, Z), [-1, 1], background -1; of several contrasts (C, X, Y, Z).
+            `window.neighbors`, the slices of each channel of the volume together.
+        image: (C, X, Y, Z) in [-1, 1], background -1.
         body: (X, Y, Z).
         window: how it is run.
-        out_contrasts: C'.
+        out_channels: C'.
         progress: watches the slices.
 
     Returns:
-        (X, Y, Z), for several C' (C', X, Y, Z), in [-1, 1], float32; background where the generator was not applied.
+        (C', X, Y, Z) in [-1, 1], float32; background where the generator was not applied.
 
     Raises:
         InputError: if there is not enough memory for even a small tile.
     """
-    result = np.full((out_contrasts, *body.shape), BACKGROUND, dtype=np.float32)
-    if body.any():
-        given = image if image.ndim == 4 else image[None]
-        _walk(generator, given, body, window, result, progress or Silent())
-    return result if out_contrasts > 1 else result[0]
-
-
-def _walk(
-    generator: nn.Module,
-    image: npt.NDArray[np.float32],
-    body: npt.NDArray[np.bool_],
-    window: SlidingWindow,
-    result: npt.NDArray[np.float32],
-    watch: Progress,
-) -> None:
-    """Write the translation into `result`, (C', X, Y, Z) of background."""
+    watch = progress or Silent()
+    result = np.full((out_channels, *body.shape), BACKGROUND, dtype=np.float32)
+    if not body.any():
+        return result
     stacks, mask, into = window.stacked(image), window.stacked(body[None])[0], window.stacked(result)
     slicewise = window.spatial_dims == 2
     what = f"{window.plane} slices" if slicewise else "patches"
@@ -177,6 +165,7 @@ def _walk(
     watched = watch.track(parts, len(parts), f"translating {what}")
     calls = in_threads(translated, watched) if threads else ((part, translated(part)) for part in watched)
     _blend(into, mask, calls, window)
+    return result
 
 
 def _blend(

@@ -327,20 +327,6 @@ class Translator:
             record["share_above_threshold"] = round(share_above(prediction.uncertainty["spread"], case.body), 5)
         return Translation(array, case.source_grid, self.modality, self.description, source.nifti, maps, record)
 
-    def _translate(
-        self,
-        generator: nn.Module,
-        image: npt.NDArray[np.float32],
-        body: npt.NDArray[np.bool_],
-        plane: Plane,
-        *,
-        bf16: bool,
-        out_contrasts: int = 1,
-        progress: Progress | None = None,
-    ) -> npt.NDArray[np.float32]:
-        window = replace(self.window.along(plane), bf16=bf16)
-        return translate_volume(generator, image, body, window, out_contrasts=out_contrasts, progress=progress)
-
     def _changed_by_bf16(self, case: PreparedCase) -> float | None:
         """By how much bfloat16 changes a few windows of this volume, mean over their body, in [-1, 1] units.
 
@@ -353,7 +339,7 @@ class Translator:
             return float("nan")
         image, body = self._sample(case)
         fast, exact = (
-            self._translate(self.generator, image, body, self.window.plane, bf16=bf16) for bf16 in (True, False)
+            translate_volume(self.generator, image, body, replace(self.window, bf16=bf16))[0] for bf16 in (True, False)
         )
         return float(np.abs(fast - exact)[body].mean(dtype=np.float64))
 
@@ -417,16 +403,11 @@ class Translator:
             "structure": structure_disagreement(case.image, inside, case.body),
         }
         if self.backward is not None:
-            returned = self._translate(
-                self.backward,
-                inside,
-                case.body,
-                self.window.plane,
-                bf16=bf16,
-                out_contrasts=len(self.channels),
-                progress=progress,
+            window, count = replace(self.window, bf16=bf16), len(self.channels)
+            returned = translate_volume(
+                self.backward, inside[None], case.body, window, out_channels=count, progress=progress
             )
-            maps["cycle"] = cycle_residual(case.image, returned.reshape(case.image.shape), case.body)
+            maps["cycle"] = cycle_residual(case.image, returned, case.body)
         maps["combined"] = combined(maps, case.body)
         return maps
 
@@ -435,7 +416,8 @@ def _function(translator: Translator, bf16: bool, watch: Progress) -> tuple[Any,
     """The translator's network as a function of volumes, and its plane."""
 
     def function(image: npt.NDArray[np.float32], body: npt.NDArray[np.bool_], plane: Plane) -> Any:
-        return translator._translate(translator.generator, image, body, plane, bf16=bf16, progress=watch)
+        window = replace(translator.window.along(plane), bf16=bf16)
+        return translate_volume(translator.generator, image, body, window, progress=watch)[0]
 
     return function, translator.window.plane
 

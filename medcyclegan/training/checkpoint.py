@@ -46,7 +46,10 @@ FILE_NAME = "checkpoint.pt"
 BEST_NAME = "best.pt"  # of the step whose validation was the best
 OLDER = re.compile(r"checkpoint-(\d+)\.pt")
 NEEDED_TO_TRANSLATE = ("experiment", "domains", "step", "ema")
-NEEDED_TO_GO_ON = (*NEEDED_TO_TRANSLATE, "networks", "optimizers", "schedulers", "objective", "random")
+NEEDED_TO_GO_ON = (
+    *NEEDED_TO_TRANSLATE,
+    *("networks", "optimizers", "schedulers", "objective", "random", "best", "companions", "given", "processes"),
+)
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("program", "experiment", "domains", "given", "companions", "networks", "ema"), (dict,)),
     **dict.fromkeys(("optimizers", "schedulers", "objective", "random"), (dict,)),

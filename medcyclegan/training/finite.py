@@ -79,7 +79,7 @@ class FiniteGuard:
     checkpoint, when that happens again before another checkpoint was written, or after `ROLLBACKS` of it.
 
     Args:
-        every: steps between looks.
+        every: steps between examinations.
         checkpoint: gives the last checkpoint, None if there is none.
         describe: gives the cases and positions that a step was shown.
         report: takes the step, "not finite", and a message.
@@ -112,9 +112,9 @@ class FiniteGuard:
         step = engine.state.iteration
         self.pending.append((step, list(engine.finite), torch.stack(list(engine.finite.values()))))
         if step % self.every == 0 or step == engine.state.epoch_length:
-            self._look(engine, step)
+            self._examine(engine, step)
 
-    def _look(self, engine: Any, step: int) -> None:
+    def _examine(self, engine: Any, step: int) -> None:
         bad: list[tuple[int, list[str]]] = []
         flags = torch.stack([finite for *_, finite in self.pending]).tolist()  # one transfer
         read = [(seen, names, finite) for (seen, names, _), finite in zip(self.pending, flags, strict=True)]
@@ -135,13 +135,13 @@ class FiniteGuard:
         broken = not weights_are_finite(engine)
         if broken or self.in_a_row >= IN_A_ROW:
             why = "the weights are not finite" if broken else f"{self.in_a_row} bad steps came in a row"
-            self._return(engine, step, saw, why)
+            self._roll_back(engine, step, saw, why)
         else:
             did = "The updates were left out, the weights are as before."
             remedy = "If it is the same case again and again, look at that volume."
             self.report(step, "not finite", Remark(f"{saw}.", did, remedy))
 
-    def _return(self, engine: Any, step: int, saw: str, why: str) -> None:
+    def _roll_back(self, engine: Any, step: int, saw: str, why: str) -> None:
         remedy = (
             "Look at the case named above, or train again with training.precision=float32, a lower "
             "training.learning_rate, or training.gradient_clip=1."

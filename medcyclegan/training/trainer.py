@@ -6,7 +6,7 @@ import copy
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -84,22 +84,6 @@ class ExponentialMovingAverage:
             torch._foreach_lerp_(list(self.averages[name].parameters()), list(network.parameters()), weight)
             for average, buffer in zip(self.averages[name].buffers(), network.buffers(), strict=True):
                 average.copy_(buffer)
-
-
-def averaged_state(content: Mapping[str, Any], name: str, network: nn.Module) -> dict[str, Tensor]:
-    """State dict of an averaged network out of a checkpoint or snapshot.
-
-    Its buffers are those of the network that it follows. Earlier programs left them in the averages as they were before
-    the first step; so the averages in their checkpoints are mended here.
-
-    Args:
-        content: "ema" and, unless it was imported, "networks": name -> state dict.
-        name: of the network.
-        network: of the same kind; which of its entries are buffers.
-    """
-    state = dict(content["ema"][name])
-    followed = content.get("networks", {}).get(name, {})
-    return state | {key: followed[key] for key, _ in network.named_buffers() if key in state and key in followed}
 
 
 @dataclass(frozen=True)
@@ -333,9 +317,8 @@ class TranslationTrainer(Trainer):
 
         Settings of the optimizers and schedules are those that this trainer was made with, which may be others.
         """
-        # Checkpoints of earlier versions have neither; their guards and scores start again.
-        self.best = snapshot.get("best")
-        for name, state in snapshot.get("companions", {}).items():
+        self.best = snapshot["best"]
+        for name, state in snapshot["companions"].items():
             if name in self.companions:
                 with using(f"companions.{name}"):
                     self.companions[name].load_state_dict(state)
@@ -353,11 +336,10 @@ class TranslationTrainer(Trainer):
 
     def _restore_random(self, states: dict[str, Any]) -> None:
         torch.set_rng_state(states["cpu"])
-        if "python" in states:
-            version, key, gauss = states["python"]
-            random.setstate((version, tuple(key), gauss))
-            key, *rest = states["numpy"]
-            np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        version, key, gauss = states["python"]
+        random.setstate((version, tuple(key), gauss))
+        key, *rest = states["numpy"]
+        np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         if "cuda" in states and self.state.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.state.device)
 
@@ -371,7 +353,7 @@ class TranslationTrainer(Trainer):
                 network.load_state_dict(snapshot["networks"][name])
         for name, average in self.ema.averages.items():
             with using(f"ema.{name}"):
-                average.load_state_dict(averaged_state(snapshot, name, average))
+                average.load_state_dict(snapshot["ema"][name])
         for role, optimizer in self.optimizers.items():
             settings = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
             with using(f"optimizers.{role}"):

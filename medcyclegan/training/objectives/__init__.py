@@ -20,7 +20,7 @@ alone what its method has no place for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -84,19 +84,16 @@ def judge(discriminator: nn.Module, loss: AdversarialLoss, real: Tensor, fake: T
 
 
 def at_step(objective: Objective, step: int) -> None:
-    """Tell the adversarial loss which step it is, if it does something only every so many steps."""
+    """Set the step of an adversarial loss that does something only every so many steps."""
     loss = getattr(objective, "adversarial", None)
     if loss is not None and hasattr(loss, "lazy"):
         loss.step = step
 
 
-def structure_terms(structure: Mapping[str, StructureLoss], views: Sequence[View]) -> Losses:
+def structure_terms(structure: Mapping[str, StructureLoss], view: View) -> Losses:
     """The weighted structure losses by name: "mind_ab" for the translation of a into b."""
-    return {
-        f"{name}_{'ab' if view.domain == 'b' else 'ba'}": loss.weight * loss(view)
-        for view in views
-        for name, loss in structure.items()
-    }
+    direction = "ab" if view.domain == "b" else "ba"
+    return {f"{name}_{direction}": loss.weight * loss(view) for name, loss in structure.items()}
 
 
 def connect_heads(

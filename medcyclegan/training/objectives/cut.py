@@ -78,7 +78,7 @@ class CUT:
         fake_b = both[: len(a)]
         view = View(a, fake_b, None, batch["body_a"], "b", generator)
         losses = {"adversarial_ab": self.adversarial.generator(self.networks["disc_b"](fake_b))}
-        losses |= structure_terms({"patch_nce": self.nce, **self.structure}, [view])
+        losses |= structure_terms({"patch_nce": self.nce, **self.structure}, view)
         if identity:
             same = View(b, both[len(a) :], None, batch["body_b"], "b", generator)
             losses["identity_b"] = self.identity_weight * self.nce(same)

@@ -100,7 +100,7 @@ class CycleGAN:
         losses[f"adversarial_{direction}"] = self.adversarial.generator(self.networks[f"disc_{target}"](fake))
         if self.structure:
             view = View(real, fake, cycle, batch[f"body_{source}"], target, there)
-            losses |= structure_terms(self.structure, [view])
+            losses |= structure_terms(self.structure, view)
         if mask is not None:
             mask = mask[: len(real)]  # without the identity half
             if self.mask_sparsity:

@@ -63,7 +63,7 @@ class Pix2Pix:
         }
         if self.structure:
             view = View(a, fake_b, None, batch["body_a"], "b", self.networks["gen_ab"])
-            losses |= structure_terms(self.structure, [view])
+            losses |= structure_terms(self.structure, view)
         return losses, {"fake_b": fake_b}
 
     def discriminator_losses(self, batch: Images, images: Images, direction: str) -> Losses:
