@@ -1,13 +1,12 @@
 """Files and folders that are either whole or absent, whatever happens while they are written.
 
 The content is written under a temporary name in the same folder and moved into place with one rename, so a crash,
-a full disk or an interruption leaves what was there before. What several processes read, change and write again, they
-change `alone`.
+a full disk or an interruption leaves what was there before. `exclusive` is for files that several processes read,
+change and write again.
 
-A process that is killed leaves its temporary file or folder behind. Beside each lies a lock file, which the system lets
-go of when its process ends, whatever the reason and wherever it ran; so what the dead have left can be told from what
-the living are writing. It is swept when the same thing is written again, and by `sweep`. Where the system or the file
-system has no locks, nothing can be told, and everything stays.
+A process that is killed leaves its temporary file or folder behind. Beside each lies a lock file, whose lock the system
+releases when its process ends, on whatever machine it ran; so leftovers differ from what is being written. They are
+removed when the same thing is written again, and by `sweep`; without locks (some file systems, Windows) they stay.
 
     .partial-<token>-<name>     what will be <name>
     .former-<token>-<name>      the folder that was <name>, between two renames
@@ -84,7 +83,7 @@ def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 @contextmanager
-def alone(path: str | os.PathLike[str]) -> Iterator[None]:
+def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let one process at a time run the block, among all that name the same `path`; the others wait.
 
     A process that dies leaves the block, too. The lock is on `.<name>.lock` beside `path`, because `path` is another
@@ -103,7 +102,7 @@ def alone(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a lock file of `alone`: a process is in the block, or was when it was killed."""
+    """Whether there is a lock file of `exclusive`: a process is in the block, or was when it was killed."""
     return _lock_of(Path(path)).exists()
 
 
@@ -201,7 +200,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
+def folder_lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
     """Keep a folder for this process while the block runs, without waiting; it is made where it is missing.
 
     The lock is on `.lock` in the folder; a process that dies leaves it. Where there are no locks (some file systems,

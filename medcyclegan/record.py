@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from medcyclegan import __version__
-from medcyclegan.atomic import alone, is_locked, write_json
+from medcyclegan.atomic import exclusive, is_locked, write_json
 from medcyclegan.documents import read_json
 from medcyclegan.errors import InputError
 
@@ -65,7 +65,7 @@ class Record:
     def check(self) -> None:
         """Raise an `InputError` if the file is not ours or damaged, or if several processes cannot share it."""
         if self.others is not None or is_locked(self.path):  # by one that lives, or one that was killed
-            with self._alone():
+            with self._exclusive():
                 pass
         self._kept()
 
@@ -82,7 +82,7 @@ class Record:
 
         Uncertainty maps of what is written over are removed, since they are not of the new result.
         """
-        with self._alone():
+        with self._exclusive():
             kept = self._kept()
             stale = self._claim(kept, case, output, uncertainty)
             for name in stale:
@@ -95,7 +95,7 @@ class Record:
         Raises:
             InputError: another process has begun to write the same file since; what it holds is not known.
         """
-        with self._alone():
+        with self._exclusive():
             kept = self._kept()
             if kept.unfinished.get(case, {}).get("by") != self.token:
                 self._claim(kept, case, Path(entry["output"]), [Path(path) for path in entry["uncertainty"].values()])
@@ -128,7 +128,7 @@ class Record:
 
     def close(self, failed: Mapping[str, str], tail: dict[str, Any]) -> None:
         """Add what is known in the end. Of several processes the last one to end has it there, with its `tail`."""
-        with self._alone():
+        with self._exclusive():
             kept = self._kept()
             kept.failed |= failed
             # Nothing is there of what failed cleanly, and so nothing is in doubt.
@@ -140,10 +140,10 @@ class Record:
             self._write(kept, tail)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         with ExitStack() as stack:
             try:
-                stack.enter_context(alone(self.path))
+                stack.enter_context(exclusive(self.path))
             except OSError as error:
                 if self.others is not None:  # one process by itself needs no locks
                     raise InputError(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from medcyclegan.atomic import alone, atomic_file, atomic_folder, sweep, write_json
+from medcyclegan.atomic import atomic_file, atomic_folder, exclusive, sweep, write_json
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_processes_change_a_file_one_after_another_and_the_dead_let_go(tmp_path:
     counter, count = tmp_path / "counter.json", 4
     program = """
 import json, os, pathlib, signal, sys
-from medcyclegan.atomic import alone, write_json
+from medcyclegan.atomic import exclusive, write_json
 path = pathlib.Path(sys.argv[1])
 for _ in range(50):
-    with alone(path):
+    with exclusive(path):
         write_json(path, json.loads(path.read_text()) + 1)
-with alone(path):
+with exclusive(path):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     write_json(counter, 0)
@@ -113,7 +113,7 @@ with alone(path):
     started = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(count)]
     assert [process.wait(timeout=120) for process in started] == [-signal.SIGKILL] * count
     assert json.loads(counter.read_text()) == 50 * count
-    with alone(counter):
+    with exclusive(counter):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".counter.json.lock", "counter.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["counter.json"]
 
@@ -187,12 +187,12 @@ def test_without_locks_everything_is_written_and_nothing_swept(tmp_path: Path, m
     sweep(tmp_path)
     write_json(tmp_path / "a.json", 1)
     assert {path.name for path in tmp_path.iterdir()} == left | {"a.json"}
-    with pytest.raises(OSError, match="locks"), alone(tmp_path / "a.json"):
+    with pytest.raises(OSError, match="locks"), exclusive(tmp_path / "a.json"):
         pass
 
 
 def test_an_error_within_is_never_taken_for_one_of_the_lock(tmp_path: Path) -> None:
-    for writing in (atomic_file, atomic_folder, alone):
+    for writing in (atomic_file, atomic_folder, exclusive):
         for error in (FileExistsError, BlockingIOError, FileNotFoundError):
             with pytest.raises(error, match="within"), writing(tmp_path / "x"):
                 raise error("within")

@@ -17,7 +17,7 @@ import torch
 from prepared_cohorts import prepare
 
 from medcyclegan import config, factory
-from medcyclegan.atomic import claimed
+from medcyclegan.atomic import folder_lock
 from medcyclegan.cohort.datalist import Cohort, from_folders
 from medcyclegan.data import examination, stored_case
 from medcyclegan.data import prepared as preparing
@@ -313,7 +313,7 @@ def test_killed_at_any_write_the_same_preparation_completes_as_if_undisturbed(
 def test_a_second_preparation_is_refused_and_changes_nothing(
     volumes: Folders, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
-    with claimed(folder):
+    with folder_lock(folder):
         with pytest.raises(InputError, match="is in use: another process prepares it or trains on it"):
             make(volumes, folder, spacing=12)
         with pytest.raises(InputError, match="is being prepared by another process at this moment"):
@@ -478,5 +478,5 @@ def test_an_array_that_is_damaged_while_it_is_used_is_refused_by_name(folder: Pa
 def no_lock_is_kept(tmp_path: Path) -> Iterator[None]:
     yield
     for lock in tmp_path.rglob(".lock"):
-        with claimed(lock.parent):
+        with folder_lock(lock.parent):
             pass

@@ -97,7 +97,8 @@ def test_bytes_after_the_voxels(kind: str, extra: int, tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match=rf"{extra} bytes of padding follow the last voxel"):
             read_volume(path)
     else:
-        with pytest.raises(InputError, match="describes 240 bytes of voxels"):
+        where = r".* in all\.raw" if kind == "mha apart" else ""
+        with pytest.raises(InputError, match=f"describes 240 bytes of voxels{where}"):
             read_volume(path)
     if kind in PLAIN:  # inserted somewhere, they push voxels out at the end
         whole = contents(kind)

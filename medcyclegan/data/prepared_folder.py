@@ -4,7 +4,7 @@
     PREPARED/landmarks.json     what every volume contributes to the landmarks of "nyul"
     PREPARED/a/<case>/...       a case, see `stored_case`; likewise b, and pairs_a and pairs_b, the validation pairs
     PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
-    PREPARED/.lock              see `atomic.claimed`: who prepares keeps all others out, who trains keeps those out
+    PREPARED/.lock              see `atomic.folder_lock`: who prepares keeps all others out, who trains keeps those out
 
 The record is written last. A case whose key is not the one in the record is of another preparation, one that was
 interrupted for example, and the folder is refused.
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from medcyclegan.atomic import claimed, sweep
+from medcyclegan.atomic import folder_lock, sweep
 from medcyclegan.data.slices import Slices
 from medcyclegan.data.stored_case import FILES, StoredCase, key_digest, open_case
 from medcyclegan.documents import read_json
@@ -224,7 +224,7 @@ def _read_alone(folder: Path) -> Iterator[None]:
     """Refuse to read what is being written."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(claimed(folder, shared=True))
+            stack.enter_context(folder_lock(folder, shared=True))
         except BlockingIOError:
             raise InputError(f"{folder} is being prepared by another process at this moment.", "Wait for it.") from None
         yield
@@ -237,7 +237,7 @@ def kept_alone(output: Path) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             try:
-                stack.enter_context(claimed(output))
+                stack.enter_context(folder_lock(output))
             except BlockingIOError:
                 raise InputError(
                     f"{output} is in use: another process prepares it or trains on it at this moment.",

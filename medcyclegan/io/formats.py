@@ -1,4 +1,4 @@
-"""The formats of volumes in files, each with its one reader: what its header says, voxels unseen."""
+"""The file formats of volumes, each with the reader of its header; `stored` reads the voxels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from medcyclegan.errors import InputError
 from medcyclegan.io import metaimage, nifti, nrrd
-from medcyclegan.io.stored import Stored
+from medcyclegan.io.stored import StoredVolume
 
-READERS: dict[str, Callable[[Path], Stored]] = {
+READERS: dict[str, Callable[[Path], StoredVolume]] = {
     ".nii": nifti.read_header,
     ".nii.gz": nifti.read_header,
     ".mha": metaimage.read_header,
@@ -28,7 +28,7 @@ def suffix_of(name: str | os.PathLike[str]) -> str:
     return ""
 
 
-def describe(path: Path) -> Stored:
+def describe(path: Path) -> StoredVolume:
     """What the header of a file says.
 
     Raises:

@@ -16,7 +16,7 @@ from monai.data import ImageReader
 from medcyclegan.errors import InputError
 from medcyclegan.io.formats import describe, suffix_of
 from medcyclegan.io.grid import RAS_FROM_LPS
-from medcyclegan.io.stored import Stored, read_voxels
+from medcyclegan.io.stored import StoredVolume, read_voxels
 
 
 def itk_affine(image: sitk.Image) -> npt.NDArray[np.float64]:
@@ -46,13 +46,13 @@ class SimpleITKReader(ImageReader):
 
     def read(
         self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any
-    ) -> list[tuple[Stored, npt.NDArray[Any]]]:
+    ) -> list[tuple[StoredVolume, npt.NDArray[Any]]]:
         """Header and values, (X, Y, ...) or (components, X, Y, ...), of each file."""
         if kwargs:
             raise TypeError(f"no options are taken, got {', '.join(kwargs)}")
         return [_read(Path(name)) for name in _listed(data)]
 
-    def get_data(self, img: list[tuple[Stored, npt.NDArray[Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
+    def get_data(self, img: list[tuple[StoredVolume, npt.NDArray[Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
         first = img[0][0]
         for stored, array in img:
             if array.shape != img[0][1].shape or not np.allclose(stored.affine, first.affine):
@@ -69,7 +69,7 @@ class SimpleITKReader(ImageReader):
         return (np.stack(arrays) if len(arrays) > 1 else arrays[0]), meta
 
 
-def _read(path: Path) -> tuple[Stored, npt.NDArray[Any]]:
+def _read(path: Path) -> tuple[StoredVolume, npt.NDArray[Any]]:
     stored = describe(path)
     with np.errstate(over="ignore"):
         flat = np.linalg.det(stored.affine) == 0

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import RAS_FROM_LPS
 from medcyclegan.io.nifti import unknown_orientation
-from medcyclegan.io.stored import Encoding, Part, Stored, checked
+from medcyclegan.io.stored import Encoding, Part, StoredVolume, checked
 from medcyclegan.io.text_header import TextHeader
 
 # Sizes are MetaIO's own: its "long" has 4 bytes on every machine.
@@ -51,7 +51,7 @@ _SCALE = {"ElementToIntensityFunctionSlope": "1", "ElementToIntensityFunctionOff
 _LINE = re.compile(r"\s*([ -9;<>-~]+?)\s*[=:]\s*(.*?)\s*")
 
 
-def read_header(path: Path) -> Stored:
+def read_header(path: Path) -> StoredVolume:
     """What the header of a .mha or .mhd file says.
 
     Raises:
@@ -87,7 +87,7 @@ def read_header(path: Path) -> Stored:
     encoding: Encoding = "zlib" if packed else "text" if text else "raw"
     affine, remarks = _geometry(header, count)
     return checked(
-        Stored(
+        StoredVolume(
             path=path,
             shape=shape,
             dtype=np.dtype(_TYPES[kind]).newbyteorder(">" if _true(header, "BinaryDataByteOrderMSB") else "<"),

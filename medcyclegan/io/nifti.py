@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import DISAGREEMENT_MM, UNIT_LENGTH, Grid
-from medcyclegan.io.stored import ANOTHER_COPY, GZIP_MAGIC, Part, Stored, checked, header_error
+from medcyclegan.io.stored import ANOTHER_COPY, GZIP_MAGIC, Part, StoredVolume, checked, header_error
 
 # What places the voxels. `pixdim` begins with qfac and three voxel sizes; three bits of `xyzt_units` are the unit.
 GEOMETRY = (
@@ -55,7 +55,7 @@ _CODES = range(6)
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
-def read_header(path: Path) -> Stored:
+def read_header(path: Path) -> StoredVolume:
     """What the header of a .nii or .nii.gz file says; whether it is compressed is told by its content.
 
     Raises:
@@ -71,7 +71,7 @@ def read_header(path: Path) -> Stored:
         raise
 
 
-def _header(path: Path, packed: bool) -> Stored:
+def _header(path: Path, packed: bool) -> StoredVolume:
     with gzip.open(path) if packed else path.open("rb") as stream:
         try:
             start = stream.read(max(_VERSIONS))
@@ -108,7 +108,7 @@ def _header(path: Path, packed: bool) -> Stored:
     # Of other shapes nothing more is asked: they are refused for what they are.
     affine, doubts = geometry(kept, shape, str(path)) if len(shape) >= 3 else (np.eye(4), [])
     return checked(
-        Stored(
+        StoredVolume(
             path=path,
             shape=shape,
             dtype=_dtype(fields, path),

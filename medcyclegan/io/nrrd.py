@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from medcyclegan.errors import InputError
 from medcyclegan.io.nifti import unknown_orientation
-from medcyclegan.io.stored import Encoding, Part, Stored, checked
+from medcyclegan.io.stored import Encoding, Part, StoredVolume, checked
 from medcyclegan.io.text_header import TextHeader
 
 _TYPES = {
@@ -66,7 +66,7 @@ _MILLIMETERS = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetre
 _SPATIAL = {"domain", "space", "none", "???"}  # kinds
 
 
-def read_header(path: Path) -> Stored:
+def read_header(path: Path) -> StoredVolume:
     """What the header of an .nrrd file says.
 
     Raises:
@@ -111,7 +111,7 @@ def read_header(path: Path) -> Stored:
     affine, remarks = _geometry(header, directions, domain)
     skip, parts = _parts(header, (components, *shape) if components > 1 else shape, encoding)
     return checked(
-        Stored(
+        StoredVolume(
             path=path,
             shape=shape,
             dtype=np.dtype(code).newbyteorder("<" if order == "little" else ">"),

@@ -31,7 +31,7 @@ from medcyclegan.io.listing import list_volumes, volume_files
 from medcyclegan.io.nifti import GEOMETRY, geometry
 from medcyclegan.io.pictures import PICTURE_SUFFIXES, GrayLevels, load_picture
 from medcyclegan.io.plausible import MATTER_HU, refuse_impossible_geometry, refuse_impossible_hu
-from medcyclegan.io.stored import Stored, read_voxels, scaled
+from medcyclegan.io.stored import StoredVolume, read_voxels, scaled
 from medcyclegan.io.tree import VOLUME_SUFFIXES, case_id
 
 __all__ = [
@@ -257,7 +257,7 @@ def _dicom_header(path: Path) -> Header:
     return Header(series.grid, stored, modality, agent not in ("", "NONE", "NO"))
 
 
-def _described(path: Path) -> Stored:
+def _described(path: Path) -> StoredVolume:
     """What the header of a file says, if that is one scalar 3D volume."""
     stored = describe(path)
     _check_kind(stored.shape, str(path), stored.components)

@@ -53,7 +53,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredVolume:
     """A volume as its header describes it; nothing is known of its values yet.
 
     Attributes:
@@ -99,7 +99,7 @@ def header_error(path: str | Path, problem: str, remedy: str | None = None) -> I
     return InputError(f"{path}: its header {problem}.", remedy)
 
 
-def checked(stored: Stored) -> Stored:
+def checked(stored: StoredVolume) -> StoredVolume:
     """The same, after its numbers were held against each other and against the length of its files.
 
     Raises:
@@ -134,7 +134,7 @@ def checked(stored: Stored) -> Stored:
     return stored
 
 
-def read_voxels(stored: Stored) -> tuple[npt.NDArray[Any], list[str]]:
+def read_voxels(stored: StoredVolume) -> tuple[npt.NDArray[Any], list[str]]:
     """Every value, of the type on disk, and what is doubtful about the files.
 
     Returns:
@@ -162,12 +162,12 @@ def scaled(values: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDAr
     return result
 
 
-def _needed(stored: Stored) -> int:
+def _needed(stored: StoredVolume) -> int:
     """Bytes of the values of one part."""
     return math.prod(stored.shape) * stored.components // len(stored.parts) * stored.dtype.itemsize
 
 
-def _fitting(stored: Stored, part: Part, found: int, tail: bytes | bytearray) -> str | None:
+def _fitting(stored: StoredVolume, part: Part, found: int, tail: bytes | bytearray) -> str | None:
     """What is to be said of a part of `found` bytes of voxels, `tail` being those beyond the needed ones.
 
     Raises:
@@ -194,7 +194,7 @@ def _fitting(stored: Stored, part: Part, found: int, tail: bytes | bytearray) ->
     return f"{found - needed} bytes of padding follow the last voxel"
 
 
-def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.NDArray[Any]:
+def _values(stored: StoredVolume, part: Part, count: int, remarks: list[str]) -> npt.NDArray[Any]:
     """`count` values of one part."""
     needed = stored.skip + _needed(stored)
     size = part.path.stat().st_size
@@ -227,7 +227,7 @@ def _values(stored: Stored, part: Part, count: int, remarks: list[str]) -> npt.N
     return np.frombuffer(values, dtype=stored.dtype, count=count, offset=stored.skip)
 
 
-def _decoded(data: bytes, stored: Stored, most: int) -> tuple[bytes | bytearray, bytes]:
+def _decoded(data: bytes, stored: StoredVolume, most: int) -> tuple[bytes | bytearray, bytes]:
     """What compressed or hexadecimal data hold, up to one byte more than `most`; and the bytes behind them."""
     try:
         if stored.encoding == "hex":
@@ -268,7 +268,7 @@ def _unzipped(data: bytes, most: int) -> tuple[bytearray, bytes]:
     return result, engine.unused_data
 
 
-def _from_text(data: bytes, count: int, stored: Stored) -> npt.NDArray[Any]:
+def _from_text(data: bytes, count: int, stored: StoredVolume) -> npt.NDArray[Any]:
     words = data.split()
     if len(words) != count:
         raise InputError(f"{stored.path}: {len(words)} numbers are there, and its header describes {count}.")

@@ -88,7 +88,7 @@ def write_volume(
         with atomic_file(path) as temporary:
             content = header + array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
             # The same size as zlib's level 1 in under a third of its time (0.08 for 0.29 s, 24 MB of sCT).
-            temporary.write_bytes(igzip.compress(content, _GZIP_LEVEL) if name.endswith(".gz") else content)
+            temporary.write_bytes(igzip.compress(content, _GZIP_LEVEL, mtime=0) if name.endswith(".gz") else content)
     except OSError as error:  # names the temporary file
         raise OSError(error.errno, f"cannot write the volume: {error.strerror or error}", str(path)) from error
 

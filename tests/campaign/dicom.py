@@ -192,9 +192,10 @@ def _volume(contents: list[bytes]) -> Meaning:
         need(np.allclose(frame.spacing, first.spacing, rtol=1e-4), "several pixel spacings")
     normal = np.cross(row, column)
     frames.sort(key=lambda frame: float(frame.position @ normal))
-    if len({frame.instance for frame in frames}) < len(frames):  # byte-identical copies are one image
+    named = [frame.instance for frame in frames if frame.instance[0]]
+    if len(set(named)) < len(named):  # byte-identical copies are one image
         doubts.append("an image twice")
-        frames = [f for i, f in enumerate(frames) if not i or f.instance != frames[i - 1].instance]
+        frames = [f for i, f in enumerate(frames) if not (i and f.instance[0] and f.instance == frames[i - 1].instance)]
     places = np.array([frame.position for frame in frames])
     step = (places[-1] - places[0]) / (len(frames) - 1)
     across = step @ normal

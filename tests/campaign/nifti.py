@@ -170,7 +170,7 @@ def _qform(get: dict[str, tuple[float, ...]]) -> np.ndarray:
     sizes, shift = np.array(get["pixdim"][1:4]), np.array(get["qoffset"])
     need(np.isfinite([b, c, d, get["pixdim"][0]]).all() and np.isfinite(shift).all(), "qform not finite")
     need((sizes > 0).all() and np.isfinite(sizes).all(), "impossible pixdim")
-    need(b * b + c * c + d * d <= 1 + 1e-5, "no quaternion of a rotation")
+    need(b * b + c * c + d * d <= 1.002, "no quaternion of a rotation")  # rounded to three decimals
     affine = np.eye(4)
     affine[:3, :3] = _rotation(b, c, d) * sizes * [1, 1, -1 if get["pixdim"][0] < 0 else 1]
     affine[:3, 3] = shift

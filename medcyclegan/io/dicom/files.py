@@ -114,12 +114,12 @@ def read_objects(path: Path) -> tuple[list[Object], list[str]]:
     """The headers of every DICOM file, and the names of the files that are not DICOM."""
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    objects, strangers, broken = [], [], []
+    objects, not_dicom, broken = [], [], []
     for place in _places(path):
         if place.name.upper() == "DICOMDIR":
             continue
         if not _is_dicom(place):
-            strangers.append(place.name)
+            not_dicom.append(place.name)
             continue
         try:
             with place.open() as stream:
@@ -142,7 +142,7 @@ def read_objects(path: Path) -> tuple[list[Object], list[str]]:
         )
     if not objects:
         raise InputError(f"{path} holds no DICOM image.", "Give a folder or zip that holds the files of one series.")
-    return objects, strangers
+    return objects, not_dicom
 
 
 def without_copies(objects: Sequence[Object]) -> tuple[list[Object], list[str]]:

@@ -218,15 +218,15 @@ def _chosen(path: str | os.PathLike[str]) -> tuple[str, list[Slice], list[str]]:
     """The name for messages, the slices of the one series that is meant, and what was left out."""
     name = str(path)
     folder, digits = split_choice(path)
-    objects, strangers = read_objects(folder)
+    objects, not_dicom = read_objects(folder)
     found = _grouped(objects)
     series, items = _meant(found, folder, digits)
     notes = []
     others = [other for other, _ in found if other is not series]
     if others and not digits:
         notes.append(f"left out what is no scan: {'; '.join(map(str, others))}.")
-    if strangers:
-        notes.append(f"left out {count(len(strangers), 'file')} that {_be(strangers)} not DICOM: {few(strangers)}.")
+    if not_dicom:
+        notes.append(f"left out {count(len(not_dicom), 'file')} that {_be(not_dicom)} not DICOM: {few(not_dicom)}.")
     if series.kind == "other":
         raise InputError(
             f"{name} holds no scan: {series}, {shown(_class_name(items[0].header)) or 'no SOPClassUID'}: "
