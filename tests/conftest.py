@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+
+# One thread for each test and each process that it begins, set before a library looks: the data are so small that
+# threads only wait for each other, on a busy machine for ten times as long as the work takes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.data.prepared import PreparedCohort
-
-# Tests run side by side; more threads than cores only wait for each other.
-torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 TINY: dict[str, Any] = {
     "model": {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}},
@@ -36,19 +37,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _memory_is_predicted_once() -> Iterator[None]:
     """For experiments that differ in nothing that takes memory, since every prediction takes a second."""
     known: dict[str, Any] = {}
-    predict = factory.trainers.predict_memory
+    predict = factory.predict_memory
 
     def remembered(experiment: config.Experiment, **where: Any) -> Any:
-        sections = {"model", "objective", "losses", "patches", "domains", "data"}
-        batch, threads = experiment.training.batch_size, torch.get_num_threads() > 1
-        key = f"{experiment.model_dump_json(include=sections)} {batch} {threads} {where}"
+        content = experiment.model_dump_json(include={"model", "objective", "losses", "patches", "domains"})
+        key = f"{content} {experiment.training.batch_size} {where}"
         if known.get(key) is None:  # what cannot be predicted is told again
             known[key] = predict(experiment, **where)
         return known[key]
 
-    factory.trainers.predict_memory = remembered
-    yield
-    factory.trainers.predict_memory = predict
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (factory, factory.trainers):
+            patch.setattr(module, "predict_memory", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -48,15 +48,16 @@ def test_the_length_follows_from_the_time_of_a_step() -> None:
 @pytest.mark.slow
 def test_short_demo(tmp_path: Path) -> None:
     code = (
-        "from medcyclegan import demo; demo.EXPERIMENT['training'] |= "
-        "{'steps': 30, 'log_every': 10, 'picture_every': 30, 'checkpoint_every': 30};"
+        "from medcyclegan import demo; demo.TRAINING_HEADS = 4; demo.TIMED_S = 0.5;"
+        "demo.EXPERIMENT['model']['generator']['filters'] = 4;"
+        "demo.EXPERIMENT['training'] |= {'steps': 10, 'log_every': 5, 'picture_every': 10, 'checkpoint_every': 10};"
         "import sys; sys.argv = ['medcyclegan', 'demo', '-o', 'out', '-d', 'cpu', '--json'];"
         "from medcyclegan.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     told = json.loads(done.stdout)
     assert set(told) == {"mae", "baselines", "steps", "seconds", "parts", "report"}
-    assert told["steps"] == 30 and "30 training steps, all of the demo's" in done.stderr
+    assert told["steps"] == 10 and "10 training steps, all of the demo's" in done.stderr
     assert told["seconds"] == pytest.approx(sum(told["parts"].values()))
     assert set(told["baselines"]) == {"constant", "lookup_table", "untrained"}
     # What is known of the phantoms: the table is better than the constant, and both than random weights.

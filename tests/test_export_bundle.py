@@ -167,8 +167,7 @@ def test_train_makes_a_run(bundle: Path, volumes: Path, tmp_path: Path) -> None:
 def test_two_processes_train_it_together(bundle: Path, volumes: Path, tmp_path: Path) -> None:
     shutil.copytree(volumes, tmp_path / "volumes")
     command = [sys.executable, Path(__file__).parent / "processes.py", "bundle", bundle, tmp_path]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=bundle)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["codes"] == [0, 0], found["told"]
     content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -228,7 +227,7 @@ def test_bad_input(run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 def test_the_commands_themselves(bundle: Path, run: Path, exams: Path, tmp_path: Path) -> None:
     """As a user types them, from the bundle's folder."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     common = ["--meta_file", "configs/metadata.json"]
     for words in (
         ["verify_metadata", *common, "--filepath", "configs/schema.json"],

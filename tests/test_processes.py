@@ -21,7 +21,7 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.training.checkpoint import load_checkpoint
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def script(action: str, prepared: PreparedCohort, folder: Path) -> dict[str, Any]:

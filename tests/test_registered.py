@@ -33,7 +33,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> phantom.Cohort:
     """One head with both scans, 5 mm."""
     folder = tmp_path_factory.mktemp("pair") / "phantoms"
     return phantom.write_cohort(
-        folder, seed=8, train_mr=1, train_ct=1, test=1, spacing_mm=(5.0, 5.0, 5.0), shape=(44, 52, 44), headers="plain"
+        folder, seed=8, train_mr=1, train_ct=1, test=1, spacing_mm=(5.0, 5.0, 5.0), shape=(44, 52, 44)
     )
 
 

@@ -651,7 +651,7 @@ def test_thirty_cases_of_full_size_stay_below_15_mb(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pictures, "PICTURE_BYTES", ALL_BYTES)
     monkeypatch.setattr(plots, "ConstrainedLayoutEngine", LAYOUT)
     written = write_report(
-        many(tmp_path, (208, 208, 96), 30), tmp_path / "r.html", uncertainty=tmp_path / "uncertainty"
+        many(tmp_path, (104, 104, 64), 30), tmp_path / "r.html", uncertainty=tmp_path / "uncertainty"
     )
     assert written.not_shown == {}
     assert 10e6 < written.size < 15e6

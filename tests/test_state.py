@@ -30,15 +30,6 @@ from medcyclegan.errors import InputError
 from medcyclegan.training.checkpoint import CheckpointHandler, load_checkpoint, older_checkpoints
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, and no waiting for other threads in what is too small for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def half(prepared: PreparedCohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, stopped after 2 of its 4 steps."""

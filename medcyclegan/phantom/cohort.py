@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +17,7 @@ from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import raise_all
 from medcyclegan.phantom.anatomy import Affine, Head, head, rotation
 from medcyclegan.phantom.fields import Floats
-from medcyclegan.phantom.scan import SEQUENCES_MS, Phantom, sample
+from medcyclegan.phantom.scan import Phantom, sample
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cohort:
     test_mask: tuple[Path, ...]
 
 
-# What 'varied' headers go through, one after the other: axis codes, tilt in degrees, slice thickness relative to the
+# What the headers go through, one after the other: axis codes, tilt in degrees, slice thickness relative to the
 # nominal one, and slope and intercept of the CT.
 _AXES = ("RAS", "LPS", "PIL", "LAS", "ASR", "RPI")
 _TILT = (0.0, 4.0, -6.0, 0.0, 2.5)
@@ -55,15 +55,13 @@ def write_cohort(
     test: int = 3,
     spacing_mm: tuple[float, float, float] = (3.0, 3.0, 4.0),
     shape: tuple[int, int, int] = (72, 88, 40),
-    contrast: Literal["t1", "t2"] = "t1",
-    headers: Literal["varied", "plain"] = "varied",
 ) -> Cohort:
     """Write an unpaired training and a paired test set of head phantoms as NIfTI; the same call, the same bytes.
 
     The files are `train/mr/mr_001.nii.gz`, `train/ct/ct_001.nii.gz`, `test/mr/case_001.nii.gz`,
-    `test/ct/case_001.nii.gz` and `test/mask/case_001.nii.gz`, and so on. MR is float32, CT int16 HU, the mask uint8.
-    Every second training CT has a table below the head. Two calls that differ in `contrast` alone show the same heads
-    on the same grids: several contrasts of one patient.
+    `test/ct/case_001.nii.gz` and `test/mask/case_001.nii.gz`, and so on. MR is T1-weighted float32, CT int16 HU, the
+    mask uint8. Axis order, tilt, slice thickness (with fewer slices, so that the field of view stays) and the CT's
+    slope and intercept vary from file to file. Every second training CT has a table below the head.
 
     Args:
         folder: where to write; must not exist yet, or be empty.
@@ -71,30 +69,25 @@ def write_cohort(
         train_mr, train_ct, test: how many heads of each; no head is in two sets.
         spacing_mm: voxel size to the right, to the front and to the top.
         shape: voxels along the same directions. The top of the grid lies above the vertex, the rest follows.
-        contrast: weighting of the MR.
-        headers: "plain" is RAS without tilt, CT as plain int16. "varied" varies axis order, tilt, slice thickness
-            (with fewer slices, so that the field of view stays) and the CT's slope and intercept from file to file.
 
     Raises:
         InputError: an argument out of range, or a folder that already holds something.
     """
     target = Path(folder)
-    raise_all(
-        _problems(target, seed, (train_mr, train_ct, test), spacing_mm, shape, contrast, headers),
-        "cannot write the phantom cohort:",
-    )
+    counts = (train_mr, train_ct, test)
+    raise_all(_problems(target, seed, counts, spacing_mm, shape), "cannot write the phantom cohort:")
     written: dict[str, list[Path]] = {"train/mr": [], "train/ct": [], "test/mr": [], "test/ct": [], "test/mask": []}
     with atomic_folder(target) as temporary:
-        for stage, (part, count) in enumerate((("train/mr", train_mr), ("train/ct", train_ct), ("test", test))):
+        for stage, (part, count) in enumerate(zip(("train/mr", "train/ct", "test"), counts, strict=True)):
             for number in range(count):
                 subject = head(int(np.random.SeedSequence([seed, stage, number]).generate_state(1)[0]))
                 # The sets start at different places, so that no header belongs to one modality.
-                variant = number + 2 * stage if headers == "varied" else 0
+                variant = number + 2 * stage
                 scan = sample(subject, *_grid(subject, shape, spacing_mm, variant))
                 ct = _with_table(subject, scan) if part == "train/ct" and number % 2 else scan.ct
                 slope, intercept = _SCALING[variant % len(_SCALING)]
                 files: dict[str, tuple[npt.NDArray[Any], type, float, float]] = {
-                    "mr": (scan.mr_t1 if contrast == "t1" else scan.mr_t2, np.float32, 1.0, 0.0),
+                    "mr": (scan.mr_t1, np.float32, 1.0, 0.0),
                     "ct": (ct, np.int16, slope, intercept),
                     "mask": (scan.body, np.uint8, 1.0, 0.0),
                 }
@@ -107,13 +100,7 @@ def write_cohort(
 
 
 def _problems(
-    target: Path,
-    seed: int,
-    counts: tuple[int, ...],
-    spacing: tuple[float, ...],
-    shape: tuple[int, ...],
-    contrast: str,
-    headers: str,
+    target: Path, seed: int, counts: tuple[int, ...], spacing: tuple[float, ...], shape: tuple[int, ...]
 ) -> Iterator[str]:
     if target.exists() and not target.is_dir():
         yield f"{target} is a file; give a folder that does not exist yet."
@@ -127,16 +114,12 @@ def _problems(
         yield f"spacing_mm is {spacing}; give three numbers above 0 and below 50."
     if len(shape) != 3 or min(shape, default=0) < 1:
         yield f"shape is {shape}; give three numbers of voxels, each at least 1."
-    if contrast not in SEQUENCES_MS:
-        yield f"contrast is {contrast!r}; choose one of {', '.join(SEQUENCES_MS)}."
-    if headers not in ("varied", "plain"):
-        yield f"headers is {headers!r}; choose 'varied' or 'plain'."
 
 
 def _grid(
     head: Head, shape: tuple[int, int, int], spacing: tuple[float, float, float], variant: int
 ) -> tuple[tuple[int, int, int], Affine]:
-    """PatchSpec and affine of a scan with the vertex of the head near the top; variant 0 is RAS without tilt."""
+    """Shape and affine of a scan with the vertex of the head near the top; variant 0 is RAS without tilt."""
     thicker = _THICKER[variant % len(_THICKER)]
     size = (shape[0], shape[1], max(1, round(shape[2] / thicker)))
     steps = np.array(spacing) * (1, 1, thicker)
