@@ -213,16 +213,12 @@ def _choose_sampling(plan: Plan, a: Domain, b: Domain) -> None:
             "landmark is known"
         )
         plan.choose("patches.matching", "any", reason)
-        plan.warnings.append(
-            f"{reason}: anatomy that only one domain shows will be invented; crop them alike"
-        )
+        plan.warnings.append(f"{reason}: anatomy that only one domain shows will be invented; crop them alike")
     if a.head != b.head:
         one, other = (a, b) if a.head else (b, a)
         plan.warnings.append(f"{one.modality} looks like heads and {other.modality} does not: is it the same region?")
     if dims == 2 and min(a.volumes, b.volumes) < 10:
-        plan.warnings.append(
-            f"{min(a.volumes, b.volumes)} volume(s) of a domain are few: expect overfitting"
-        )
+        plan.warnings.append(f"{min(a.volumes, b.volumes)} volume(s) of a domain are few: expect overfitting")
 
 
 def _choose_networks(plan: Plan, machine: Machine) -> None:
