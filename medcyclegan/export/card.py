@@ -40,7 +40,7 @@ def write_card(
         form: "bundle", "onnx", "pt2" or "slicer"; it picks the section on how to use it. One for Slicer has no picture.
         program: the exported program, if there is one.
         without: why there is none.
-        more: further values for the section on use.
+        more: values for the section on use.
     """
     card = folder / name
     pictures = sorted((model.folder / "pictures").glob("*.png")) if form != "slicer" else []

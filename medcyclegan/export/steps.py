@@ -129,7 +129,7 @@ class BundleTrainer:
         device: where to train.
         max_epochs: 1.
         steps: length of the training; None: as in `experiment`.
-        handlers: further MONAI or ignite handlers.
+        handlers: more MONAI or Ignite handlers.
         allow: modules or packages of your own from which the experiment may name parts; importing runs their code.
 
     Raises:

@@ -32,7 +32,7 @@ def evaluation_page(results: Results, pictures: Pictures, about: About) -> Page:
     Args:
         results: as the evaluation left them.
         pictures: of its cases.
-        about: title, further facts and training.
+        about: title, other facts and training.
     """
     headlines = _headline_names(results)
     return Page(
@@ -44,7 +44,7 @@ def evaluation_page(results: Results, pictures: Pictures, about: About) -> Page:
         headline_notes=_headline_notes(results, pictures.baselines, headlines),
         summary=_summary_table(results),
         distributions=_distributions(results, headlines),
-        further_distributions=_distributions(results, [name for name in results.statistics if name not in headlines]),
+        other_distributions=_distributions(results, [name for name in results.statistics if name not in headlines]),
         range_errors=_range_errors(results),
         tissues=_tissue_table(results),
         densities=_densities(pictures.density) if pictures.density.voxels else (),

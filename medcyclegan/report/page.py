@@ -182,7 +182,7 @@ class Page:
         headline_notes: how to read them.
         summary: statistics over the cases, of every score.
         distributions: of the first scores over the cases, with a caption.
-        further_distributions: of the others.
+        other_distributions: of the others.
         range_errors: by gantry angle, with a caption.
         tissues: scores per tissue.
         densities: heading, plot and caption of what pools all voxels; empty if no volume could be opened.
@@ -202,7 +202,7 @@ class Page:
     headline_notes: tuple[str, ...] = ()
     summary: Table | None = None
     distributions: tuple[Plot, str] | None = None
-    further_distributions: tuple[Plot, str] | None = None
+    other_distributions: tuple[Plot, str] | None = None
     range_errors: tuple[Plot, str] | None = None
     tissues: Table | None = None
     densities: tuple[tuple[str, Plot, str], ...] = ()
