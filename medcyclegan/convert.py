@@ -97,7 +97,7 @@ def convert(
     Args:
         checkpoint: a run or a checkpoint file; several are an ensemble, whose results are fused.
         inputs: volumes, or folders of which every volume is taken; in the SynthRAD layout the volumes that the model
-            takes, with their masks as bodies. For a model of several contrasts exactly one input per contrast, in the
+            takes, with their masks as bodies. For a model of several channels exactly one input per channel, in the
             model's order: a volume each, or a folder each, whose volumes are matched by case id (nnU-Net's suffix
             `_0000` and a contrast's own name at the end aside).
         output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
@@ -138,9 +138,8 @@ def convert(
         norm_statistics=norm_statistics,
         allow=allow,
     )
-    contrasts = translator.channels if len(translator.channels) > 1 else ()
     expected = translator.source.preparations[0].modality
-    files = find_inputs(inputs, masks, contrasts=contrasts, modality=expected, domain=direction[0])
+    files = find_inputs(inputs, masks, channels=translator.channels, modality=expected, domain=direction[0])
     targets = _targets(files, output, file_format, translator.modality)
     _refuse_own_inputs(files, targets)
     chosen = list(files)[rank::processes]
@@ -192,7 +191,7 @@ def convert(
     reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     pending: list[tuple[str, Future[dict[str, Any]]]] = []
 
-    done: dict[str, tuple[str | list[str], str | None]] = {
+    done: dict[str, tuple[list[str], str | None]] = {
         case: (entry["voxels_sha256"], entry.get("mask_sha256"))
         for case, entry in finished.items()
         if case in targets
@@ -250,7 +249,7 @@ def convert(
                     result.skipped[case] = targets[case]
                     continue
                 if case in done:
-                    what = str(files[case]) if read.digest != done[case][0] else f"the mask of {case}"
+                    what = str(files[case]) if read.digests != done[case][0] else f"the mask of {case}"
                     result.failed[case] = f"{what} has changed since {targets[case]} was written. Allow --overwrite."
                     continue
                 if number + 1 < len(chosen) and read.source.case.image.size <= LARGE:
@@ -285,38 +284,29 @@ class _Read:
     """A volume that was read and, unless it is done already, prepared."""
 
     source: Source | None
-    digest: str | list[str]  # of its voxels and affine, whatever the file's format; of several contrasts one each
+    digests: list[str]  # of each channel's voxels and affine, whatever the file's format
     mask: str | None = None  # digest of the body mask, where one was given
     wrong_modality: str | None = None
 
 
-def _read(given: CaseInput, translator: Translator, done: tuple[str | list[str], str | None] | None) -> _Read:
+def _read(given: CaseInput, translator: Translator, done: tuple[list[str], str | None] | None) -> _Read:
     """Read the files of a case; leave out the preparation where volumes and mask are those of the digests `done`."""
     files = given.files
     volumes = [read_volume(file) for file in files]
     body = None if given.mask is None else read_mask(given.mask, grid_of(volumes[0]))
     digests = [_digest(volume) for volume in volumes]
-    told: str | list[str] = digests if len(files) > 1 else digests[0]
     mask = None if body is None else hashlib.sha256(np.packbits(body).data).hexdigest()
-    if (told, mask) == done:
-        return _Read(None, told, mask)
-    looks = [looks_like_hu(volume.numpy()[0]) for volume in volumes]
-    if len(files) > 1:
-        wrong_files = [str(file) for file, hu in zip(files, looks, strict=True) if hu]
-        if wrong_files:
-            raise InputError(
-                f"{', '.join(wrong_files)}: the values look like a CT in Hounsfield units, and the model takes MR: "
-                f"{', '.join(translator.channels)}."
-            )
-        return _Read(translator.read(volumes, body), told, mask)
-    (hu,) = looks
-    expected = translator.source.preparations[0].modality
-    wrong = None
+    if (digests, mask) == done:
+        return _Read(None, digests, mask)
+    hu = [str(file) for file, volume in zip(files, volumes, strict=True) if looks_like_hu(volume.numpy()[0])]
+    expected, wrong = translator.source.preparations[0].modality, None
     if hu and expected == "MR":
         wrong = "the values look like a CT in Hounsfield units, and the model takes MR"
+        if len(files) > 1:
+            raise InputError(f"{', '.join(hu)}: {wrong}: {', '.join(translator.channels)}.")
     if not hu and expected == "CT":
         wrong = "the values do not look like Hounsfield units, and the model takes CT"
-    return _Read(translator.read(volumes[0], body), told, mask, wrong)
+    return _Read(translator.read(volumes, body), digests, mask, wrong)
 
 
 def _digest(volume: MetaTensor) -> str:
@@ -416,8 +406,8 @@ class _Finish:
             )
         mask = {} if self.given.mask is None else {"mask": str(self.given.mask), "mask_sha256": self.read.mask}
         return {
-            "input": [str(file) for file in files] if len(files) > 1 else str(files[0]),
-            "voxels_sha256": self.read.digest,
+            "inputs": [str(file) for file in files],
+            "voxels_sha256": self.read.digests,
             **mask,
             "output": str(self.target),
             "uncertainty": {name: str(path) for name, path in maps.items()},

@@ -249,8 +249,8 @@ def _wrong(known: dict[str, Any]) -> str:
         uncertainty, hashes = entry.get("uncertainty"), entry.get("voxels_sha256")
         if not isinstance(uncertainty, dict) or not all(map(_is_path, uncertainty.values())):
             return f"cases.{case}.uncertainty is no object of paths"
-        if not all(isinstance(h, str) for h in (hashes if isinstance(hashes, list) else [hashes])):
-            return f"cases.{case}.voxels_sha256 is missing or no text"
+        if not isinstance(hashes, list) or not all(isinstance(h, str) for h in hashes):
+            return f"cases.{case}.voxels_sha256 is missing or no list of texts"
         if not isinstance(entry.get("mask_sha256", ""), str):
             return f"cases.{case}.mask_sha256 is no text"
     return ""

@@ -392,7 +392,7 @@ def test_convert_by_command(model: Path, folder: Path, tmp_path: Path) -> None:
     assert len(list((out / "uncertainty").iterdir())) == 6 * 4
     content = json.loads((out / "run.json").read_text())
     entry = content["cases"]["p1"]
-    assert entry["input"] == [str(folder / kind / "p1.nii.gz") for kind in ("t1", "t2")]
+    assert entry["inputs"] == [str(folder / kind / "p1.nii.gz") for kind in ("t1", "t2")]
     assert len(set(entry["voxels_sha256"])) == 2
     translator = factory.load_translator(model, device="cpu")
     by_hand = translator([folder / "t1" / "p1.nii.gz", folder / "t2" / "p1.nii.gz"])

@@ -28,7 +28,7 @@ def entry(name: str, *uncertainty: str) -> dict[str, Any]:
     return {
         "output": f"/out/{name}",
         "uncertainty": {t: f"/out/uncertainty/{t}" for t in uncertainty},
-        "voxels_sha256": "v",
+        "voxels_sha256": ["v"],
         "quality": {},
     }
 
@@ -113,7 +113,7 @@ def test_a_case_that_two_write_at_the_same_time_fails_in_both(tmp_path: Path) ->
         ({"cases": {"p": 3}}, "cases.p.output is missing"),
         ({"cases": {"p": {"output": "/"}}}, "cases.p.output"),
         (
-            {"cases": {"p": {"output": "p.nii", "uncertainty": [], "voxels_sha256": ""}}},
+            {"cases": {"p": {"output": "p.nii", "uncertainty": [], "voxels_sha256": [""]}}},
             "cases.p.uncertainty is no object",
         ),
         ({"cases": {"p": {"output": "p.nii", "uncertainty": {}}}}, "cases.p.voxels_sha256 is missing"),

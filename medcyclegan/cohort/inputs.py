@@ -22,7 +22,7 @@ from medcyclegan.io.tree import Tree, is_volume
 
 @dataclass(frozen=True)
 class CaseInput:
-    """The files of one case: one per contrast, in order, and a mask on the grid of the first."""
+    """The files of one case: one per channel, in order, and a mask on the grid of the first."""
 
     files: tuple[Path, ...]
     mask: Path | None = None
@@ -35,16 +35,16 @@ def find_inputs(
     paths: Sequence[Path],
     masks: Path | None,
     *,
-    contrasts: Sequence[str] = (),
+    channels: Sequence[str] = ("MR",),
     modality: str = "MR",
     domain: str = "a",
 ) -> dict[str, CaseInput]:
     """Case id -> its files.
 
     Args:
-        paths: volumes, or folders of which every volume is taken. Of several contrasts exactly one path each, in order.
+        paths: volumes, or folders of which every volume is taken. Of several channels exactly one path each, in order.
         masks: folder of body masks with the same case ids; or one mask, for a single volume.
-        contrasts: their names, where the model takes several.
+        channels: names of those that the model takes, in order.
         modality, domain: of the volumes that the model takes, which says what is taken from the SynthRAD layout.
 
     Raises:
@@ -53,8 +53,8 @@ def find_inputs(
     given = [*paths, *([masks] if masks else [])]
     raise_all([f"{path}" for path in given if not split_choice(path)[0].exists()], "these inputs do not exist:")
     own: dict[str, Path] = {}
-    if contrasts:
-        files = _of_contrasts(paths, contrasts)
+    if len(channels) > 1:
+        files = _of_channels(paths, channels)
     else:
         files = {}
         for path in paths:
@@ -116,14 +116,14 @@ def _masks(masks: Path, cases: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Case id -> its file of every contrast, in order.
+def _of_channels(inputs: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Case id -> its file of every channel, in order.
 
     Raises:
-        InputError: the wrong number of inputs, files beside folders, or a case that lacks a contrast.
+        InputError: the wrong number of inputs, files beside folders, or a case that lacks a channel.
     """
-    order = f"the model takes {len(contrasts)} contrasts, in this order: {', '.join(contrasts)}"
-    if len(inputs) != len(contrasts):
+    order = f"the model takes {len(channels)} contrasts, in this order: {', '.join(channels)}"
+    if len(inputs) != len(channels):
         raise InputError(
             f"{len(inputs)} input{'s' * (len(inputs) != 1)} given, and {order}.",
             "Give one file or one folder for each.",
@@ -135,8 +135,8 @@ def _of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> dict[str,
     single = [
         not path.is_dir() or list(volumes.values()) == [path] for path, volumes in zip(inputs, found, strict=True)
     ]
-    named = [_short_ids(volumes, contrast) for volumes, contrast in zip(found, contrasts, strict=True)]
-    raise_all(_misnamed(inputs, found, contrasts), f"the inputs are in another order; {order}:")
+    named = [_short_ids(volumes, channel) for volumes, channel in zip(found, channels, strict=True)]
+    raise_all(_misnamed(inputs, found, channels), f"the inputs are in another order; {order}:")
     if all(single):
         ids = [next(iter(own)) for own in named]
         case = ids[0] if len(set(ids)) == 1 else next(iter(found[0]))
@@ -149,26 +149,26 @@ def _of_contrasts(inputs: Sequence[Path], contrasts: Sequence[str]) -> dict[str,
     problems = []
     for case in sorted(set().union(*named)):
         problems += [
-            f"case '{case}': no {contrast} in {path}"
-            for contrast, path, own in zip(contrasts, inputs, named, strict=True)
+            f"case '{case}': no {channel} in {path}"
+            for channel, path, own in zip(channels, inputs, named, strict=True)
             if case not in own
         ]
     raise_all(problems, f"the inputs do not fit each other; {order}, and cases are matched by id:")
     return {case: tuple(own[case] for own in named) for case in sorted(named[0])}
 
 
-def _misnamed(inputs: Sequence[Path], found: Sequence[Mapping[str, Path]], contrasts: Sequence[str]) -> Iterator[str]:
-    """Inputs all of whose names end with the name of another contrast than the one they were given as."""
-    for path, volumes, contrast in zip(inputs, found, contrasts, strict=True):
-        for other in contrasts:
+def _misnamed(inputs: Sequence[Path], found: Sequence[Mapping[str, Path]], channels: Sequence[str]) -> Iterator[str]:
+    """Inputs all of whose names end with the name of another channel than the one they were given as."""
+    for path, volumes, channel in zip(inputs, found, channels, strict=True):
+        for other in channels:
             ending = re.compile(rf"(?:^|.*[_\-. ]){re.escape(other)}", re.IGNORECASE)
-            if other != contrast and all(ending.fullmatch(case) for case in volumes):
-                yield f"{path} was given as {contrast}, and its name says {other}"
+            if other != channel and all(ending.fullmatch(case) for case in volumes):
+                yield f"{path} was given as {channel}, and its name says {other}"
 
 
-def _short_ids(volumes: Mapping[str, Path], contrast: str) -> dict[str, Path]:
-    """Case ids without what all of a contrast end with: its name, or nnU-Net's number of a channel."""
-    for ending in (re.escape(contrast), r"\d{4}"):
+def _short_ids(volumes: Mapping[str, Path], channel: str) -> dict[str, Path]:
+    """Case ids without what all of a channel end with: its name, or nnU-Net's number of it."""
+    for ending in (re.escape(channel), r"\d{4}"):
         found = [re.fullmatch(rf"(.+)[_\-. ]({ending})", case, re.IGNORECASE) for case in volumes]
         if all(found) and len({match.group(2).lower() for match in found if match}) == 1:
             return {match.group(1): file for match, file in zip(found, volumes.values(), strict=True) if match}
