@@ -56,7 +56,7 @@ class Job:
 
     Attributes:
         case: its files.
-        source: what the first look at them told.
+        source: what the first look at them found.
         preparations: of each channel.
         folder: where it goes.
         fixed: of b of a pair that is moved: the case of a onto which, and the modality of that.

@@ -149,9 +149,9 @@ def opened(folder: Path) -> PreparedCohort:
         warnings=tuple(content["warnings"]),
         register_pairs=content["register_pairs"],
         common={
-            case: Slices.from_dict(told["slices"])
-            for case, told in content["common"].items()
-            if told["slices"] is not None
+            case: Slices.from_dict(pair["slices"])
+            for case, pair in content["common"].items()
+            if pair["slices"] is not None
         },
         digest=digest,
     )
