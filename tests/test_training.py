@@ -132,7 +132,7 @@ def test_validation_is_the_error_inside_the_body_in_hu(run: Path, prepared: Prep
     source = translator.read(a.image_files[0], read_volume(mask).numpy()[0] > 0)
     made = translator.predict(source).values
     # On the working grid, where 32767 is 1, and -1 to 1 are -1024 to 3071 HU.
-    real = np.load(b.folder / "image.npy") / 32767
+    (real,) = np.load(b.folder / "image.npy") / 32767
     body = np.load(b.folder / "body.npy")
     assert made.shape == real.shape and 0 < body.mean() < 1
     error = np.abs(made.clip(-1, 1) - real)[body].mean() / 2 * 4095
