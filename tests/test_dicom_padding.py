@@ -12,9 +12,9 @@ import pytest
 from dicom_files import RAS, edit, write_enhanced, write_series
 from pydicom.dataset import Dataset
 
-from medcyclegan.evaluation.case import Settings, grade
+from medcyclegan.evaluation.case import grade
 from medcyclegan.evaluation.pairing import CaseFiles
-from medcyclegan.evaluation.protocol import PROTOCOLS
+from medcyclegan.evaluation.scoring import Scoring
 from medcyclegan.io.dicom.padding import fill_padding
 from medcyclegan.io.reader import read_volume
 
@@ -97,9 +97,8 @@ class TestCT:
         nib.save(
             nib.Nifti1Image(np.where(outside, -1024, hu).astype(np.int16), RAS @ lps), tmp_path / "prediction.nii.gz"
         )
-        case = grade(
-            "x", CaseFiles(tmp_path / "prediction.nii.gz", tmp_path / "ct"), PROTOCOLS["synthrad2023"], Settings()
-        )
+        files = CaseFiles(tmp_path / "prediction.nii.gz", tmp_path / "ct")
+        case = grade("x", files, Scoring("synthrad2023"))
         assert case.scores["mae"].value == 0
         assert not [note for note in case.notes[: case.doubtful] if "became air" not in note]
 

@@ -25,6 +25,7 @@ from medcyclegan.io.dicom.padding import fill_padding, padding
 from medcyclegan.io.dicom.stack import Slice, Stack
 
 _SMALLEST_SLOPE = 1e-12  # maps of diffusion in m2/s need 1e-9
+_AGAIN = "Copy or export the series again."
 _PIXEL_DATA = 0x7FE00010
 _LAYOUT = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _BEHIND_THE_PIXELS = (0xFFFAFFFA, 0xFFFCFFFC)
@@ -170,59 +171,62 @@ class _Stored:
 
 def _stored(place: Place, name: str, decoder: Decoder) -> _Stored:
     """The stored values of a file."""
-    remedy = "Copy or export the series again."
     try:
-        with place.open() as stream:
-            file = stream.read()
-        content = pydicom.dcmread(io.BytesIO(file), force=True)
-        if not any(keyword in content for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise InputError(f"{name}: {place.name} has no pixel data (cut short?).", remedy)
-        if int(content.get("SamplesPerPixel", 1)) != 1 or content.get("PhotometricInterpretation") == "PALETTE COLOR":
-            raise InputError(f"{name}: {place.name} has color pixels.", "Give images with one value per pixel.")
-        syntax = _syntax(content)
-        if "PixelData" not in content:
-            return _Stored(_frames_of(content.pixel_array), None, "floating point", False, False)
-        if problem := layout_problem(content):
-            raise InputError(f"{name}: {place.name}: {problem}.", "Correct the header, or export the image again.")
-        rest = _has_rest(content, syntax, len(file))
-        rest |= _cut_to_length(content, syntax, place, name)
-        allocated, bits, signed = content.BitsAllocated, content.BitsStored, bool(content.PixelRepresentation)
-        if syntax.is_encapsulated and syntax != RLELossless:
-            try:
-                cells = values = _frames_of(decoder(content))
-            except ValueError as error:
-                raise InputError(
-                    f"{name}: the compressed pixels of {place.name} cannot be decoded whole ({error}).",
-                    "Copy it again, or export it without compression.",
-                ) from error
-        else:
-            # As if every bit were stored: padding may lie in those that are not.
-            content.BitsStored, content.HighBit = allocated, allocated - 1
-            cells = _frames_of(content.pixel_array)
-            values = stored_bits(cells, bits)
-        if len(values) != max(1, int(content.get("NumberOfFrames") or 1)):
-            raise InputError(f"{name}: {place.name} has {count(len(values), 'frame')}, its header says another number.")
-        layout = f"{bits} of {allocated} bits, {'signed' if signed else 'unsigned'}"
-        try:
-            padded = padding(content, cells, values, signed)
-        except ValueError as error:
-            raise InputError(
-                f"{name}: {error} of {place.name} is no whole number, so that padding cannot be told from what was "
-                "measured.",
-                "Correct it in the header.",
-            ) from error
+        return _read(place, name, decoder)
     except InputError:
         raise
     except MemoryError as error:
         raise MemoryError(f"{name} does not fit into memory") from error
     except LIBRARY_ERRORS as error:
-        raise InputError(f"{name}: the pixels of {place.name} cannot be decoded.", remedy) from error
+        raise InputError(f"{name}: the pixels of {place.name} cannot be decoded.", _AGAIN) from error
+
+
+def _read(place: Place, name: str, decoder: Decoder) -> _Stored:
+    with place.open() as stream:
+        file = stream.read()
+    content = pydicom.dcmread(io.BytesIO(file), force=True)
+    if not any(keyword in content for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise InputError(f"{name}: {place.name} has no pixel data (cut short?).", _AGAIN)
+    if int(content.get("SamplesPerPixel", 1)) != 1 or content.get("PhotometricInterpretation") == "PALETTE COLOR":
+        raise InputError(f"{name}: {place.name} has color pixels.", "Give images with one value per pixel.")
+    syntax = _syntax(content)
+    if "PixelData" not in content:
+        return _Stored(_frames_of(content.pixel_array), None, "floating point", False, False)
+    if problem := layout_problem(content):
+        raise InputError(f"{name}: {place.name}: {problem}.", "Correct the header, or export the image again.")
+    rest = _has_rest(content, syntax, len(file))
+    rest |= _cut_to_length(content, syntax, place, name)
+    allocated, bits, signed = content.BitsAllocated, content.BitsStored, bool(content.PixelRepresentation)
+    if syntax.is_encapsulated and syntax != RLELossless:
+        try:
+            cells = values = _frames_of(decoder(content))
+        except ValueError as error:
+            raise InputError(
+                f"{name}: the compressed pixels of {place.name} cannot be decoded whole ({error}).",
+                "Copy it again, or export it without compression.",
+            ) from error
+    else:
+        # As if every bit were stored: padding may lie in those that are not.
+        content.BitsStored, content.HighBit = allocated, allocated - 1
+        cells = _frames_of(content.pixel_array)
+        values = stored_bits(cells, bits)
+    if len(values) != max(1, int(content.get("NumberOfFrames") or 1)):
+        raise InputError(f"{name}: {place.name} has {count(len(values), 'frame')}, its header says another number.")
+    try:
+        padded = padding(content, cells, values, signed)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: {error} of {place.name} is no whole number, so that padding cannot be told from what was "
+            "measured.",
+            "Correct it in the header.",
+        ) from error
     unused = cells != stored_bits(cells, bits)
     if padded is not None:
         unused &= ~padded
     # Overlays in the pixel cells are retired, and known from their OverlayBitPosition (60xx,0102).
     overlay = any((group, 0x0102) in content for group in range(0x6000, 0x6020, 2))
     beyond = bool(unused.any()) and not overlay and bool((cells[unused] >> bits).any())
+    layout = f"{bits} of {allocated} bits, {'signed' if signed else 'unsigned'}"
     return _Stored(values, padded, layout, beyond, rest)
 
 
@@ -282,7 +286,7 @@ def _cut_to_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name
     if syntax.is_encapsulated:
         # A compressed image ends with a mark of its own; without it the file was cut.
         if not pixels:
-            raise InputError(f"{name}: {place.name} is cut short.", "Copy or export the series again.")
+            raise InputError(f"{name}: {place.name} is cut short.", _AGAIN)
         return False
     frames = int(content.get("NumberOfFrames") or 1)
     row = int(content.Columns) * content.BitsAllocated // 8
@@ -290,7 +294,7 @@ def _cut_to_length(content: Dataset, syntax: pydicom.uid.UID, place: Place, name
     if len(pixels) < needed:
         raise InputError(
             f"{name}: {place.name} is cut short ({len(pixels)} of {needed} bytes of pixels).",
-            "Copy or export the series again.",
+            _AGAIN,
         )
     if len(pixels) >= needed + max(row, 2):
         raise InputError(
