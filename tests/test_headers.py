@@ -84,6 +84,17 @@ def test_the_same_scan_in_other_words(kind: str, changes: dict[str, Any], data: 
         np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((5, 1, 3)), world[:3] * [-1, -1, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("code", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_every_type_of_numbers(code: str, tmp_path: Path) -> None:
+    values = (VALUES % 100).astype(code)
+    nib.save(nib.Nifti1Image(values, AFFINE, dtype=np.dtype(code)), tmp_path / "scan.nii")
+    for name in ("scan.nii", "scan.mha", "scan.nrrd"):
+        if name != "scan.nii":
+            sitk.WriteImage(sitk.GetImageFromArray(values.T), str(tmp_path / name))
+        np.testing.assert_array_equal(read_volume(tmp_path / name).numpy()[0], values)
+        assert np.dtype(read_header(tmp_path / name).stored) == code
+
+
 FAULTS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "nii": [
         ({"dim": 0}, "dimensions"),
@@ -178,6 +189,7 @@ FAULTS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"byte skip": "-1", "encoding": "gzip"}, "0 lines and -1 bytes"),
         ({"byte skip": "-1", "line skip": "1"}, "1 lines and -1 bytes"),
         ({"data file": "LIST 3\n"}, "names 0 data files"),
+        ({"data file": "LIST 3\na\nb\nc\n"}, "names 3 data files, which do not fit its sizes"),
     ],
 }
 
@@ -206,6 +218,8 @@ DOUBTS: list[tuple[str, dict[str, Any], str]] = [
     ("nii", {"pixdim": 5}, r"sform and qform disagree"),
     ("nii", {"forms": "s", "pixdim": 5}, r"scan\.nii: the voxel size in the header differs"),
     ("nii", {"qoffset_x": -5}, r"sform and qform disagree by up to 5\.0 mm"),
+    ("nii", {"affine": np.diag([1e3, 1e3, 1e3, 1]) @ AFFINE, "xyzt_units": 3, "qoffset_x": -5e3}, r"by up to 5\.0 mm"),
+    ("nii", {"quatern_b": 2}, r"sform and qform disagree \(the qform is unusable\)"),
     ("nii", {"forms": ""}, r"scan\.nii: the orientation is unknown.*left and right"),
     ("mha", {"TransformMatrix": None}, "gives no TransformMatrix"),
     ("mha", {"Offset": None}, "gives no Offset"),
@@ -225,8 +239,11 @@ def test_a_doubtful_header_is_read_and_said(kind: str, changes: dict[str, Any], 
     with pytest.warns(UserWarning, match=words):
         volume = read_volume(path)
     np.testing.assert_array_equal(volume.numpy()[0], VALUES)
+    if "space" in changes and "spacings" not in changes:
+        np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-12)
     if kind == "nii":
-        np.testing.assert_allclose(volume.affine.numpy(), nib.load(path).affine, atol=1e-4)
+        scale = [1e-3, 1e-3, 1e-3, 1] if "affine" in changes else np.ones(4)
+        np.testing.assert_allclose(volume.affine.numpy(), np.diag(scale) @ nib.load(path).affine, atol=1e-4)
 
 
 @pytest.mark.parametrize(
