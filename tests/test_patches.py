@@ -20,7 +20,7 @@ from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import relative_height, with_partners
 from medcyclegan.data.patches import PatchSpec, Sampling, Share, TrainingPatches, require_fitting
 from medcyclegan.data.prepared import PreparedCohort
-from medcyclegan.data.slices import Slices, eligible_slices, measure_slices
+from medcyclegan.data.slices import Slices, measure_slices
 from medcyclegan.data.windows import crop_or_pad, stack_of_slices
 from medcyclegan.errors import InputError
 from medcyclegan.factory.monitoring import _picture_batch
@@ -124,7 +124,7 @@ def test_every_eligible_slice_is_drawn() -> None:
 
 
 def test_slices_without_enough_body_or_contrast_are_left_out() -> None:
-    assert eligible_slices(Volume("v"), 0.05).tolist() == [2, 3, 4, 5, 6, 7]
+    assert Volume("v").slices.eligible("v", 0.05).tolist() == [2, 3, 4, 5, 6, 7]
 
     class Flat(Volume):
         @property
@@ -132,7 +132,7 @@ def test_slices_without_enough_body_or_contrast_are_left_out() -> None:
             return np.full((1, *self.shape), -1, np.float32)
 
     with pytest.raises(InputError, match="case flat has no slice"):
-        eligible_slices(Flat("flat"), 0.05)
+        Flat("flat").slices.eligible("case flat", 0.05)
 
 
 def test_flip_mirrors_left_and_right_only() -> None:

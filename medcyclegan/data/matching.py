@@ -19,7 +19,7 @@ MOST_FAR = 0.1  # share of matched patches that may differ by more before it is 
 CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
 
 Heights = Mapping[str, Sequence[npt.NDArray[np.float64]]]
-Slices = Mapping[str, Sequence[npt.NDArray[np.intp]]]
+Chosen = Mapping[str, Sequence[npt.NDArray[np.intp]]]  # of every scan
 
 
 def relative_height(areas: Sequence[int], matching: str) -> npt.NDArray[np.float64]:
@@ -52,7 +52,7 @@ def warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
         )
 
 
-def with_partners(heights: Heights, slices: Slices) -> dict[str, list[npt.NDArray[np.intp]]]:
+def with_partners(heights: Heights, slices: Chosen) -> dict[str, list[npt.NDArray[np.intp]]]:
     """Of every scan of "a" and "b", the slices at whose height the other domain has one; of some scans perhaps none."""
     kept = {}
     for domain, other in (("a", "b"), ("b", "a")):
@@ -65,7 +65,7 @@ def with_partners(heights: Heights, slices: Slices) -> dict[str, list[npt.NDArra
     return kept
 
 
-def reached(heights: Heights, slices: Slices, matching: str) -> int:
+def reached(heights: Heights, slices: Chosen, matching: str) -> int:
     """How many slices of b are drawn for any slice of a; warns where many partners are far from its height."""
     wanted = np.sort(np.concatenate([h[k] for h, k in zip(heights["a"], slices["a"], strict=True)]))
     count, far = 0, 0

@@ -24,7 +24,7 @@ from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.heights import profile_heights
 from medcyclegan.data.matching import MATCH_TOLERANCE, reached, relative_height, warn_of_cut_heads, with_partners
 from medcyclegan.data.pairs import require_pairs
-from medcyclegan.data.slices import PatchSource, Slices, eligible_in_both, eligible_slices, shows_something
+from medcyclegan.data.slices import PatchSource, Slices, shows_something
 from medcyclegan.data.windows import BACKGROUND, Bools, Floats, Values, choose_window, stack_of_slices
 from medcyclegan.errors import InputError, few, raise_all
 
@@ -190,11 +190,11 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         if common is not None:
             require_pairs(a, b, common)
             _require_moving_alike(self.augmentation)
-            both = [eligible_in_both(case.id, common[case.id], sampling.minimum_body, self.axis) for case in a]
+            both = [common[c.id].eligible(f"pair {c.id}", sampling.minimum_body, self.axis) for c in a]
             self.slices = {"a": both, "b": both}
         else:
             self.slices = {
-                d: [eligible_slices(case, sampling.minimum_body, self.axis) for case in cases]
+                d: [case.slices.eligible(f"case {case.id}", sampling.minimum_body, self.axis) for case in cases]
                 for d, cases in self.cases.items()
             }
         body = {d: sum(len(case.slices.with_body(self.axis)) for case in cases) for d, cases in self.cases.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcyclegan.data.patches import PLANES, PatchSpec
-from medcyclegan.data.slices import PatchSource, eligible_slices
+from medcyclegan.data.slices import PatchSource
 from medcyclegan.data.windows import choose_window, stack_of_slices
 
 CASES = 6  # of a domain, evenly spread over the sorted ones
@@ -33,7 +33,7 @@ def probe_patches(cases: Sequence[PatchSource], shape: PatchSpec, minimum_body: 
     axis = PLANES[shape.plane] if shape.spatial_dims == 2 else 2
     images, bodies = [], []
     for case in chosen:
-        eligible = eligible_slices(case, minimum_body, axis)
+        eligible = case.slices.eligible(f"case {case.id}", minimum_body, axis)
         shares = [0.5] if shape.spatial_dims == 3 else [(n + 0.5) / SLICES for n in range(SLICES)]
         for k in sorted({int(eligible[int(share * len(eligible))]) for share in shares}):
             image, body = np.asarray(case.image), np.asarray(case.body)

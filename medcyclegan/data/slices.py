@@ -42,17 +42,27 @@ class Slices:
         """The slices across `axis` that show any body, rising."""
         return np.flatnonzero(self.areas[axis])
 
-    def eligible(self, minimum_body: float, axis: int) -> npt.NDArray[np.intp]:
+    def eligible(self, name: str, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
         """Slices across `axis` that can be learned from, rising.
 
         Nearly constant ones are left out, because instance norm blows them up.
 
         Args:
+            name: of the case or pair, for the message.
             minimum_body: share of the largest area from which on there is enough body.
             axis: of the working grid.
+
+        Raises:
+            InputError: there is none.
         """
         areas, shown = np.array(self.areas[axis]), np.array(self.shown[axis], dtype=np.intp)
-        return shown[areas[shown] >= max(1, minimum_body * areas.max())]
+        chosen = shown[areas[shown] >= max(1, minimum_body * areas.max())]
+        if not len(chosen):
+            raise InputError(
+                f"{name} has no slice with body and contrast to learn from.",
+                "Look at the volume, of a pair at both, and leave it out or give a body mask.",
+            )
+        return chosen
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -109,33 +119,3 @@ def _shows(image: Floats | StoredImage, body: Bools, axis: int, k: int) -> bool:
 def shows_something(image: Floats, slices: int = 1) -> bool:
     """Whether at least one channel of (C slices, *spatial), all slices of a channel together, is not flat."""
     return any(np.ptp(part) > CONTRAST for part in np.split(image, len(image) // slices))
-
-
-def eligible_slices(case: PatchSource, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
-    """See `Slices.eligible`.
-
-    Raises:
-        InputError: if the case has no such slice.
-    """
-    chosen = case.slices.eligible(minimum_body, axis)
-    if not len(chosen):
-        raise InputError(
-            f"case {case.id} has no slice with body and contrast to learn from.",
-            "Look at the volume, and leave it out or give a body mask.",
-        )
-    return chosen
-
-
-def eligible_in_both(id: str, common: Slices, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
-    """Slices of a pair with enough of the common body, in which both halves show something.
-
-    Raises:
-        InputError: if there is no such slice.
-    """
-    chosen = common.eligible(minimum_body, axis)
-    if not len(chosen):
-        raise InputError(
-            f"pair {id} has no slice in which both a and b show body and contrast.",
-            "Look at both volumes, and leave the pair out or give body masks.",
-        )
-    return chosen

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medcyclegan.io.grid import Grid
-from medcyclegan.survey.volume import Survey
+from medcyclegan.survey.volume import Survey, plain, tuples
 
 BINS = 32
 
@@ -43,18 +43,11 @@ class Features:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints; numbers survive exactly."""
-        return {**asdict(self), "histograms": [list(histogram) for histogram in self.histograms]}
+        return plain(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Features:
-        return cls(
-            **{
-                **content,
-                "spacing_mm": tuple(content["spacing_mm"]),
-                "field_of_view_mm": tuple(content["field_of_view_mm"]),
-                "histograms": tuple(tuple(histogram) for histogram in content["histograms"]),
-            }
-        )
+        return cls(**{name: tuples(value) for name, value in content.items()})
 
 
 def features_of(survey: Survey, images: npt.NDArray[np.float32], body: npt.NDArray[np.bool_], grid: Grid) -> Features:

@@ -117,7 +117,7 @@ class Survey:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, from which `from_dict` makes exactly this survey, but for the thumbnail."""
-        return {"version": VERSION, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)[:-1]}}
+        return {"version": VERSION, **{f.name: plain(getattr(self, f.name)) for f in fields(self)[:-1]}}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Survey:
@@ -126,11 +126,11 @@ class Survey:
         Raises:
             ValueError, KeyError, TypeError: it is none, or of another version, and has to be measured again.
         """
-        values: dict[str, Any] = {name: _tuples(value) for name, value in content.items()}
+        values: dict[str, Any] = {name: tuples(value) for name, value in content.items()}
         if (version := values.pop("version")) != VERSION:
             raise ValueError(f"a survey of version {version}; this program measures version {VERSION}")
         if content["anatomy"] is not None:
-            body = dict(zip(content["anatomy"], map(_tuples, content["anatomy"].values()), strict=True))
+            body = dict(zip(content["anatomy"], map(tuples, content["anatomy"].values()), strict=True))
             cube = np.frombuffer(base64.b85decode(body["signatures"]), np.int8).reshape(SIGNATURES)
             head = Head(**content["anatomy"]["head"]) if body["head"] is not None else None
             values["anatomy"] = Anatomy(**{**body, "head": head, "signatures": cube})
@@ -315,18 +315,19 @@ def _thumbnail(coarse: Coarse, middle: list[float] | None, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """As JSON holds it; an array of int8 as text."""
+def plain(value: Any) -> Any:
+    """A record, and what is in it, as JSON holds it: tuples as lists, an array of int8 as text."""
     if isinstance(value, Grid):
         return value.to_dict()
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, np.ndarray):
         return base64.b85encode(np.ascontiguousarray(value, np.int8).tobytes()).decode()
     if isinstance(value, Path):
         return str(value)
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
+    return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(part) for part in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """Lists of JSON as the tuples that they were."""
+    return tuple(tuples(part) for part in value) if isinstance(value, list) else value
