@@ -14,10 +14,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from campaign.workplace import verb
+from conftest import TINY
 from monai.data import MetaTensor
-from test_cli import call
 from test_contrasts import PLAIN, SECOND, as_volume, ball, world
+from test_training import StopAt
 from torch import Tensor, nn
 
 from medcyclegan import benchmark, config, factory, phantom
@@ -48,12 +49,6 @@ from medcyclegan.transforms.pipeline import prepare
 
 CPU = torch.device("cpu")
 TWO = [dataclasses.replace(PLAIN, name=name) for name in ("T1w", "T2w")]
-TINY: dict[str, Any] = {
-    "model": {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}},
-    "objective": {"pool_size": 2},
-    "training": {"steps": 4, "log_every": 1, "picture_every": 2, "checkpoint_every": 2, "precision": "float32"},
-    "patches": {"size": [32, 32]},
-}
 
 
 class Pick(nn.Module):
@@ -317,18 +312,6 @@ def test_the_config_and_the_prepared_folder_must_agree(two: PreparedCohort, prep
         factory.cohorts.resolve(experiment(prepared, domains=domains), prepared)
 
 
-class StopAt:
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def attach(self, engine: Any) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.step), self)
-
-    def __call__(self, engine: Any) -> None:
-        engine.interrupted = True
-        engine.terminate()
-
-
 @pytest.mark.parametrize("objective", ["cyclegan", "pix2pix"])
 def test_four_steps_equal_two_and_resume_and_two(two: PreparedCohort, tmp_path: Path, objective: str) -> None:
     chosen = experiment(
@@ -383,27 +366,28 @@ def test_a_checkpoint_describes_every_contrast(model: Path, two: PreparedCohort)
 
 
 def test_convert_by_command(model: Path, folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sct"
-    call("convert", model, folder / "t1", folder / "t2", "-o", out, "--uncertainty", "-d", "cpu")
-    assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"p{n}_sct.nii.gz" for n in range(6)]
-    sct, t1 = nib.load(out / "p1_sct.nii.gz"), nib.load(folder / "t1" / "p1.nii.gz")
-    assert sct.shape == t1.shape and sct.get_data_dtype() == np.int16
-    np.testing.assert_allclose(sct.affine, t1.affine, atol=1e-5)
-    assert len(list((out / "uncertainty").iterdir())) == 6 * 4
+    t1, t2, out = tmp_path / "t1", tmp_path / "t2", tmp_path / "sct"
+    for place in (t1, t2):
+        place.mkdir()
+        for n in range(2):
+            shutil.copy(folder / place.name / f"p{n}.nii.gz", place)
+    words = ["convert", model, t1, t2, "-o", out, "--uncertainty", "-d", "cpu"]
+    assert verb(*words).code == 0
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["p0_sct.nii.gz", "p1_sct.nii.gz"]
+    sct, first = nib.load(out / "p1_sct.nii.gz"), nib.load(t1 / "p1.nii.gz")
+    assert sct.shape == first.shape and sct.get_data_dtype() == np.int16
+    np.testing.assert_allclose(sct.affine, first.affine, atol=1e-5)
+    assert len(list((out / "uncertainty").iterdir())) == 2 * 4
     content = json.loads((out / "run.json").read_text())
     entry = content["cases"]["p1"]
-    assert entry["inputs"] == [str(folder / kind / "p1.nii.gz") for kind in ("t1", "t2")]
+    assert entry["inputs"] == [str(place / "p1.nii.gz") for place in (t1, t2)]
     assert len(set(entry["voxels_sha256"])) == 2
-    translator = factory.load_translator(model, device="cpu")
-    by_hand = translator([folder / "t1" / "p1.nii.gz", folder / "t2" / "p1.nii.gz"])
+    by_hand = factory.load_translator(model, device="cpu")([t1 / "p1.nii.gz", t2 / "p1.nii.gz"])
     np.testing.assert_array_equal(by_hand.array, np.asarray(sct.dataobj))
-    resumed = call("convert", model, folder / "t1", folder / "t2", "-o", out, "--uncertainty", "--resume", "-d", "cpu")
-    assert resumed.stdout.count("(finished before)") == 6
+    assert verb(*words, "--resume").out.count("(finished before)") == 2
     # Another T2 is another case, whatever the T1.
-    other = tmp_path / "t2"
-    shutil.copytree(folder / "t2", other)
-    shutil.copy(folder / "t2" / "p2.nii.gz", other / "p1.nii.gz")
-    again = convert(model, [folder / "t1", other], out, resume=True, uncertainty=True, device="cpu")
+    shutil.copy(folder / "t2" / "p2.nii.gz", t2 / "p1.nii.gz")
+    again = convert(model, [t1, t2], out, resume=True, uncertainty=True, device="cpu")
     assert list(again.failed) == ["p1"] and "has changed since" in again.failed["p1"]
 
 
@@ -428,8 +412,8 @@ def test_convert_refuses_before_it_computes_and_tells_the_order(model: Path, fol
     shutil.copy(t2 / "p1.nii.gz", part / "p9.nii.gz")
     said = refused(t1, part)
     assert f"case 'p0': no T2w in {part}" in said and f"case 'p9': no T1w in {t1}" in said
-    result = call("convert", model, t1, "-o", tmp_path / "out", code=2)
-    assert order in result.stderr
+    result = verb("convert", model, t1, "-o", tmp_path / "out")
+    assert result.code == 2 and order in result.error
 
 
 def test_names_say_which_contrast_a_file_is(model: Path, folder: Path, tmp_path: Path) -> None:
@@ -549,8 +533,9 @@ def test_what_cannot_be_done_with_several_contrasts_is_refused_by_name(
 
 
 def test_the_folders_can_be_inspected_and_planned_for(folder: Path) -> None:
-    result = call("inspect", folder / "list.json", "--json", "--workers", "1")
-    content = json.loads(result.stdout)
+    result = verb("inspect", folder / "list.json", "--json", "--workers", "1")
+    assert result.code == 0, result.error
+    content = json.loads(result.out)
     places = [volume["domain"] for volume in content["volumes"]]
     assert {place: places.count(place) for place in places} == {"a": 7, "a T2w": 7, "b": 7}
     # T1 and T2 beside each other are what was asked for.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from campaign.workplace import verb
 
 from medcyclegan import demo
 from medcyclegan.errors import InputError
@@ -46,18 +45,18 @@ def test_the_length_follows_from_the_time_of_a_step() -> None:
 
 
 @pytest.mark.slow
-def test_short_demo(tmp_path: Path) -> None:
-    code = (
-        "from medcyclegan import demo; demo.TRAINING_HEADS = 4; demo.TIMED_S = 0.5;"
-        "demo.EXPERIMENT['model']['generator']['filters'] = 4;"
-        "demo.EXPERIMENT['training'] |= {'steps': 10, 'log_every': 5, 'picture_every': 10, 'checkpoint_every': 10};"
-        "import sys; sys.argv = ['medcyclegan', 'demo', '-o', 'out', '-d', 'cpu', '--json'];"
-        "from medcyclegan.cli import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    told = json.loads(done.stdout)
+def test_short_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TRAINING_HEADS": 4, "TIMED_S": 0.5}.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setitem(demo.EXPERIMENT["model"]["generator"], "filters", 4)
+    for name, value in {"steps": 10, "log_every": 5, "picture_every": 10, "checkpoint_every": 10}.items():
+        monkeypatch.setitem(demo.EXPERIMENT["training"], name, value)
+    monkeypatch.chdir(tmp_path)
+    done = verb("demo", "-o", "out", "-d", "cpu", "--json")
+    assert done.code == 0, done.error
+    told = json.loads(done.out)
     assert set(told) == {"mae", "baselines", "steps", "seconds", "parts", "report"}
-    assert told["steps"] == 10 and "10 training steps, all of the demo's" in done.stderr
+    assert told["steps"] == 10 and "10 training steps, all of the demo's" in done.error
     assert told["seconds"] == pytest.approx(sum(told["parts"].values()))
     assert set(told["baselines"]) == {"constant", "lookup_table", "untrained"}
     # What is known of the phantoms: the table is better than the constant, and both than random weights.

@@ -239,7 +239,7 @@ def with_batch_norm() -> dict[str, Tensor]:
         (dict, {"orientation": "PS"}, "one of PL"),
         (dict, {"modalities": ("MR", "PET")}, "two of MR and CT"),
         (dict, {"ct_window": None}, "--ct-window, the HU of black and white, is needed with CT"),
-        (dict, {"mr_percentiles": None}, "--mr-percentiles.*is needed where MR is translated"),
+        (dict, {"mr_percentiles": None}, "--mr-percentiles.*is needed to translate MR"),
         (dict, {"modalities": ("CT", "CT"), "mr_percentiles": None, "mr_inverted": True}, "--mr-inverted is for MR"),
         (lambda: reference("resnet_9blocks").state_dict(), {"spacing": (1.0, 0.0, 1.0)}, "preparation.spacing.1"),
         (lambda: reference("resnet_9blocks").state_dict(), {"ct_window": (5.0, 1.0)}, "must be below the second"),
