@@ -272,19 +272,23 @@ def test_same_call_same_bytes(tmp_path: Path) -> None:
     assert other.train_mr[0].read_bytes() != again.train_mr[0].read_bytes()
 
 
-def test_the_mr_is_t1_weighted(cohort: Cohort) -> None:
-    """Fat is brighter than brain."""
-    mr, ct, mask = (load(group[0]) for group in (cohort.test_mr, cohort.test_ct, cohort.test_mask))
+def test_contrast_chooses_the_weighting(tmp_path: Path) -> None:
+    few: dict[str, Any] = {**SMALL, "train_mr": 0, "train_ct": 0, "test": 1}
+    t1, t2 = (write_cohort(tmp_path / c, seed=2, contrast=c, **few) for c in ("t1", "t2"))
+    ct, mask = load(t1.test_ct[0]), load(t1.test_mask[0])
+    np.testing.assert_array_equal(ct, load(t2.test_ct[0]))
     fat = (mask > 0) & (abs(ct - HU[Tissue.FAT]) < 25)
     brain = ndimage.binary_erosion((mask > 0) & (abs(ct - 30) < 40), iterations=2)
-    assert np.median(mr[fat]) > 1.2 * np.median(mr[brain])
+    for written, brighter in ((t1, True), (t2, False)):
+        mr = load(written.test_mr[0])
+        assert (np.median(mr[fat]) > 1.2 * np.median(mr[brain])) == brighter
 
 
 def test_unusable_arguments_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     with pytest.raises(InputError) as caught:
-        write_cohort(tmp_path, seed=-1, test=-2, spacing_mm=(0, 1, 1), shape=(0, 1, 1))
-    for word in (str(tmp_path), "seed is -1", "-2", "spacing_mm", "shape is"):
+        write_cohort(tmp_path, seed=-1, test=-2, spacing_mm=(0, 1, 1), shape=(0, 1, 1), contrast="t3")  # type: ignore[arg-type]
+    for word in (str(tmp_path), "seed is -1", "-2", "spacing_mm", "shape is", "'t3'"):
         assert word in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +17,7 @@ from medcyclegan.atomic import atomic_folder
 from medcyclegan.errors import raise_all
 from medcyclegan.phantom.anatomy import Affine, Head, head, rotation
 from medcyclegan.phantom.fields import Floats
-from medcyclegan.phantom.scan import Phantom, sample
+from medcyclegan.phantom.scan import SEQUENCES_MS, Phantom, sample
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,15 @@ def write_cohort(
     test: int = 3,
     spacing_mm: tuple[float, float, float] = (3.0, 3.0, 4.0),
     shape: tuple[int, int, int] = (72, 88, 40),
+    contrast: Literal["t1", "t2"] = "t1",
 ) -> Cohort:
     """Write an unpaired training and a paired test set of head phantoms as NIfTI; the same call, the same bytes.
 
     The files are `train/mr/mr_001.nii.gz`, `train/ct/ct_001.nii.gz`, `test/mr/case_001.nii.gz`,
-    `test/ct/case_001.nii.gz` and `test/mask/case_001.nii.gz`, and so on. MR is T1-weighted float32, CT int16 HU, the
-    mask uint8. Axis order, tilt, slice thickness (with fewer slices, so that the field of view stays) and the CT's
+    `test/ct/case_001.nii.gz` and `test/mask/case_001.nii.gz`, and so on. MR is float32, CT int16 HU, the mask uint8.
+    Axis order, tilt, slice thickness (with fewer slices, so that the field of view stays) and the CT's
     slope and intercept vary from file to file. Every second training CT has a table below the head.
+    Two calls that differ in `contrast` alone show the same heads on the same grids: several contrasts of one patient.
 
     Args:
         folder: where to write; must not exist yet, or be empty.
@@ -69,13 +71,14 @@ def write_cohort(
         train_mr, train_ct, test: how many heads of each; no head is in two sets.
         spacing_mm: voxel size to the right, to the front and to the top.
         shape: voxels along the same directions. The top of the grid lies above the vertex, the rest follows.
+        contrast: weighting of the MR.
 
     Raises:
         InputError: an argument out of range, or a folder that already holds something.
     """
     target = Path(folder)
     counts = (train_mr, train_ct, test)
-    raise_all(_problems(target, seed, counts, spacing_mm, shape), "cannot write the phantom cohort:")
+    raise_all(_problems(target, seed, counts, spacing_mm, shape, contrast), "cannot write the phantom cohort:")
     written: dict[str, list[Path]] = {"train/mr": [], "train/ct": [], "test/mr": [], "test/ct": [], "test/mask": []}
     with atomic_folder(target) as temporary:
         for stage, (part, count) in enumerate(zip(("train/mr", "train/ct", "test"), counts, strict=True)):
@@ -87,7 +90,7 @@ def write_cohort(
                 ct = _with_table(subject, scan) if part == "train/ct" and number % 2 else scan.ct
                 slope, intercept = _SCALING[variant % len(_SCALING)]
                 files: dict[str, tuple[npt.NDArray[Any], type, float, float]] = {
-                    "mr": (scan.mr_t1, np.float32, 1.0, 0.0),
+                    "mr": (scan.mr_t1 if contrast == "t1" else scan.mr_t2, np.float32, 1.0, 0.0),
                     "ct": (ct, np.int16, slope, intercept),
                     "mask": (scan.body, np.uint8, 1.0, 0.0),
                 }
@@ -100,7 +103,12 @@ def write_cohort(
 
 
 def _problems(
-    target: Path, seed: int, counts: tuple[int, ...], spacing: tuple[float, ...], shape: tuple[int, ...]
+    target: Path,
+    seed: int,
+    counts: tuple[int, ...],
+    spacing: tuple[float, ...],
+    shape: tuple[int, ...],
+    contrast: str,
 ) -> Iterator[str]:
     if target.exists() and not target.is_dir():
         yield f"{target} is a file; give a folder that does not exist yet."
@@ -114,6 +122,8 @@ def _problems(
         yield f"spacing_mm is {spacing}; give three numbers above 0 and below 50."
     if len(shape) != 3 or min(shape, default=0) < 1:
         yield f"shape is {shape}; give three numbers of voxels, each at least 1."
+    if contrast not in SEQUENCES_MS:
+        yield f"contrast is {contrast!r}; choose one of {', '.join(SEQUENCES_MS)}."
 
 
 def _grid(

@@ -43,7 +43,7 @@ MR_SNR = 35.0
 _CT_BLUR_MM = 0.6  # standard deviation of the point spread function
 _MR_TEXTURE = 0.03  # standard deviation of the signal within a tissue, as a part of it
 _MR_BIAS = 0.2  # the receive field stays within 1 +- this
-_SEQUENCES_MS = {"t1": (500.0, 12.0), "t2": (4000.0, 95.0)}  # TR and TE
+SEQUENCES_MS = {"t1": (500.0, 12.0), "t2": (4000.0, 95.0)}  # TR and TE
 
 
 def spin_echo(contrast: Literal["t1", "t2"]) -> Floats:
@@ -52,7 +52,7 @@ def spin_echo(contrast: Literal["t1", "t2"]) -> Floats:
     S = PD (1 - exp(-TR / T1)) exp(-TE / T2): Haacke et al., Magnetic Resonance Imaging: Physical Principles and
     Sequence Design (1999), the spin echo with TE much shorter than TR.
     """
-    tr, te = _SEQUENCES_MS[contrast]
+    tr, te = SEQUENCES_MS[contrast]
     _, _, density, t1, t2 = np.array([_PROPERTIES[tissue] for tissue in Tissue]).T
     return (density * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)).astype(np.float32)
 
