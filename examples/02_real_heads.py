@@ -20,8 +20,9 @@ from scipy import ndimage
 
 from medcyclegan import config, factory, load_translator
 from medcyclegan.evaluation.case import score_case
-from medcyclegan.evaluation.evaluate import evaluate
+from medcyclegan.evaluation.evaluate import evaluate_pairs
 from medcyclegan.evaluation.metrics.tissue import Tissues
+from medcyclegan.evaluation.pairing import find_cases
 from medcyclegan.evaluation.protocol import protocol
 from medcyclegan.io.reader import grid_of, read_volume
 from medcyclegan.io.writer import write_volume
@@ -105,7 +106,8 @@ sct = load_translator(run)(arguments.data / MR[0])
 sct.save(arguments.output / "mr_avg152_t1_sct.nii.gz")
 out = arguments.output
 write_volume(out / "head.nii.gz", mask.astype(np.uint8), grid_of(volume))
-exam = {"masks": out / "head.nii.gz", "source": arguments.data / MR[0]}
-evaluate(out / "mr_avg152_t1_sct.nii.gz", arguments.data / CT, out / "scores", **exam)
+exam = {"pred": out / "mr_avg152_t1_sct.nii.gz", "ref": arguments.data / CT}
+exam |= {"mask": out / "head.nii.gz", "source": arguments.data / MR[0]}
+evaluate_pairs(find_cases(exam), out / "scores")
 write_report(out / "scores", out / "report.html")
 print(f"written: {out / 'mr_avg152_t1_sct.nii.gz'}, {out / 'report.html'}, {run / 'exam.csv'}")
