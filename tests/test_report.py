@@ -338,7 +338,7 @@ def test_of_several_uncertainty_maps_the_combined_one_is_shown(tmp_path: Path) -
     save(np.where(head() > -500, 3.0, 0), tmp_path / "uncertainty/head_combined.nii")
     page = shown(scores, uncertainty=tmp_path / "uncertainty").page
     assert "<span>0</span><span>as given</span><span>4</span>" in page  # all voxels of the mask hold 3
-    assert "the values of the files given (named *_combined)" in page and "high is doubtful" in page
+    assert "values of the files given (named *_combined)" in page and "high is doubtful" in page
 
 
 def test_what_the_evaluation_doubts_comes_first(tmp_path: Path) -> None:
