@@ -20,10 +20,11 @@ import threading
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -223,15 +224,19 @@ def convert(
         record.add(case, entry)
         return entry
 
-    def collect() -> None:
-        case, writing = pending.pop(0)
+    def attempt(case: str, work: Callable[[], T]) -> T | None:
         try:
-            entry = writing.result()
+            with heard.about(case):
+                return work()
         except Exception as error:
             result.failed[case] = _reason(error)
-        else:
-            result.written[case] = targets[case]
-            result.quality[case] = entry["quality"]
+            return None
+
+    def collect() -> None:
+        while pending:
+            case, writing = pending.pop()
+            if (entry := attempt(case, writing.result)) is not None:
+                result.written[case], result.quality[case] = targets[case], entry["quality"]
 
     try:
         with heard.listening():
@@ -240,10 +245,7 @@ def convert(
                 reading = ahead or start(case)
                 ahead = None
                 begun = time.monotonic()
-                try:
-                    read = reading.result()
-                except Exception as error:
-                    result.failed[case] = _reason(error)
+                if (read := attempt(case, reading.result)) is None:
                     continue
                 if read.source is None:
                     result.skipped[case] = targets[case]
@@ -254,22 +256,15 @@ def convert(
                     continue
                 if number + 1 < len(chosen) and read.source.case.image.size <= LARGE:
                     ahead = start(chosen[number + 1])
-                name = f"{case} ({number + 1}/{len(chosen)})"
-                try:
-                    with heard.about(case):
-                        prediction = translator.predict(
-                            read.source, uncertainty=uncertainty, progress=_Named(progress or Silent(), name)
-                        )
-                except Exception as error:
-                    result.failed[case] = _reason(error)
+                watch = _Named(progress or Silent(), f"{case} ({number + 1}/{len(chosen)})")
+                predict = partial(translator.predict, read.source, uncertainty=uncertainty, progress=watch)
+                if (prediction := attempt(case, predict)) is None:
                     continue
-                while pending:
-                    collect()
+                collect()
                 finish = _Finish(translator, files[case], targets[case], read, read.source, begun)
                 pending.append((case, writer.submit(write, case, finish, prediction)))
-                del read, reading, prediction
-            while pending:
-                collect()
+                del read, reading, predict, prediction
+            collect()
     finally:
         reader.shutdown(cancel_futures=True)
         writer.shutdown()

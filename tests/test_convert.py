@@ -343,7 +343,7 @@ def test_a_case_that_does_not_fit_into_memory_does_not_stop_the_others(
     read = Translator.read
 
     def fail(translator: Translator, image: Any, body: Any = None) -> Source:
-        if "p2" in image.meta["filename_or_obj"]:
+        if "p2" in image[0].meta["filename_or_obj"]:
             raise MemoryError
         return read(translator, image, body)
 
