@@ -170,7 +170,8 @@ def _caption(columns: Collection[str], window: tuple[float, float], uncertainty:
     if uncertainty is not None and UNCERTAINTY in columns:
         named = f" (named *{uncertainty.suffix})" if uncertainty.suffix else ""
         words.append(
-            f"Uncertainty map: values of the files given{named}, up to the 99.5th percentile in the mask of each case; "
+            f"Uncertainty map: the values of the files given{named}, up to the 99.5th percentile in the mask of "
+            "each case; "
             "in the maps of convert, high is doubtful."
         )
     words += [
