@@ -343,7 +343,7 @@ def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path
     assert "at least two" in medcyclegan("compare", tmp_path / "out_a", code=2).stderr
     (tmp_path / "empty").mkdir()
     told = medcyclegan("compare", tmp_path / "out_a", tmp_path / "empty", code=2).stderr
-    assert "empty: it has no summary.json" in told and "FileNotFound" not in told
+    assert "empty/summary.json" in told and "FileNotFound" not in told
     done = medcyclegan("evaluate", tmp_path / "a", tmp_path / "b", "--unpaired", "-o", tmp_path / "set")
     assert "kid: " in done.stdout and "no substitute for paired scores" in done.stderr
     assert "such as 200,500" in medcyclegan("evaluate", "p", "r", "-o", "o", "--bone", "x", code=2).stderr
