@@ -18,8 +18,10 @@ from monai.transforms import LoadImaged
 from prepared_cohorts import prepare as prepare_cases
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.cohort.assembly import Assembly, assemble
-from medcyclegan.cohort.datalist import Case, Cohort, from_json
+from medcyclegan.cohort.assembly import Assembly, Selection, assemble
+from medcyclegan.cohort.cases import Case, Cohort
+from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.splits import SplitPlan
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.patches import PatchSpec, Sampling, TrainingPatches, stack_of_slices
 from medcyclegan.data.prepared import PreparedCohort
@@ -44,8 +46,8 @@ def volume(path: Path, seed: int, *, shape: tuple[int, ...] = (4, 5, 6)) -> Path
     return path
 
 
-def make(root: Path, wanted: str = "T1w,T2w", **options: object) -> Assembly:
-    return assemble(root, modalities=MODALITIES, contrasts={"a": wanted}, **options)  # type: ignore[arg-type]
+def make(root: Path, wanted: str = "T1w,T2w", b: str | None = None, val: float = 0.0) -> Assembly:
+    return assemble(Selection(root, MODALITIES, contrasts={"a": wanted, "b": b}), SplitPlan(val))
 
 
 def told(found: Assembly) -> list[list[str]]:
@@ -146,7 +148,7 @@ def test_a_copy_as_second_contrast_and_contrasts_of_ct_are_refused(tmp_path: Pat
     with pytest.raises(InputError, match=r"two contrasts of a case are copies of one scan:(.|\n)*t1.p.nii, .*t2.p.nii"):
         make(tmp_path, "t1,t2")
     with pytest.raises(InputError, match="joined as channels of MR only, got ct, cbct"):
-        assemble(tmp_path, modalities=MODALITIES, contrasts={"a": "t1", "b": "ct,cbct"})
+        make(tmp_path, "t1", b="ct,cbct")
 
 
 def test_a_written_datalist_reads_back_and_monai_stacks_it(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_a_written_datalist_reads_back_and_monai_stacks_it(tmp_path: Path) -> No
     assert pair["a"] == [f"t1/{pair['case']}.nii", f"t2/{pair['case']}.nii"] and isinstance(pair["b"], str)
     again = from_json(file)
     assert [case.images for case in again.a] == [case.images for case in found.cohort().a]
-    assert again.contrasts == {"a": ("t1", "t2")} and again.pairs[0].a == found.cohort().pairs[0].a
+    assert again.contrasts == {"a": ("t1", "t2")} and again.pairs == found.cohort().pairs
     (first, *_) = load_decathlon_datalist(str(file), is_segmentation=False, data_list_key="a")
     loaded = LoadImaged("image", image_only=True)({"image": first["image"]})["image"]
     wanted = [nib.load(tmp_path / "data" / kind / "p0.nii").get_fdata() for kind in ("t1", "t2")]

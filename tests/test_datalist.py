@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from monai.data import load_decathlon_datalist
 
-from medcyclegan.cohort.datalist import Case, Pair, from_folders, from_json
+from medcyclegan.cohort.cases import Case, from_folders
+from medcyclegan.cohort.datalist import from_json
 from medcyclegan.errors import InputError
 
 
@@ -45,7 +46,7 @@ def test_same_folder_twice(folder: Path) -> None:
 def test_pairs_csv(folder: Path) -> None:
     (folder / "pairs.csv").write_text("case,a,b,mask\nv1,v/a.nii,v/b.nii,\n")
     cohort = from_folders(folder / "mr", folder / "ct", pairs=folder / "pairs.csv")
-    assert cohort.pairs == (Pair("v1", (folder / "v/a.nii",), (folder / "v/b.nii",)),)
+    assert cohort.pairs == ((Case("v1", (folder / "v/a.nii",)), Case("v1", (folder / "v/b.nii",))),)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_tables_of_pairs_are_read_strictly(folder: Path, text: str | bytes, mess
 def test_tables_as_spreadsheets_write_them(folder: Path) -> None:
     (folder / "pairs.csv").write_bytes(b'\xef\xbb\xbfcase,a,b,\r\n"v1",v/a.nii,v/b.nii,\r\n,,,\r\n\r\n')
     cohort = from_folders(folder / "mr", folder / "ct", pairs=folder / "pairs.csv")
-    assert cohort.pairs == (Pair("v1", (folder / "v/a.nii",), (folder / "v/b.nii",)),)
+    assert cohort.pairs == ((Case("v1", (folder / "v/a.nii",)), Case("v1", (folder / "v/b.nii",))),)
 
 
 def one(entry: str, **lists: str) -> str:

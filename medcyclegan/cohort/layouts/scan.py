@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medcyclegan.errors import InputError, raise_all
@@ -82,6 +82,21 @@ def patient_of_picture(name: str) -> str:
     """Who is on a 2D image, from its id without the number of its slice; "" if nothing but a number is left."""
     match = _SLICE.match(patient_of(name))
     return patient_of(match.group(1) or "") if match else patient_of(name)
+
+
+def unite_patients(scans: Iterable[Scan], groups: Iterable[Iterable[str]]) -> list[Scan]:
+    """The same scans, with one patient, the first by name, for all patients of a group; groups that meet are one."""
+    first: dict[str, str] = {}
+
+    def first_of(patient: str) -> str:
+        while patient in first:
+            patient = first[patient]
+        return patient
+
+    for group in groups:
+        owners = sorted({first_of(patient) for patient in group})
+        first |= dict.fromkeys(owners[1:], owners[0])
+    return [replace(scan, patient=first_of(scan.patient)) for scan in scans]
 
 
 def text(name: str) -> str:
