@@ -212,7 +212,7 @@ def test_the_config_must_agree_with_the_data(tmp_path: Path) -> None:
         named("T2w", "T1w")
     with pytest.raises(InputError, match=r"names 3 \(x, y, z\), but a case of a has 2 files \(T1w, T2w\)"):
         named("x", "y", "z")
-    data["datalist"] = str(write_list(tmp_path, a=[{"image": ["1.nii", "2.nii"]}]))
+    data["source"] = str(write_list(tmp_path, a=[{"image": ["1.nii", "2.nii"]}]))
     assert named() == {"a": ("contrast 1", "contrast 2")}
     for wrong, words in ((["T1w", "T1w"], "each has a name of its own"), (["x", "y"], "several are for MR")):
         domain = {"name": "X", "modality": "CT" if wrong[0] == "x" else "MR", "contrasts": wrong}

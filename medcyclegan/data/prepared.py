@@ -215,8 +215,9 @@ def _pairs_apart(cohort: Cohort, sources: Mapping[str, Source], preparations: Pr
             if not (on_one_grid(a, b) and on_one_grid(*(working_grid(grid, spacing) for grid in (a, b)))):
                 failed[names[1]] = (
                     f"{halves[1].images[0]} does not lie on the grid of {halves[0].images[0]}: shapes {b.shape} and "
-                    f"{a.shape}, up to {a.distance(b):.1f} mm apart (at most {SAME_GRID_MM:g} mm and {SAME_GRID_VOXELS:g} of a voxel "
-                    "are allowed). Resample one onto the other, or set preparation.register_pairs."
+                    f"{a.shape}, up to {a.distance(b):.1f} mm apart (at most {SAME_GRID_MM:g} mm and "
+                    f"{SAME_GRID_VOXELS:g} of a voxel are allowed). Resample one onto the other, or set "
+                    "preparation.register_pairs."
                 )
     return failed
 
