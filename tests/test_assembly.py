@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
-from medcyclegan.cohort.assembly import Assembly, Selection, assemble
+from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.domains import Selection
 from medcyclegan.cohort.duplicates import survey_images
 from medcyclegan.cohort.splits import SplitPlan
 from medcyclegan.errors import InputError

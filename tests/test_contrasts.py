@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from monai.transforms import LoadImaged
 from prepared_cohorts import prepare as prepare_cases
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.cohort.assembly import Assembly, Selection, assemble
+from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.cases import Case, Cohort
 from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.domains import Selection
 from medcyclegan.cohort.splits import SplitPlan
 from medcyclegan.data.augment import Augmentation
 from medcyclegan.data.patches import PatchSpec, Sampling, TrainingPatches, stack_of_slices
@@ -31,7 +31,6 @@ from medcyclegan.data.stored_image import StoredImage, encode
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.reader import read_volume
-from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.overlay import apart_mm, covered
 from medcyclegan.transforms.pipeline import Preparation, landmark_shares, prepare
 
@@ -545,18 +544,3 @@ def test_contrasts_move_together_and_vary_in_gamma_apart() -> None:
     np.testing.assert_allclose(joint[0], joint[1], atol=1e-6)
     shaded, _ = Augmentation((1.0, 1.0), bias_field=0.5, contrasts=2)(patch, body, 3)
     np.testing.assert_allclose(shaded[0], shaded[1], atol=1e-6)
-
-
-def test_phantoms_give_both_contrasts_of_the_same_heads(tmp_path: Path) -> None:
-    make: Callable[..., phantom.Cohort] = phantom.write_cohort
-    settings = {"seed": 1, "train_mr": 1, "train_ct": 1, "test": 1, "spacing_mm": (8, 8, 8), "shape": (28, 32, 24)}
-    one, two = (make(tmp_path / kind, contrast=kind, **settings) for kind in ("t1", "t2"))
-    a, b = (read_volume(cohort.train_mr[0]) for cohort in (one, two))
-    np.testing.assert_array_equal(a.affine, b.affine)
-    assert one.train_ct[0].read_bytes() == two.train_ct[0].read_bytes()
-    assert one.test_mask[0].read_bytes() == two.test_mask[0].read_bytes()
-    body = a.numpy()[0] > np.percentile(a.numpy(), 70)
-    assert abs(np.corrcoef(a.numpy()[0][body], b.numpy()[0][body])[0, 1]) < 0.9
-    assert resample(
-        a.numpy()[0], Grid(a.shape[1:], a.affine.numpy()), Grid(b.shape[1:], b.affine.numpy()), fill=0
-    ).any()

@@ -58,17 +58,6 @@ def test_pairs_csv(folder: Path) -> None:
         ("case,a,b\n1,v/nowhere.nii,v/a.nii\n", "there is no file"),
         ("case,a,b\n../1,v/a.nii,v/b.nii\n", "cannot be a case id"),
         ("case,a,b\n1,v/a.nii,v/b.nii\n1,v/a.nii,v/b.nii\n", "occurs more than once"),
-    ],
-)
-def test_pairs_mistakes(folder: Path, text: str, message: str) -> None:
-    (folder / "pairs.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        from_folders(folder / "mr", folder / "ct", pairs=folder / "pairs.csv")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
         ("case,a,b\n1,v/a.nii,v/b.nii,junk\n", "line 2: more values than columns"),
         ("case,a,b,mask\n1,v/a.nii,v/b.nii\n", "line 2: fewer values than columns"),
         ("case,a,b\n1,v/a.nii\0,v/b.nii\n", "NUL"),

@@ -6,49 +6,25 @@ result becomes a `Cohort` at once, or a datalist on disk, see `cohort.datalist`.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medcyclegan.cohort.cases import DOMAINS, Case, Cohort, check_cohort
 from medcyclegan.cohort.datalist import write_datalist
-from medcyclegan.cohort.domains import choose_scans
+from medcyclegan.cohort.domains import Selection, choose_scans
 from medcyclegan.cohort.duplicates import refuse_one_as_two, survey_images, without_copies
 from medcyclegan.cohort.layouts import read_layout
-from medcyclegan.cohort.layouts.scan import Scan, text
+from medcyclegan.cohort.layouts.scan import Scan
 from medcyclegan.cohort.splits import AS_IN_LAYOUT, SPLITS, SplitPlan, split_scans, with_split_of_patient
-from medcyclegan.errors import InputError, few, raise_all
+from medcyclegan.errors import few, raise_all
 from medcyclegan.io.grid import on_one_grid
-from medcyclegan.io.reader import case_id
 from medcyclegan.progress import Progress
 from medcyclegan.survey.volume import Survey
 
 _PREFIX = {"train": "", "val": "val_", "test": "test_"}  # of a split's lists in a datalist
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which scans become a cohort.
-
-    Attributes:
-        root: a folder, or a CSV.
-        modalities: "a" and "b" -> "MR" or "CT".
-        layout: its name; None for the one that fits.
-        contrasts: "a" and "b" -> which kind of scans to take, a name with * and ?; needed where there are several.
-            Several names with commas between them are joined as channels in their order, per patient; who lacks one
-            is left out with a note.
-        patient: regular expression whose first group, in the path of a scan under the root without its ending, is the
-            patient; None where names tell as far as the layout knows.
-    """
-
-    root: Path
-    modalities: Mapping[str, str]
-    layout: str | None = None
-    contrasts: Mapping[str, str | None] = field(default_factory=dict)
-    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +67,7 @@ class Assembly:
         return {name: len(entries) for name, entries in self._lists(Path()).items()}
 
     def write(self, path: Path) -> None:
-        """Write the datalist; paths below its folder are relative to it.
-
-        Raises:
-            InputError: `path` is something else than a datalist.
-        """
+        """Write the datalist, see `write_datalist`; paths below its folder are relative to it."""
         write_datalist(path, self.about, self._lists(path.parent))
 
     def _lists(self, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -143,10 +115,8 @@ def assemble(selection: Selection, split: SplitPlan = AS_IN_LAYOUT, progress: Pr
             on two sides; the same scan is in both domains; contrasts to be joined are ambiguous; a split is not
             possible.
     """
-    root, wanted = selection.root, dict(selection.contrasts)
-    found = read_layout(root, selection.layout)
-    scans = found.scans if selection.patient is None else _named_patients(found.scans, root, selection.patient)
-    chosen = choose_scans(scans, selection.modalities, wanted, root)
+    found = read_layout(selection.root, selection.layout)
+    chosen = choose_scans(found.scans, selection)
     taken = with_split_of_patient(chosen.scans)
     surveys, failed = survey_images((image for scan in taken for image in scan.images), progress=progress)
     refuse_one_as_two(taken, surveys)
@@ -157,32 +127,11 @@ def assemble(selection: Selection, split: SplitPlan = AS_IN_LAYOUT, progress: Pr
     _require_training(taken, failed)
     taken += unread
     pairs, unpaired = _pairs(taken, surveys, folds)
-    about: dict[str, Any] = {"root": str(root), "layout": found.layout, "reason": found.reason, "seed": split.seed}
-    about |= {"val": split.val, "test": split.test, "folds": split.folds, "modalities": dict(selection.modalities)}
-    about |= {"contrasts": {domain: contrast for domain, contrast in wanted.items() if contrast}}
+    about: dict[str, Any] = {"root": str(selection.root), "layout": found.layout, "reason": found.reason}
+    about |= {**asdict(split), "modalities": dict(selection.modalities)}
+    about |= {"contrasts": {domain: contrast for domain, contrast in selection.contrasts.items() if contrast}}
     notes = (*found.notes(), *chosen.notes, *copies, *unpaired)
     return Assembly(tuple(taken), folds, pairs, failed, notes, about, chosen.contrasts)
-
-
-def _named_patients(scans: Iterable[Scan], root: Path, pattern: str) -> list[Scan]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"the patient pattern '{pattern}' is no regular expression: {error}.") from None
-    if expression.groups < 1:
-        raise InputError(f"the patient pattern '{pattern}' has no group.", "Put what names the patient in ().")
-    folder = root if root.is_dir() else root.parent
-    named, problems = [], []
-    for scan in scans:
-        path = scan.image.relative_to(folder) if scan.image.is_relative_to(folder) else scan.image
-        place = text(path.with_name(case_id(path)).as_posix())
-        match = expression.search(place)
-        if match and match.group(1):
-            named.append(replace(scan, patient=match.group(1)))
-        else:
-            problems.append(place)
-    raise_all(problems, f"the patient pattern '{pattern}' finds nobody in:")
-    return named
 
 
 def _unread(scan: Scan, failed: Mapping[Path, str]) -> bool:

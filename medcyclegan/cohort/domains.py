@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medcyclegan.cohort.cases import DOMAINS, no_case_id
 from medcyclegan.cohort.contrasts import Joined, join_contrasts, named_contrasts, shows
-from medcyclegan.cohort.layouts.scan import Scan
-from medcyclegan.errors import raise_all
+from medcyclegan.cohort.layouts.scan import Scan, text
+from medcyclegan.errors import InputError, raise_all
+from medcyclegan.io.reader import case_id
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which scans become a cohort.
+
+    Attributes:
+        root: a folder, or a CSV.
+        modalities: "a" and "b" -> "MR" or "CT".
+        layout: its name; None for the one that fits.
+        contrasts: "a" and "b" -> which kind of scans to take, a name with * and ?; needed where there are several.
+            Several names with commas between them are joined as channels in their order, per patient; who lacks one
+            is left out with a note.
+        patient: regular expression whose first group, in the path of a scan under the root without its ending, is the
+            patient; None where names tell as far as the layout knows.
+    """
+
+    root: Path
+    modalities: Mapping[str, str]
+    layout: str | None = None
+    contrasts: Mapping[str, str | None] = field(default_factory=dict)
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,22 +52,18 @@ class Chosen:
     notes: list[str]
 
 
-def choose_scans(
-    scans: Sequence[Scan], modalities: Mapping[str, str], contrasts: Mapping[str, str | None], root: Path
-) -> Chosen:
-    """The scans of each domain, those of several contrasts joined.
-
-    Args:
-        scans: all those of a layout.
-        modalities: "a" and "b" -> "MR" or "CT".
-        contrasts: "a" and "b" -> which kind of scans to take, see `cohort.assembly.Selection`.
-        root: for messages.
+def choose_scans(scans: Sequence[Scan], selection: Selection) -> Chosen:
+    """Of all scans of a layout those of each domain, those of several contrasts joined.
 
     Raises:
         InputError: a domain has no scans or scans of several kinds; contrasts to be joined are ambiguous; a scan fits
             both domains; case ids are not unique or cannot serve as file names.
     """
-    found = {domain: _of_domain(scans, domain, modalities[domain], contrasts.get(domain)) for domain in DOMAINS}
+    modalities, root = selection.modalities, selection.root
+    if selection.patient is not None:
+        scans = _named_patients(scans, root, selection.patient)
+    wanted = selection.contrasts
+    found = {domain: _of_domain(scans, domain, modalities[domain], wanted.get(domain)) for domain in DOMAINS}
     names = {domain: f"domain {domain} ({modalities[domain]})" for domain in DOMAINS}
     problems = [f"{names[domain]}: {problem}" for domain in DOMAINS for problem in found[domain].problems]
     images = {domain: {image for scan in found[domain].scans for image in scan.images} for domain in DOMAINS}
@@ -62,6 +82,27 @@ def choose_scans(
     taken = [replace(scan, domain=domain) for domain in DOMAINS for scan in found[domain].scans]
     _check_ids(taken)
     return Chosen(taken, {domain: found[domain].names for domain in DOMAINS if found[domain].names}, notes)
+
+
+def _named_patients(scans: Iterable[Scan], root: Path, pattern: str) -> list[Scan]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"the patient pattern '{pattern}' is no regular expression: {error}.") from None
+    if expression.groups < 1:
+        raise InputError(f"the patient pattern '{pattern}' has no group.", "Put what names the patient in ().")
+    folder = root if root.is_dir() else root.parent
+    named, problems = [], []
+    for scan in scans:
+        path = scan.image.relative_to(folder) if scan.image.is_relative_to(folder) else scan.image
+        place = text(path.with_name(case_id(path)).as_posix())
+        match = expression.search(place)
+        if match and match.group(1):
+            named.append(replace(scan, patient=match.group(1)))
+        else:
+            problems.append(place)
+    raise_all(problems, f"the patient pattern '{pattern}' finds nobody in:")
+    return named
 
 
 def _of_domain(scans: Sequence[Scan], domain: str, modality: str, wanted: str | None) -> Joined:
@@ -104,7 +145,7 @@ def _kinds(scans: Iterable[Scan]) -> str:
 
 
 def _check_ids(scans: Sequence[Scan]) -> None:
-    """Case ids serve as file names, once per domain and split."""
+    """Case ids serve as file names, each once per domain and split."""
     raise_all(
         [f"'{s.case}': {s.image}: {reason}" for s in scans if (reason := no_case_id(s.case))],
         "these cannot be case ids, they must serve as file names:",

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from medcyclegan import config
-from medcyclegan.cohort.assembly import Assembly, Selection, assemble
+from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.cases import Cohort, contrast_names, from_folders
 from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.domains import Selection
 from medcyclegan.cohort.recognition import Kind, recognize
 from medcyclegan.cohort.splits import AS_IN_LAYOUT, SplitPlan
 from medcyclegan.config import Experiment
