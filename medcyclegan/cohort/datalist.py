@@ -1,10 +1,10 @@
-"""Datalists: JSON files with the cases of a cohort, and of what is kept for its validation and its test.
+"""Datalists: JSON files with the cases of a cohort, and with what is kept for its validation and test.
 
 A datalist has the lists `a`, `b` and optionally `pairs`:
 
     {"a": [{"image": "mr/001.nii.gz", "body": "masks/001.nii.gz"}, ...],
      "b": [{"image": "ct/117.mha"}, ...],
-     "pairs": [{"case": "031", "a": "mr/031.nii.gz", "b": "ct/031.nii.gz"}]}
+     "pairs": [{"case": "031", "a": "mr/031.nii.gz", "b": "ct/031.nii.gz"}, ...]}
 
 Paths are relative to the file. MONAI's `load_decathlon_datalist(file, is_segmentation=False, data_list_key="a")` reads
 each list; it makes a path of every value that is the name of something beside the file, a patient's folder for example.

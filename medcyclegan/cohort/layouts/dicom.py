@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medcyclegan.cohort.layouts import bids, cyclegan
 from medcyclegan.cohort.layouts.folders import is_named
-from medcyclegan.cohort.layouts.scan import Scan, holds_volumes, patient_of, require_scans, text, unite_patients
+from medcyclegan.cohort.layouts.scan import Scan, holds_scans, patient_of, require_scans, text, unite_patients
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.series import Series, list_series
 from medcyclegan.io.tree import Tree
@@ -34,7 +34,7 @@ def recognize(tree: Tree) -> str | None:
         return None
     patients = [name for name in tree.folders() if not is_named(name)]
     # A folder with volumes of another kind is no folder of series, however much DICOM lies beside.
-    if any(holds_volumes(tree, name) for name in patients):
+    if any(holds_scans(tree, name, pictures=False) for name in patients):
         return None
     first = next((name for name in patients if tree.holds_dicom(name)), None)
     return f"the folder {first} holds DICOM" if first else None

@@ -152,7 +152,7 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
     for name in tree.folders(place):
         inside = join(place, name)
         case, patient = text(name), patient_of(text(name))
-        if not holds_volumes(tree, inside) and tree.holds_dicom(inside):
+        if not holds_scans(tree, inside, pictures=False) and tree.holds_dicom(inside):
             yield tree.path(inside), case, patient
             continue
         below = list(_scans(tree, inside)) if holds_scans(tree, inside) else []
@@ -160,16 +160,10 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
             yield path, case if len(below) == 1 else f"{case}_{part}", patient
 
 
-def holds_volumes(tree: Tree, place: str) -> bool:
-    """True if a volume lies in `place` or below; DICOM is not looked for."""
-    return any(is_volume(name) for folder in tree.every_folder(place) for name in tree.files(folder))
-
-
-def holds_scans(tree: Tree, place: str) -> bool:
-    """True if a volume or 2D image lies in `place` or below; DICOM is not looked for."""
-    return any(
-        is_volume(name) or is_picture(name) for folder in tree.every_folder(place) for name in tree.files(folder)
-    )
+def holds_scans(tree: Tree, place: str, *, pictures: bool = True) -> bool:
+    """True if a volume, or a 2D image where `pictures`, lies in `place` or below; DICOM is not looked for."""
+    names = (name for folder in tree.every_folder(place) for name in tree.files(folder))
+    return any(is_volume(name) or (pictures and is_picture(name)) for name in names)
 
 
 def require_scans(scans: list[Scan], tree: Tree, name: str) -> list[Scan]:
