@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medcyclegan.cohort.datalist import Cohort
+from medcyclegan.cohort.cases import Cohort
 from medcyclegan.data.prepared import PreparedCohort, prepare_cohort
 from medcyclegan.transforms.pipeline import Preparation
 

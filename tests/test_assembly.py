@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +18,9 @@ from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
 from medcyclegan.cohort.assembly import Assembly, assemble
 from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.domains import Selection
 from medcyclegan.cohort.duplicates import survey_images
+from medcyclegan.cohort.splits import SplitPlan
 from medcyclegan.errors import InputError
 
 MODALITIES = {"a": "MR", "b": "CT"}
@@ -43,8 +46,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def make(root: Path, **options: object) -> Assembly:
-    return assemble(root, modalities=MODALITIES, **options)  # type: ignore[arg-type]
+def make(root: Path, modalities: Mapping[str, str] = MODALITIES, **options: Any) -> Assembly:
+    """Options of `Selection` and of `SplitPlan`."""
+    split = {key: options.pop(key) for key in ("val", "test", "folds", "seed") if key in options}
+    return assemble(Selection(root, modalities, **options), SplitPlan(**split))
 
 
 def people(content: dict, *names: str) -> set[str]:
@@ -109,7 +114,7 @@ def test_folds(root: Path) -> None:
         cohort = from_json(file, fold)
         trained = {case.id.split("_")[0] for case in (*cohort.a, *cohort.b)}
         held.append(people(content, "a", "b") - trained)
-        assert {pair.id.split("_")[0] for pair in cohort.pairs} == held[-1] & {f"p{i}" for i in range(6)}
+        assert {a.id.split("_")[0] for a, _ in cohort.pairs} == held[-1] & {f"p{i}" for i in range(6)}
     assert [len(part) for part in held] == [3, 3, 3]
     assert set.union(*held, tested) == {f"p{i}" for i in range(12)} and len(tested) == 3
     for wrong in (None, 3):
@@ -236,10 +241,10 @@ def test_several_kinds_are_asked_about(tmp_path: Path) -> None:
         make(tmp_path, contrasts={"a": "pd"})
     with pytest.raises(InputError, match=r"contrasts are not joined as channels(.|\n)*'p1': t1, t2"):
         make(tmp_path, contrasts={"a": "t?"})
-    same = assemble(tmp_path, modalities={"a": "MR", "b": "MR"}, contrasts={"a": "t1", "b": "t2"})
+    same = make(tmp_path, modalities={"a": "MR", "b": "MR"}, contrasts={"a": "t1", "b": "t2"})
     assert same.counts() == {"a": 1, "b": 1, "pairs": 0}
     with pytest.raises(InputError, match="1 scans fit both domains"):
-        assemble(tmp_path, modalities={"a": "MR", "b": "MR"}, contrasts={"a": "t1", "b": "t1"})
+        make(tmp_path, modalities={"a": "MR", "b": "MR"}, contrasts={"a": "t1", "b": "t1"})
 
 
 def test_cbct_is_no_mr(tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ def test_cbct_is_no_mr(tmp_path: Path) -> None:
         volume(tmp_path / "2BA001" / f"{kind}.nii.gz", i)
     with pytest.raises(InputError, match=r"domain a \(MR\): no scans of this domain"):
         make(tmp_path)
-    assert assemble(tmp_path, modalities={"a": "CT", "b": "CT"}).counts() == {"a": 1, "b": 1, "pairs": 0}
+    assert make(tmp_path, modalities={"a": "CT", "b": "CT"}).counts() == {"a": 1, "b": 1, "pairs": 0}
 
 
 def test_pairs_need_one_grid_and_one_partner(tmp_path: Path) -> None:

@@ -473,7 +473,7 @@ def test_mended_copies_are_sound_and_nothing_else_changes(cohort: phantom.Cohort
 def test_prepare_warns_of_the_same_and_remembers_it(
     cohort: phantom.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcyclegan.cohort.datalist import Case, Cohort
+    from medcyclegan.cohort.cases import Case, Cohort
     from medcyclegan.data import examination
 
     image = nib.load(cohort.train_ct[0])

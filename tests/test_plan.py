@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from medcyclegan import cli, config, factory, phantom, plan
-from medcyclegan.cohort.datalist import from_folders
+from medcyclegan.cohort.cases import from_folders
 from medcyclegan.errors import InputError
 from medcyclegan.plan.domain import Domain, describe
 

@@ -13,7 +13,7 @@ from prepared_cohorts import prepare
 from scipy import ndimage
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.cohort.datalist import Cohort, Pair, from_folders
+from medcyclegan.cohort.cases import Case, Cohort, from_folders
 from medcyclegan.data.examination import Source, content_hash
 from medcyclegan.data.prepared import PreparedCohort, _pairs_apart, open_prepared
 from medcyclegan.errors import InputError
@@ -130,7 +130,7 @@ def test_pairs_whose_working_grids_differ_by_rounding_are_refused(tmp_path: Path
     """Voxels of 0.5 and 0.50002 mm lie 0.002 mm apart at most, and 100 of them become 50 and 51 voxels of 1 mm."""
     a, b = (Grid((100, 40, 40), np.diag([step, 0.5, 0.5, 1.0])) for step in (0.5, 0.50002))
     known = {f"pairs_{d}/p": Source({}, (Survey(Path("p"), grid=grid),), (), None) for d, grid in (("a", a), ("b", b))}
-    cohort = Cohort((), (), (Pair("p", (tmp_path / "a.nii",), (tmp_path / "b.nii",)),))
+    cohort = Cohort((), (), ((Case("p", (tmp_path / "a.nii",)), Case("p", (tmp_path / "b.nii",))),))
     assert not _pairs_apart(cohort, known, {"a": (Preparation("MR", (2.0, 2.0, 2.0)),)})
     failed = _pairs_apart(cohort, known, {"a": (Preparation("MR", (1.0, 1.0, 1.0)),)})
     assert list(failed) == ["pairs_b/p"] and "does not lie on the grid" in failed["pairs_b/p"]

@@ -18,7 +18,7 @@ from prepared_cohorts import prepare
 
 from medcyclegan import config, factory
 from medcyclegan.atomic import folder_lock
-from medcyclegan.cohort.datalist import Cohort, from_folders
+from medcyclegan.cohort.cases import Cohort, from_folders
 from medcyclegan.data import examination, stored_case
 from medcyclegan.data import prepared as preparing
 from medcyclegan.data.prepared import PreparedCohort, open_prepared
@@ -395,7 +395,7 @@ def test_a_refused_preparation_leaves_no_folder(volumes: Folders, tmp_path: Path
 
 def test_every_file_of_every_input_counts(volumes: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images, masks, second channels and pairs: a changed byte in any of their files makes the case another."""
-    from medcyclegan.cohort.datalist import Case, Pair
+    from medcyclegan.cohort.cases import Case
 
     names = ["mr.x", "mask.x", "t2.x", "ct.x", "pair_a.x", "pair_b.x", "pair_mask.x"]
     for name in names:
@@ -406,7 +406,7 @@ def test_every_file_of_every_input_counts(volumes: Folders, tmp_path: Path, monk
     cohort = Cohort(
         (Case("1", (at["mr.x"], at["t2.x"]), at["mask.x"]),),
         (Case("2", (at["ct.x"],)),),
-        (Pair("3", (at["pair_a.x"],), (at["pair_b.x"],), at["pair_mask.x"]),),
+        (tuple(Case("3", (at[f"pair_{domain}.x"],), at["pair_mask.x"]) for domain in "ab"),),
     )
     jobs = preparing._cases(cohort)
 

@@ -14,7 +14,7 @@ from prepared_cohorts import prepare
 from scipy import ndimage
 
 from medcyclegan import phantom
-from medcyclegan.cohort.datalist import Case, Cohort, Pair
+from medcyclegan.cohort.cases import Case, Cohort
 from medcyclegan.data.registered import register_onto
 from medcyclegan.errors import InputError
 from medcyclegan.io.grid import Grid
@@ -79,7 +79,8 @@ def test_prepare_registers_pairs_and_leaves_out_what_fails(scans: phantom.Cohort
     rod = np.full((40, 40, 40), -1000, np.int16)
     rod[16:24, 2:38, 16:24] = 40
     write_volume(wrong, rod, Grid((40, 40, 40), np.diag([5.0, 5.0, 5.0, 1.0])), description="a rod")
-    pairs = (Pair("good", (scans.test_mr[0],), (away,)), Pair("bad", (scans.test_mr[0],), (wrong,)))
+    halves = (("good", away), ("bad", wrong))
+    pairs = tuple((Case(name, (scans.test_mr[0],)), Case(name, (file,))) for name, file in halves)
     listed = Cohort((Case("m", (scans.train_mr[0],)),), (Case("c", (scans.train_ct[0],)),), pairs)
     plain = prepare(listed, tmp_path / "plain")
     assert set(plain.failed) == {"pairs_b/good", "pairs_b/bad"} and not plain.cases["pairs_a"]

@@ -85,9 +85,10 @@ def datalist(
     """Find the volumes of a cohort, split them by patient, and write them down for prepare, train and MONAI."""
     experiment = given.experiment()
     from medcyclegan import factory
+    from medcyclegan.cohort.splits import SplitPlan
     from medcyclegan.progress import Terminal
 
-    found = factory.assembled(experiment, Terminal(), val=val, test=test, folds=folds, seed=seed)
+    found = factory.assembled(experiment, Terminal(), SplitPlan(val, test, folds, seed))
     found.write(output)
     for line in found.notes:
         warn(line)

@@ -69,28 +69,25 @@ def join_contrasts(scans: Sequence[Scan], patterns: Sequence[str]) -> Joined:
         elif fitting:
             slots[scan] = fitting[0]
     whole: list[list[Scan]] = []
-    rest: list[Scan] = []
-    for group in _grouped(slots, by_patient=False):
-        parts = _by_slot(group, slots, len(patterns))
-        if all(len(part) == 1 for part in parts):
-            whole.append([part[0] for part in parts])
-        else:
-            rest += group
+    groups: list[list[list[Scan]]] = []
+    left: Iterable[Scan] = slots
+    for by_patient in (False, True):
+        groups = [_by_slot(group, slots, len(patterns)) for group in _grouped(left, by_patient=by_patient)]
+        whole += [[scan for (scan,) in parts] for parts in groups if all(len(part) == 1 for part in parts)]
+        groups = [parts for parts in groups if any(len(part) != 1 for part in parts)]
+        left = [scan for parts in groups for part in parts for scan in part]
     incomplete = []
-    for group in _grouped(rest, by_patient=True):
-        parts = _by_slot(group, slots, len(patterns))
-        missing = [patterns[index] for index, part in enumerate(parts) if not part]
-        twins = [part for part in parts if len(part) > 1]
-        if missing:
-            incomplete.append(f"{group[0].patient or group[0].case} has no {' and no '.join(missing)}")
-        elif twins:
-            problems += [
-                f"{group[0].patient or group[0].case}: more than one {patterns[parts.index(part)]}: "
-                + ", ".join(str(scan.image) for scan in part)
-                for part in twins
-            ]
+    for parts in groups:
+        someone = next(scan for part in parts for scan in part)
+        who = someone.patient or someone.case
+        if missing := [pattern for pattern, part in zip(patterns, parts, strict=True) if not part]:
+            incomplete.append(f"{who} has no {' and no '.join(missing)}")
         else:
-            whole.append([part[0] for part in parts])
+            problems += [
+                f"{who}: more than one {pattern}: {', '.join(str(scan.image) for scan in part)}"
+                for pattern, part in zip(patterns, parts, strict=True)
+                if len(part) > 1
+            ]
     names: list[str] = []
     for index, pattern in enumerate(patterns):
         kinds = {group[index].kind for group in whole}

@@ -6,10 +6,9 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
-from medcyclegan.cohort.layouts.scan import Scan
+from medcyclegan.cohort.layouts.scan import Scan, unite_patients
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.pictures import GrayLevels
 from medcyclegan.io.reader import read_volume
@@ -36,7 +35,7 @@ def survey_images(
     failed: dict[Path, str] = {}
     pool = ThreadPoolExecutor(workers or min(8, cores()))
     try:
-        # What is odd about a readable volume is told when it is prepared.
+        # What is odd about a readable volume is reported when it is prepared.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             results = zip(listed, pool.map(_survey, listed), strict=True)
@@ -79,7 +78,7 @@ def without_copies(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> tup
         if scan.image in surveys:
             groups[surveys[scan.image].digest].append(scan)
     crossing, leaking, notes = [], [], []
-    same: dict[str, str] = {}
+    owners: list[set[str]] = []
     dropped: set[Scan] = set()
     for group in groups.values():
         if len(group) == 1:
@@ -95,15 +94,7 @@ def without_copies(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> tup
             dropped |= set(copies[1:])
             notes.append(f"copies of one scan, of which only the first is taken: {files}")
             # Somebody without a name gets none by this.
-            owners = sorted({_chief(same, scan.patient) for scan in copies if scan.patient})
-            same |= dict.fromkeys(owners[1:], owners[0])
+            owners.append({scan.patient for scan in copies if scan.patient})
     raise_all(crossing, "the same scan is in both domains; take one away:")
     raise_all(leaking, "copies of one scan are in more than one of train, val and test; keep one:")
-    kept = [replace(scan, patient=_chief(same, scan.patient)) for scan in scans if scan not in dropped]
-    return kept, notes
-
-
-def _chief(same: Mapping[str, str], patient: str) -> str:
-    while patient in same:
-        patient = same[patient]
-    return patient
+    return unite_patients((scan for scan in scans if scan not in dropped), owners), notes

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medcyclegan.cohort.cases import MASKS_BY_ID
 from medcyclegan.cohort.layouts import synthrad
 from medcyclegan.cohort.layouts.scan import Scan
 from medcyclegan.errors import InputError, raise_all
@@ -111,7 +112,7 @@ def _masks(masks: Path, cases: Sequence[str]) -> dict[str, Path]:
         )
     raise_all(
         [f"{case}: no mask in {masks}" for case in cases if case not in found],
-        "masks are matched to volumes by case id (the file name without its ending), but:",
+        MASKS_BY_ID,
     )
     return found
 

@@ -3,6 +3,8 @@
 Words used here. *Stratum*: patients of the same sites with scans in the same domains. *Fold*: one of k parts, each of
 which validates once.
 
+*Leak*: something of one patient on both sides of a split.
+
 The order in a stratum is that of a hash of seed and patient, so the split depends on neither the order in which a
 machine lists files nor a random generator.
 """
@@ -12,18 +14,95 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from medcyclegan.errors import InputError
+from medcyclegan.cohort.layouts.scan import Scan
+from medcyclegan.errors import InputError, raise_all
 
 SPLITS = ("train", "val", "test")
 
 
+@dataclass(frozen=True)
+class SplitPlan:
+    """How the patients of a cohort are split.
+
+    Attributes:
+        val, test: shares of the patients to split off; 0 keeps the split of the layout.
+        folds: k for cross-validation, without `val`; None for none.
+        seed: another one gives another split.
+    """
+
+    val: float = 0.0
+    test: float = 0.0
+    folds: int | None = None
+    seed: int = 0
+
+
+AS_IN_LAYOUT = SplitPlan()
+
+
+def with_split_of_patient(scans: Sequence[Scan]) -> list[Scan]:
+    """Scans without a split get that of their patient, so that nobody is parted.
+
+    Raises:
+        InputError: a patient is on two sides.
+    """
+    sides: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for scan in scans:
+        if scan.patient and scan.split:
+            sides[scan.patient][scan.split].append(str(scan.image))
+    raise_all(
+        [
+            f"patient '{patient}': " + "; ".join(f"{split}: {', '.join(found[split][:2])}" for split in sorted(found))
+            for patient, found in sorted(sides.items())
+            if len(found) > 1
+        ],
+        "a patient may be on one side only, but some are in more than one of train, val and test. Move them; or, if "
+        "the same name does not mean the same patient, say what does with --patient ('(.*)': every file is another "
+        "patient):",
+    )
+    return [replace(s, split=next(iter(sides[s.patient]))) if not s.split and s.patient in sides else s for s in scans]
+
+
+def split_scans(scans: Sequence[Scan], plan: SplitPlan) -> tuple[list[Scan], dict[str, int]]:
+    """The scans, each with its split, and patient -> fold, which is empty without folds.
+
+    Raises:
+        InputError: the layout has such a set of its own, pictures do not say whose they are, or see `split_patients`.
+    """
+    if plan.folds is not None and plan.val:
+        raise InputError("with folds, each of them validates once.", "Leave out val, or the folds.")
+    wanted = {"val": plan.val or plan.folds is not None, "test": plan.test}
+    if both := [name for name, asked in wanted.items() if asked and any(scan.split == name for scan in scans)]:
+        raise InputError(
+            f"the layout has its own {' and '.join(both)} set.",
+            "Keep it and leave out the share, or list the volumes in a CSV without a split.",
+        )
+    scans = [replace(scan, split=scan.split or "train") for scan in scans]
+    if not any(wanted.values()):
+        return scans, {}
+    free = [scan for scan in scans if scan.split == "train"]
+    if nameless := [str(scan.image) for scan in free if not scan.patient]:
+        raise InputError(
+            f"the names of {len(nameless)} pictures do not say whose they are, for example {nameless[0]}: slices of "
+            "one patient could be parted.",
+            "Say what names the patient with --patient REGEX ('(.*)': every file is another patient).",
+        )
+    stratum = strata((scan.patient, scan.domain, scan.site) for scan in free)
+    split = split_patients(stratum, val=plan.val, test=plan.test, seed=plan.seed)
+    scans = [replace(scan, split=split[scan.patient]) if scan.split == "train" else scan for scan in scans]
+    if plan.folds is None:
+        return scans, {}
+    trained = {patient: stratum[patient] for patient, side in split.items() if side == "train"}
+    return scans, fold_patients(trained, folds=plan.folds, seed=plan.seed)
+
+
 def strata(scans: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     """Patient -> stratum, from (patient, domain, site) of every scan; an empty site is an unknown one."""
-    told: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    places: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for patient, domain, site in scans:
-        told[patient].add((domain, site))
-    return {patient: "; ".join(f"{domain} {site}".strip() for domain, site in sorted(p)) for patient, p in told.items()}
+        places[patient].add((domain, site))
+    return {patient: "; ".join(f"{d} {site}".strip() for d, site in sorted(found)) for patient, found in places.items()}
 
 
 def split_patients(stratum: Mapping[str, str], *, val: float = 0.0, test: float = 0.0, seed: int = 0) -> dict[str, str]:

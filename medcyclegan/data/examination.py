@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medcyclegan.cohort.datalist import Case
+from medcyclegan.cohort.cases import Case
 from medcyclegan.data.stored_case import read_record
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.files import split_choice

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medcyclegan.atomic import atomic_folder
-from medcyclegan.cohort.datalist import Case, Cohort
+from medcyclegan.cohort.cases import Case, Cohort
 from medcyclegan.data.examination import Source, examine
 from medcyclegan.data.prepared_folder import (
     FORMAT,
@@ -148,11 +148,7 @@ def _prepare(
 
 def _cases(cohort: Cohort) -> dict[str, Case]:
     """Every case by its place in the prepared folder."""
-    cases = {f"{domain}/{case.id}": case for domain in ("a", "b") for case in getattr(cohort, domain)}
-    for pair in cohort.pairs:
-        for domain, images in pair.images.items():
-            cases[f"pairs_{domain}/{pair.id}"] = Case(pair.id, images, pair.body)
-    return {name: replace(case, levels=cohort.levels.get(_domain(name))) for name, case in cases.items()}
+    return {f"{group}/{case.id}": case for group, cases in cohort.groups.items() for case in cases}
 
 
 def _domain(name: str) -> str:
@@ -212,15 +208,16 @@ def _lone_halves(sources: Mapping[str, Source]) -> Failed:
 def _pairs_apart(cohort: Cohort, sources: Mapping[str, Source], preparations: Preparations) -> Failed:
     """Pairs whose two files lie on different grids."""
     failed, spacing = {}, preparations["a"][0].spacing
-    for pair in cohort.pairs:
-        names = [f"pairs_a/{pair.id}", f"pairs_b/{pair.id}"]
+    for halves in cohort.pairs:
+        names = [f"pairs_a/{halves[0].id}", f"pairs_b/{halves[1].id}"]
         if all(name in sources for name in names):
             a, b = (sources[name].grid for name in names)
             if not (on_one_grid(a, b) and on_one_grid(*(working_grid(grid, spacing) for grid in (a, b)))):
                 failed[names[1]] = (
-                    f"{pair.b[0]} does not lie on the grid of {pair.a[0]}: shapes {b.shape} and {a.shape}, up to "
-                    f"{a.distance(b):.1f} mm apart (at most {SAME_GRID_MM:g} mm and {SAME_GRID_VOXELS:g} of a voxel "
-                    "are allowed). Resample one onto the other, or set preparation.register_pairs."
+                    f"{halves[1].images[0]} does not lie on the grid of {halves[0].images[0]}: shapes {b.shape} and "
+                    f"{a.shape}, up to {a.distance(b):.1f} mm apart (at most {SAME_GRID_MM:g} mm and "
+                    f"{SAME_GRID_VOXELS:g} of a voxel are allowed). Resample one onto the other, or set "
+                    "preparation.register_pairs."
                 )
     return failed
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from medcyclegan import config
 from medcyclegan.cohort.assembly import Assembly, assemble
-from medcyclegan.cohort.datalist import Cohort, contrast_names, from_folders, from_json
+from medcyclegan.cohort.cases import Cohort, contrast_names, from_folders
+from medcyclegan.cohort.datalist import from_json
+from medcyclegan.cohort.domains import Selection
 from medcyclegan.cohort.recognition import Kind, recognize
+from medcyclegan.cohort.splits import AS_IN_LAYOUT, SplitPlan
 from medcyclegan.config import Experiment
 from medcyclegan.data.patches import PLANES, PatchSpec, Sampling, TrainingPatches
 from medcyclegan.data.prepared import PreparedCohort, open_prepared, prepare_cohort
@@ -51,7 +53,7 @@ def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
     found = replace(found, contrasts=_contrasts(experiment, found))
     modalities = {key: domain.modality for key, domain in experiment.domains}
     windows = {domain: data.picture_window if modality == "CT" else None for domain, modality in modalities.items()}
-    return replace(found, levels={d: GrayLevels(window, data.picture_gray) for d, window in windows.items()})
+    return found.with_levels({domain: GrayLevels(window, data.picture_gray) for domain, window in windows.items()})
 
 
 def source_kind(experiment: Experiment) -> Kind | None:
@@ -65,21 +67,15 @@ def source_kind(experiment: Experiment) -> Kind | None:
     return None if data.source is None else recognize(data.source, given)
 
 
-def assembled(experiment: Experiment, progress: Progress | None = None, **split: Any) -> Assembly:
-    """The cohort in the layout that `experiment.data` names; `split` as in `cohort.assembly.assemble`."""
+def assembled(experiment: Experiment, progress: Progress | None = None, split: SplitPlan = AS_IN_LAYOUT) -> Assembly:
+    """The cohort in the layout that `experiment.data` names."""
     data, kind = experiment.data, source_kind(experiment)
     if data.source is None or kind is not Kind.LAYOUT:
         given = "no data, or two folders" if kind is None else f"{data.source}, which is {kind.value}"
         raise InputError(f"a folder or table in a known layout is needed, and given is {given}.")
-    return assemble(
-        data.source,
-        layout=data.layout,
-        modalities={key: domain.modality for key, domain in experiment.domains},
-        contrasts={"a": data.contrast_a, "b": data.contrast_b},
-        patient=data.patient,
-        progress=progress,
-        **split,
-    )
+    modalities = {key: domain.modality for key, domain in experiment.domains}
+    contrasts = {"a": data.contrast_a, "b": data.contrast_b}
+    return assemble(Selection(data.source, modalities, data.layout, contrasts, data.patient), split, progress)
 
 
 def _contrasts(experiment: Experiment, found: Cohort) -> dict[str, tuple[str, ...]]:
@@ -90,19 +86,19 @@ def _contrasts(experiment: Experiment, found: Cohort) -> dict[str, tuple[str, ..
     """
     names, problems = {}, []
     for key, domain in experiment.domains:
-        count, told = found.files_per_case(key), found.contrasts.get(key, ())
+        count, named = len(found.groups[key][0].images), found.contrasts.get(key, ())
         if domain.contrasts and domain.volumes != count:
             problems.append(
                 f"domains.{key}.contrasts names {domain.volumes} ({', '.join(domain.contrasts)}), but a case of {key} "
-                f"has {count} file{'s' * (count > 1)}" + f" ({', '.join(told)})" * bool(told)
+                f"has {count} file{'s' * (count > 1)}" + f" ({', '.join(named)})" * bool(named)
             )
-        elif domain.contrasts and told and domain.contrasts != told:
+        elif domain.contrasts and named and domain.contrasts != named:
             problems.append(
-                f"domains.{key}.contrasts is {', '.join(domain.contrasts)}, but the files are {', '.join(told)}, in "
+                f"domains.{key}.contrasts is {', '.join(domain.contrasts)}, but the files are {', '.join(named)}, in "
                 "this order"
             )
         if count > 1:
-            names[key] = domain.contrasts or told or contrast_names(count)
+            names[key] = domain.contrasts or named or contrast_names(count)
     raise_all(problems, "the config and the data name different contrasts; leave domains.*.contrasts out, or mend one:")
     return names
 

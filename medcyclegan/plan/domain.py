@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from medcyclegan.cohort.datalist import Case
+from medcyclegan.cohort.cases import Case
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.grid import Grid
 from medcyclegan.io.pictures import PICTURE_SUFFIXES

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from medcyclegan import config, factory, ranks
-from medcyclegan.cohort.datalist import Case
 from medcyclegan.config import Experiment
 from medcyclegan.errors import InputError
 from medcyclegan.plan.domain import Domain, describe
@@ -38,13 +36,8 @@ def make_plan(
         raise InputError(f"hours must be above 0, got {hours}.")
     cohort, domains = factory.cohort(experiment, progress), experiment.domains
     a, b = (
-        describe(
-            [replace(case, levels=cohort.levels.get(key)) for case in cases],
-            getattr(domains, key).modality,
-            progress,
-            [Case(pair.id, pair.images[key], levels=cohort.levels.get(key)) for pair in cohort.pairs],
-        )
-        for key, cases in (("a", cohort.a), ("b", cohort.b))
+        describe(cohort.groups[key], getattr(domains, key).modality, progress, cohort.groups[f"pairs_{key}"])
+        for key in ("a", "b")
     )
     named = {key: domain.model_copy(update={"contrasts": cohort.contrasts.get(key, ())}) for key, domain in domains}
     plan = decide(a, b, machine, named)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medcyclegan.cohort.datalist import Cohort, contrast_names
+from medcyclegan.cohort.cases import Cohort, contrast_names
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.listing import Listing, look_below, look_in
 from medcyclegan.io.reader import case_id
@@ -211,7 +211,7 @@ def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
     """The volumes of a cohort, pairs included, by domain and contrast."""
     found: dict[str, Listing] = {}
     for domain in ("a", "b"):
-        cases = [case.images for case in getattr(cohort, domain)] + [pair.images[domain] for pair in cohort.pairs]
+        cases = [case.images for group in (domain, f"pairs_{domain}") for case in cohort.groups[group]]
         names = cohort.contrasts.get(domain) or contrast_names(len(cases[0]))
         for number, name in enumerate(names):
             found[f"{domain} {name}" if number else domain] = Listing([images[number] for images in cases])

@@ -27,7 +27,7 @@ from campaign.outcomes import attempt
 from campaign.trees import VALUES, mutate_csv, mutate_json, mutate_yaml
 from campaign.workplace import TINY, workplace
 from medcyclegan import config
-from medcyclegan.cohort import datalist
+from medcyclegan.cohort import cases, datalist
 from medcyclegan.cohort.layouts import table
 from medcyclegan.data.prepared_folder import open_prepared
 from medcyclegan.evaluation.pairing import cases_from_csv
@@ -128,10 +128,16 @@ def _fill_datalist(folder: Path) -> None:
     (folder / "x.json").write_text(json.dumps(content))
 
 
-def _cohort(found: datalist.Cohort) -> dict[str, Any]:
+def _cohort(found: cases.Cohort) -> dict[str, Any]:
     return {
-        **{d: [[c.id, str(c.image), c.body and str(c.body)] for c in getattr(found, d)] for d in ("a", "b")},
-        "pairs": [[p.id, str(p.a), str(p.b), p.body and str(p.body)] for p in found.pairs],
+        **{
+            d: [[c.id, ", ".join(map(str, c.images)), c.body and str(c.body)] for c in found.groups[d]]
+            for d in ("a", "b")
+        },
+        "pairs": [
+            [a.id, ", ".join(map(str, a.images)), ", ".join(map(str, b.images)), a.body and str(a.body)]
+            for a, b in found.pairs
+        ],
     }
 
 
@@ -372,8 +378,8 @@ RECORDS: dict[str, Record] = {
         ("x.csv",),
         mutate_csv,
         lambda f: [
-            [p.id, _at(f, p.a), _at(f, p.b), _at(f, p.body)]
-            for p in datalist.from_folders(f / "a", f / "b", pairs=f / "x.csv").pairs
+            [a.id, _at(f, *a.images), _at(f, *b.images), _at(f, a.body)]
+            for a, b in cases.from_folders(f / "a", f / "b", pairs=f / "x.csv").pairs
         ],
         lambda f: _rows(f, "case", "a", "b", "mask"),
     ),

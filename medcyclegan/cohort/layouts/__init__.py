@@ -12,11 +12,9 @@ from typing import Protocol
 
 from medcyclegan.cohort.layouts import bids, cyclegan, decathlon, dicom, folders, synthrad, table
 from medcyclegan.cohort.layouts.scan import Scan
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.tree import Tree, is_picture, is_volume, join
-
-_SHOWN = 5
 
 
 class Layout(Protocol):
@@ -61,11 +59,8 @@ class Found:
 
     def notes(self) -> list[str]:
         """What the user ought to know, one line each."""
-        parts = [f"{count} in {place or 'the root'}" for place, count in self.left_out.items()]
-        more = f" and in {len(parts) - _SHOWN} further folders" if len(parts) > _SHOWN else ""
-        return [f"volumes that the layout {self.layout} has no place for: {', '.join(parts[:_SHOWN])}{more}"] * bool(
-            parts
-        )
+        places = [f"{count} in {place or 'the root'}" for place, count in self.left_out.items()]
+        return [f"volumes that the layout {self.layout} has no place for: {few(places, 5)}"] if places else []
 
 
 def read_layout(root: Path, name: str | None = None) -> Found:

@@ -8,6 +8,7 @@ beside each other, each with what its channels are.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from medcyclegan.cohort.layouts.scan import Scan, modality_of, patient_of, require_scans, text
@@ -29,42 +30,45 @@ def recognize(tree: Tree) -> str | None:
 
 
 def read(tree: Tree) -> list[Scan]:
-    found = []
+    found: list[Scan] = []
     for home in _homes(tree):
         content = _description(tree, home)
-        channels = _channels(content)
-        present, listed = set(), _listed(content)
-        for folder, split in _SPLITS.items():
-            place = join(home, folder)
-            names = [name for name in tree.files(place) if is_volume(name)]
+        channels, listed = _channels(content), _listed(content)
+        present: set[str] = set()
+        for folder in _SPLITS:
+            names = {f"{folder}/{name}" for name in tree.files(join(home, folder)) if is_volume(name)}
             # A list of cases knows whether "x_0001" is channel 1 of x, or a case of this name.
-            whole = any(f"{folder}/{name}" in listed for name in names)
-            split_up = bool(names) and not whole and all(_CHANNEL.match(case_id(name)) for name in names)
-            if names and not split_up and len(channels) > 1:
-                raise InputError(
-                    f"{tree.path(place)}: dataset.json names the channels {', '.join(channels.values())}, but the "
-                    "files have no channel suffix (_0000): the channels lie in one 4D file each.",
-                    "Split them into one 3D file per channel.",
-                )
-            for name in names:
-                present.add(f"{folder}/{name}")
-                case = text(case_id(name))
-                number = 0
-                if split_up and (match := _CHANNEL.match(case)):
-                    case, number = match.group(1), int(match.group(2))
-                if number not in channels:
-                    raise InputError(
-                        f"{tree.path(join(place, name))} is channel {number}, and dataset.json names only "
-                        f"{', '.join(f'{n}: {channel}' for n, channel in channels.items()) or 'none'}."
-                    )
-                kind = channels[number]
-                path = tree.path(join(place, name))
-                found.append(Scan((path,), case, patient_of(case), modality_of(kind), kind, split=split))
+            found += _scans(tree, join(home, folder), channels, whole=not names.isdisjoint(listed))
+            present |= names
         raise_all(
-            [f"{place}" for place in listed if place not in present and not _split_name(place, present)],
+            [place for place in listed if place not in present and not _split_name(place, present)],
             f"{tree.path(join(home, 'dataset.json'))} lists files that are not there:",
         )
     return require_scans(found, tree, NAME)
+
+
+def _scans(tree: Tree, place: str, channels: dict[int, str], *, whole: bool) -> Iterator[Scan]:
+    """The volumes of one folder of images; with `whole`, a file is a case and no channel of one."""
+    names = [name for name in tree.files(place) if is_volume(name)]
+    numbered = not whole and all(_CHANNEL.match(case_id(name)) for name in names)
+    if names and not numbered and len(channels) > 1:
+        raise InputError(
+            f"{tree.path(place)}: dataset.json names the channels {', '.join(channels.values())}, but the "
+            "files have no channel suffix (_0000): the channels lie in one 4D file each.",
+            "Split them into one 3D file per channel.",
+        )
+    for name in names:
+        path, case, number = tree.path(join(place, name)), text(case_id(name)), 0
+        if numbered and (match := _CHANNEL.match(case)):
+            case, number = match.group(1), int(match.group(2))
+        if number not in channels:
+            raise InputError(
+                f"{path} is channel {number}, and dataset.json names only "
+                f"{', '.join(f'{n}: {channel}' for n, channel in channels.items()) or 'none'}."
+            )
+        kind = channels[number]
+        split = _SPLITS[place.rpartition("/")[2]]
+        yield Scan((path,), case, patient_of(case), modality_of(kind), kind, split=split)
 
 
 def _homes(tree: Tree) -> list[str]:

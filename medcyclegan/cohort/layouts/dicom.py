@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 from medcyclegan.cohort.layouts import bids, cyclegan
 from medcyclegan.cohort.layouts.folders import is_named
-from medcyclegan.cohort.layouts.scan import Scan, holds_volumes, patient_of, require_scans, text
+from medcyclegan.cohort.layouts.scan import Scan, holds_scans, patient_of, require_scans, text, unite_patients
 from medcyclegan.errors import InputError
 from medcyclegan.io.dicom.series import Series, list_series
 from medcyclegan.io.tree import Tree
@@ -35,7 +34,7 @@ def recognize(tree: Tree) -> str | None:
         return None
     patients = [name for name in tree.folders() if not is_named(name)]
     # A folder with volumes of another kind is no folder of series, however much DICOM lies beside.
-    if any(holds_volumes(tree, name) for name in patients):
+    if any(holds_scans(tree, name, pictures=False) for name in patients):
         return None
     first = next((name for name in patients if tree.holds_dicom(name)), None)
     return f"the folder {first} holds DICOM" if first else None
@@ -81,15 +80,5 @@ def _united(scans: list[Scan], identities: dict[str, set[str]]) -> list[Scan]:
     useless = (
         {digest for digest, count in folders.items() if count == len(identities)} if len(identities) > 1 else set()
     )
-    chief = {patient: patient for patient in identities}
-
-    def chief_of(patient: str) -> str:
-        while chief[patient] != patient:
-            patient = chief[patient]
-        return patient
-
-    for digest in folders.keys() - useless:
-        owners = sorted({chief_of(patient) for patient, digests in identities.items() if digest in digests})
-        for other in owners[1:]:
-            chief[other] = owners[0]
-    return [replace(scan, patient=chief_of(scan.patient)) for scan in scans]
+    owners = ([patient for patient, own in identities.items() if digest in own] for digest in folders.keys() - useless)
+    return unite_patients(scans, owners)

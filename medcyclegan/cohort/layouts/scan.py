@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medcyclegan.errors import InputError, raise_all
@@ -84,6 +84,21 @@ def patient_of_picture(name: str) -> str:
     return patient_of(match.group(1) or "") if match else patient_of(name)
 
 
+def unite_patients(scans: Iterable[Scan], groups: Iterable[Iterable[str]]) -> list[Scan]:
+    """The same scans, with one patient, the first by name, for all patients of a group; groups that meet are one."""
+    first: dict[str, str] = {}
+
+    def first_of(patient: str) -> str:
+        while patient in first:
+            patient = first[patient]
+        return patient
+
+    for group in groups:
+        owners = sorted({first_of(patient) for patient in group})
+        first |= dict.fromkeys(owners[1:], owners[0])
+    return [replace(scan, patient=first_of(scan.patient)) for scan in scans]
+
+
 def text(name: str) -> str:
     """One spelling of what looks the same: some file systems store an accent as a letter of its own (Unicode NFC)."""
     return unicodedata.normalize("NFC", name)
@@ -137,7 +152,7 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
     for name in tree.folders(place):
         inside = join(place, name)
         case, patient = text(name), patient_of(text(name))
-        if not holds_volumes(tree, inside) and tree.holds_dicom(inside):
+        if not holds_scans(tree, inside, pictures=False) and tree.holds_dicom(inside):
             yield tree.path(inside), case, patient
             continue
         below = list(_scans(tree, inside)) if holds_scans(tree, inside) else []
@@ -145,16 +160,10 @@ def _scans(tree: Tree, place: str) -> Iterator[tuple[Path, str, str]]:
             yield path, case if len(below) == 1 else f"{case}_{part}", patient
 
 
-def holds_volumes(tree: Tree, place: str) -> bool:
-    """True if a volume lies in `place` or below; DICOM is not looked for."""
-    return any(is_volume(name) for folder in tree.every_folder(place) for name in tree.files(folder))
-
-
-def holds_scans(tree: Tree, place: str) -> bool:
-    """True if a volume or 2D image lies in `place` or below; DICOM is not looked for."""
-    return any(
-        is_volume(name) or is_picture(name) for folder in tree.every_folder(place) for name in tree.files(folder)
-    )
+def holds_scans(tree: Tree, place: str, *, pictures: bool = True) -> bool:
+    """True if a volume, or a 2D image where `pictures`, lies in `place` or below; DICOM is not looked for."""
+    names = (name for folder in tree.every_folder(place) for name in tree.files(folder))
+    return any(is_volume(name) or (pictures and is_picture(name)) for name in names)
 
 
 def require_scans(scans: list[Scan], tree: Tree, name: str) -> list[Scan]:

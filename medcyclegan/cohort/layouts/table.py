@@ -18,7 +18,6 @@ from medcyclegan.io.tree import Tree
 NAME = "csv"
 SHAPE = "a CSV with the columns image, domain or modality, and patient, case, kind, split, site, body as needed"
 
-_NEEDED = "image"
 _ALLOWED = {"image", "domain", "modality", "patient", "case", "kind", "split", "site", "body"}
 _VALUES = {"domain": ("", "a", "b"), "modality": ("", "MR", "CT"), "split": ("", "train", "val", "test")}
 
@@ -40,7 +39,7 @@ def read(tree: Tree) -> list[Scan]:
     (path,) = tables
     problems: list[str] = []
     columns, rows = read_table(path, f"table {path}", problems=problems)
-    if _NEEDED not in columns:
+    if "image" not in columns:
         raise InputError(f"{path} has the columns {', '.join(sorted(columns)) or '(none)'}.", f"It needs {SHAPE}.")
     if unknown := sorted(set(columns) - _ALLOWED):
         problems.append(f"there is no column {', '.join(unknown)}; allowed: {', '.join(sorted(_ALLOWED))}")
@@ -49,34 +48,24 @@ def read(tree: Tree) -> list[Scan]:
     found = []
     for number, row in enumerate(rows, start=2):
         line = f"line {number}"
-        values = {key: text(value.strip()) for key, value in row.items() if key in _ALLOWED}
+        values = {key: text(row.get(key, "").strip()) for key in _ALLOWED}
         if not values["image"]:
             problems.append(f"{line}: the image is empty")
             continue
-        if not values.get("domain") and not values.get("modality"):
+        if not values["domain"] and not values["modality"]:
             problems.append(f"{line}: neither domain nor modality is given")
         problems += [
             f"{line}: {key} is '{values[key]}', allowed: {', '.join(filter(None, allowed))}"
             for key, allowed in _VALUES.items()
-            if values.get(key, "") not in allowed
+            if values[key] not in allowed
         ]
         # As it is written, not in one spelling: the file system may know only that one.
         image = path.parent / row["image"].strip()
-        body = row.get("body", "").strip()
-        case = values.get("case") or text(case_id(image))
-        found.append(
-            Scan(
-                (image,),
-                case,
-                values.get("patient") or patient_of(case),
-                values.get("modality", ""),
-                values.get("kind", ""),
-                values.get("domain", ""),
-                values.get("split", ""),
-                values.get("site", ""),
-                path.parent / body if body else None,
-            )
-        )
+        body = path.parent / row["body"].strip() if values["body"] else None
+        case = values["case"] or text(case_id(image))
+        patient = values["patient"] or patient_of(case)
+        modality, kind, domain, split, site = (values[key] for key in ("modality", "kind", "domain", "split", "site"))
+        found.append(Scan((image,), case, patient, modality, kind, domain, split, site, body))
     raise_all(problems, f"{path} has mistakes:")
     return require_scans(found, tree, NAME)
 
@@ -85,7 +74,7 @@ def _tables(tree: Tree) -> list[Path]:
     names = [name for name in tree.files() if name.lower().endswith(".csv")]
     if not tree.root.is_dir():
         return [tree.root] if names else []
-    return [path for path in map(tree.path, names) if _NEEDED in _columns(path)]
+    return [path for path in map(tree.path, names) if "image" in _columns(path)]
 
 
 def _columns(path: Path) -> set[str]:
