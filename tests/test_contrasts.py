@@ -544,3 +544,15 @@ def test_contrasts_move_together_and_vary_in_gamma_apart() -> None:
     np.testing.assert_allclose(joint[0], joint[1], atol=1e-6)
     shaded, _ = Augmentation((1.0, 1.0), bias_field=0.5, contrasts=2)(patch, body, 3)
     np.testing.assert_allclose(shaded[0], shaded[1], atol=1e-6)
+
+
+def test_phantoms_give_both_contrasts_of_the_same_heads(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"train_mr": 1, "train_ct": 1, "test": 1, "spacing_mm": (8, 8, 8), "shape": (28, 32, 24)}
+    one = phantom.write_cohort(tmp_path / "t1", seed=1, contrast="t1", **few)
+    two = phantom.write_cohort(tmp_path / "t2", seed=1, contrast="t2", **few)
+    a, b = (read_volume(cohort.train_mr[0]) for cohort in (one, two))
+    np.testing.assert_array_equal(a.affine, b.affine)
+    assert one.train_ct[0].read_bytes() == two.train_ct[0].read_bytes()
+    assert one.test_mask[0].read_bytes() == two.test_mask[0].read_bytes()
+    body = a.numpy()[0] > np.percentile(a.numpy(), 70)
+    assert abs(np.corrcoef(a.numpy()[0][body], b.numpy()[0][body])[0, 1]) < 0.9

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_files import RAS, write_series
+from dicom_files import RAS, stored, write_series
 from typer.testing import CliRunner
 
 from medcyclegan import config, factory, phantom
@@ -214,3 +214,10 @@ def test_a_real_head_as_dicom(run: Path, tmp_path: Path) -> None:
     assert grid_of(made).matches(grid_of(expected), 1e-3)
     for file in sorted(folder.iterdir())[::10]:
         require_standard(file)
+
+
+def test_patients_of_one_modality_are_inspected_as_volumes_of_no_domain(tmp_path: Path) -> None:
+    for number in range(2):
+        write_series(tmp_path / "patients" / f"P{number}" / "mr", stored(seed=number))
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "patients"), "--json"])
+    assert [volume["domain"] for volume in json.loads(result.stdout)["volumes"]] == ["", ""]

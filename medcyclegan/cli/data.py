@@ -65,7 +65,8 @@ def _to_inspect(given: Given) -> tuple[Experiment, dict[str, Path], list[Path]]:
     from medcyclegan.cohort.recognition import is_cohort
 
     one = given.sources[0] if len(given.sources) == 1 else None
-    volumes = given.sources if one is None or (given.layout is None and not is_cohort(one)) else []
+    selected = any(option is not None for option in (given.layout, given.contrast_a, given.contrast_b, given.patient))
+    volumes = given.sources if one is None or not (selected or is_cohort(one)) else []
     experiment = replace(given, paths=[p for p in given.paths or () if p not in volumes], a=None, b=None).experiment()
     folders = {"a": given.a, "b": given.b}
     if not any((given.a, given.b, volumes)):
