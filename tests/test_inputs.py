@@ -127,6 +127,6 @@ def test_what_is_warned_of_a_case_is_in_its_record(run: Path, cohort: phantom.Co
         convert(run, [tmp_path / "mr"], tmp_path / "out", Options(device="cpu"))
     cases = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
     for name in ("p1", "p2"):
-        assert any("orientation is unknown" in told for told in cases[name]["warnings"])
-        assert all(name in told for told in cases[name]["warnings"])
+        messages = cases[name]["warnings"]
+        assert any("orientation is unknown" in line for line in messages) and all(name in line for line in messages)
     assert "warnings" not in cases["p3"]
