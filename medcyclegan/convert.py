@@ -33,7 +33,8 @@ import torch
 from monai.data import MetaTensor
 
 from medcyclegan.atomic import sweep
-from medcyclegan.cohort.inputs import CaseInput, find_inputs
+from medcyclegan.cohort.cases import Case
+from medcyclegan.cohort.inputs import find_inputs
 from medcyclegan.errors import InputError, raise_all, show_traceback
 from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
@@ -282,11 +283,11 @@ class _Read:
     wrong_modality: str | None = None
 
 
-def _read(given: CaseInput, translator: Translator, done: tuple[list[str], str | None] | None) -> _Read:
+def _read(given: Case, translator: Translator, done: tuple[list[str], str | None] | None) -> _Read:
     """Read the files of a case; leave out the preparation where volumes and mask are those of the digests `done`."""
-    files = given.files
+    files = given.images
     volumes = [read_volume(file) for file in files]
-    body = None if given.mask is None else read_mask(given.mask, grid_of(volumes[0]))
+    body = None if given.body is None else read_mask(given.body, grid_of(volumes[0]))
     digests = [_digest(volume) for volume in volumes]
     mask = None if body is None else hashlib.sha256(np.packbits(body).data).hexdigest()
     if (digests, mask) == done:
@@ -363,7 +364,7 @@ class _Finish:
     """The last stage of a case: back to its grid, and into files."""
 
     translator: Translator
-    given: CaseInput
+    given: Case
     target: Path
     read: _Read
     source: Source
@@ -385,7 +386,7 @@ class _Finish:
         maps = self.maps(translation)
         for name, path in maps.items():
             translation.save_uncertainty(name, path)
-        files = self.given.files
+        files = self.given.images
         # Last, so that a result that exists is complete.
         if self.target.name.lower().endswith(VOLUME_SUFFIXES):
             translation.save(self.target)
@@ -397,7 +398,7 @@ class _Finish:
                 source=files[0],
                 description=translation.description,
             )
-        mask = {} if self.given.mask is None else {"mask": str(self.given.mask), "mask_sha256": self.read.mask}
+        mask = {} if self.given.body is None else {"mask": str(self.given.body), "mask_sha256": self.read.mask}
         return {
             "inputs": [str(file) for file in files],
             "voxels_sha256": self.read.digests,
@@ -459,9 +460,9 @@ def _format(output: Path, file_format: str) -> str:
     return next((ending for ending in (".nii.gz", *VOLUME_SUFFIXES) if name.endswith(ending)), file_format)
 
 
-def _refuse_own_inputs(files: Mapping[str, CaseInput], targets: Mapping[str, Path]) -> None:
+def _refuse_own_inputs(files: Mapping[str, Case], targets: Mapping[str, Path]) -> None:
     """Refuse to write over what is to be read: volumes would be lost, or results translated once more."""
-    inputs = {path.resolve() for given in files.values() for path in (*given.files, given.mask) if path}
+    inputs = {path.resolve() for given in files.values() for path in (*given.images, given.body) if path}
     raise_all(
         [f"{target}, from {files[case]}" for case, target in targets.items() if target.resolve() in inputs],
         "these files would be written and are inputs themselves; write into another folder:",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from medcyclegan import InputError, load_translator, phantom
-from medcyclegan.cohort.inputs import CaseInput, find_inputs
+from medcyclegan.cohort.cases import Case
+from medcyclegan.cohort.inputs import find_inputs
 from medcyclegan.convert import Options, convert
 from medcyclegan.io.reader import read_volume
 
@@ -26,15 +27,15 @@ def test_a_synthrad_root_gives_the_volumes_that_the_model_takes_and_their_masks(
     one, two = tmp_path / "Task1" / "brain" / "1BA001", tmp_path / "Task1" / "pelvis" / "1PA001"
     touch(one / "mr.mha", one / "ct.mha", one / "mask.mha", two / "mr.nii.gz", tmp_path / "overview.csv")
     assert find_inputs([tmp_path], None) == {
-        "1BA001": CaseInput((one / "mr.mha",), one / "mask.mha"),
-        "1PA001": CaseInput((two / "mr.nii.gz",)),
+        "1BA001": Case("1BA001", (one / "mr.mha",), one / "mask.mha"),
+        "1PA001": Case("1PA001", (two / "mr.nii.gz",)),
     }
     with pytest.raises(InputError, match=r"the model takes one CT of each case.*\n  - 1PA001: there is no ct"):
         find_inputs([tmp_path], None, modality="CT", domain="b")
     touch(two / "ct.mha", one / "cbct.mha", two / "cbct.mha")
     for domain, kind in (("a", "cbct"), ("b", "ct")):
         found = find_inputs([tmp_path], None, modality="CT", domain=domain)
-        assert {given.files[0].name for given in found.values()} == {f"{kind}.mha"}
+        assert {given.images[0].name for given in found.values()} == {f"{kind}.mha"}
     touch(tmp_path / "Task2" / "1BA001" / "mr.mha")
     with pytest.raises(InputError, match=r"1BA001: there are 2"):
         find_inputs([tmp_path], None)
@@ -49,15 +50,15 @@ def test_masks_belong_to_the_case_of_the_same_id(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"matched to volumes by case id.*\n  - p2: no mask in .*masks$"):
         find_inputs([mr], masks)
     touch(masks / "p2.nii.gz")
-    assert [given.mask for given in find_inputs([mr], masks).values()] == [masks / "p1.nrrd", masks / "p2.nii.gz"]
-    assert find_inputs([mr / "p2.mha"], masks / "p1.nrrd")["p2"].mask == masks / "p1.nrrd"
+    assert [given.body for given in find_inputs([mr], masks).values()] == [masks / "p1.nrrd", masks / "p2.nii.gz"]
+    assert find_inputs([mr / "p2.mha"], masks / "p1.nrrd")["p2"].body == masks / "p1.nrrd"
     with pytest.raises(InputError, match="is one mask, and 2 volumes"):
         find_inputs([mr], masks / "p1.nrrd")
     with pytest.raises(InputError, match=r"do not exist:\n  - .*gone"):
         find_inputs([mr], tmp_path / "gone")
     # A root of the SynthRAD layout has masks, too.
     touch(tmp_path / "root" / "p1" / "mr.mha", tmp_path / "root" / "p1" / "mask.mha")
-    assert find_inputs([mr / "p1.nii.gz"], tmp_path / "root")["p1"].mask == tmp_path / "root" / "p1" / "mask.mha"
+    assert find_inputs([mr / "p1.nii.gz"], tmp_path / "root")["p1"].body == tmp_path / "root" / "p1" / "mask.mha"
 
 
 def test_converting_with_masks(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
