@@ -85,7 +85,7 @@ def write_cohort(folder: Path, heads: int, test: int) -> None:
 def run(output: Path, name: str, seed: int, steps: int, cohort: Path) -> None:
     """Train one method with one seed, convert the test heads and grade them."""
     from medcyclegan import config, factory
-    from medcyclegan.convert import convert
+    from medcyclegan.convert import Options, convert
     from medcyclegan.evaluation.evaluate import evaluate
 
     chosen = METHODS[name]
@@ -114,7 +114,7 @@ def run(output: Path, name: str, seed: int, steps: int, cohort: Path) -> None:
         name,
     )
     factory.train(experiment, output / "run", device="cpu")
-    convert(output / "run", [cohort / "test_mr"], output / "sct", device="cpu")
+    convert(output / "run", [cohort / "test_mr"], output / "sct", Options(device="cpu"))
     evaluate(output / "sct", cohort / "test_ct", output / "scores", masks=cohort / "test_mask")
 
 

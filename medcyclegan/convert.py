@@ -33,7 +33,8 @@ import torch
 from monai.data import MetaTensor
 
 from medcyclegan.atomic import sweep
-from medcyclegan.cohort.inputs import CaseInput, find_inputs
+from medcyclegan.cohort.cases import Case
+from medcyclegan.cohort.inputs import find_inputs
 from medcyclegan.errors import InputError, raise_all, show_traceback
 from medcyclegan.factory import choose_checkpoint, load_translator
 from medcyclegan.inference.ensemble import Ensemble
@@ -75,23 +76,51 @@ class Conversion:
     model: str = ""
 
 
+@dataclass(frozen=True)
+class Options:
+    """How volumes are converted.
+
+    Attributes:
+        direction: "ab" or "ba".
+        which: checkpoint of a run, "last" or "best", as in `load_translator`.
+        ensemble: planes, flips and how they are fused.
+        norm_statistics: of instance norms, see `inference.statistics`.
+        masks: folder of body masks with the same case ids, or one mask for a single volume; each on the grid of its
+            (first) volume. Without them the body is found from the intensities.
+        uncertainty: write uncertainty maps too.
+        file_format: "nifti", "mha" or "nrrd", of no meaning where the output is a file; "dicom" for a CT series in the
+            folder `<case>_sct`, with uncertainty maps as NIfTI.
+        overwrite: replace files that exist; without it they are refused before anything is computed. So is a
+            `run.json` that is another program's, or damaged.
+        resume: leave out cases that `run.json` in the output says were finished by the same model with the same
+            settings from the same voxels and masks; their files may exist, and so may those that such a run was
+            writing when it ended.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        allow: as in `load_translator`.
+    """
+
+    direction: str = "ab"
+    which: str = "last"
+    ensemble: Ensemble = field(default_factory=Ensemble)
+    norm_statistics: Statistics = "window"
+    masks: Path | None = None
+    uncertainty: bool = False
+    file_format: str = "nifti"
+    overwrite: bool = False
+    resume: bool = False
+    device: str = "auto"
+    allow: Iterable[str] = ()
+
+
+DEFAULTS = Options()
+
+
 def convert(
     checkpoint: Path | Sequence[Path],
     inputs: Sequence[Path],
     output: Path,
-    *,
-    direction: str = "ab",
-    overwrite: bool = False,
-    resume: bool = False,
-    file_format: str = "nifti",
-    uncertainty: bool = False,
-    ensemble: Ensemble | None = None,
-    norm_statistics: Statistics = "window",
-    device: str = "auto",
+    options: Options = DEFAULTS,
     progress: Progress | None = None,
-    allow: Iterable[str] = (),
-    which: str = "last",
-    masks: Path | None = None,
 ) -> Conversion:
     """Translate files and folders of volumes; a case that fails is listed and the others go on.
 
@@ -102,70 +131,40 @@ def convert(
             model's order: a volume each, or a folder each, whose volumes are matched by case id (nnU-Net's suffix
             `_0000` and a contrast's own name at the end aside).
         output: a folder for `<case>_sct.nii.gz` (`_smr` where the target is MR), or a file for a single volume.
-        direction: "ab" or "ba".
-        overwrite: replace files that exist; without it they are refused before anything is computed. So is a
-            `run.json` that is another program's, or damaged.
-        resume: leave out cases that `run.json` in `output` says were finished by the same model with the same settings
-            from the same voxels and masks; their files may exist, and so may those that such a run was writing when
-            it ended.
-        file_format: "nifti", "mha" or "nrrd", of no meaning where `output` is a file; "dicom" for a CT series in the
-            folder `<case>_sct`, with uncertainty maps as NIfTI.
-        uncertainty: write uncertainty maps too.
-        ensemble: planes, flips and how they are fused.
-        norm_statistics: of instance norms, see `inference.statistics`.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        options: how.
         progress: watches the slices.
-        allow: as in `load_translator`.
-        which: checkpoint of a run, "last" or "best", as in `load_translator`.
-        masks: folder of body masks with the same case ids, or one mask for a single volume; each on the grid of its
-            (first) volume. Without them the body is found from the intensities.
 
     Raises:
         InputError: nothing can be converted as asked; nothing is written then.
         OSError: the disk is full; what was finished before stays, and is in the record.
     """
     rank, processes = env_rank()
-    ensemble = ensemble or Ensemble()
-    check_statistics(norm_statistics)
+    overwrite, resume, uncertainty = options.overwrite, options.resume, options.uncertainty
+    check_statistics(options.norm_statistics)
     if overwrite and resume:
         raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
     given = [checkpoint] if isinstance(checkpoint, Path) else checkpoint
-    checkpoints = [choose_checkpoint(path, which) for path in given]
+    checkpoints = [choose_checkpoint(path, options.which) for path in given]
     translator = load_translator(
         checkpoints,
-        direction=direction,
-        device=own_device(device),
-        ensemble=ensemble,
-        norm_statistics=norm_statistics,
-        allow=allow,
+        direction=options.direction,
+        device=own_device(options.device),
+        ensemble=options.ensemble,
+        norm_statistics=options.norm_statistics,
+        allow=options.allow,
     )
-    expected = translator.source.preparations[0].modality
-    files = find_inputs(inputs, masks, channels=translator.channels, modality=expected, domain=direction[0])
-    targets = _targets(files, output, file_format, translator.modality)
+    files = find_inputs(
+        inputs,
+        options.masks,
+        channels=translator.channels,
+        modality=translator.source.preparations[0].modality,
+        domain=options.direction[0],
+    )
+    targets = _targets(files, output, options.file_format, translator.modality)
     _refuse_own_inputs(files, targets)
     chosen = list(files)[rank::processes]
-    record = _Record(
-        _record_path(output),
-        set(files) - set(chosen) if processes > 1 else None,
-        {
-            "model": {
-                "checkpoints": [
-                    {"path": str(path), "sha256": _sha256(path / FILE_NAME if path.is_dir() else path)}
-                    for path in checkpoints
-                ],
-                "direction": direction,
-            },
-            "settings": {
-                "planes": list(ensemble.planes),
-                "flips": ensemble.flips,
-                "fuse": ensemble.fuse,
-                "norm_statistics": norm_statistics,
-                "uncertainty": uncertainty,
-                "format": _format(output, file_format),
-            },
-        },
-        overwrite=overwrite,
-    )
+    others = set(files) - set(chosen) if processes > 1 else None
+    record = _Record(_record_path(output), others, _made_by(checkpoints, options, output), overwrite=overwrite)
     record.check()
     finished = record.finished() if resume else {}
     unfinished = record.unfinished() if resume else {}
@@ -284,11 +283,11 @@ class _Read:
     wrong_modality: str | None = None
 
 
-def _read(given: CaseInput, translator: Translator, done: tuple[list[str], str | None] | None) -> _Read:
+def _read(given: Case, translator: Translator, done: tuple[list[str], str | None] | None) -> _Read:
     """Read the files of a case; leave out the preparation where volumes and mask are those of the digests `done`."""
-    files = given.files
+    files = given.images
     volumes = [read_volume(file) for file in files]
-    body = None if given.mask is None else read_mask(given.mask, grid_of(volumes[0]))
+    body = None if given.body is None else read_mask(given.body, grid_of(volumes[0]))
     digests = [_digest(volume) for volume in volumes]
     mask = None if body is None else hashlib.sha256(np.packbits(body).data).hexdigest()
     if (digests, mask) == done:
@@ -365,7 +364,7 @@ class _Finish:
     """The last stage of a case: back to its grid, and into files."""
 
     translator: Translator
-    given: CaseInput
+    given: Case
     target: Path
     read: _Read
     source: Source
@@ -387,7 +386,7 @@ class _Finish:
         maps = self.maps(translation)
         for name, path in maps.items():
             translation.save_uncertainty(name, path)
-        files = self.given.files
+        files = self.given.images
         # Last, so that a result that exists is complete.
         if self.target.name.lower().endswith(VOLUME_SUFFIXES):
             translation.save(self.target)
@@ -399,7 +398,7 @@ class _Finish:
                 source=files[0],
                 description=translation.description,
             )
-        mask = {} if self.given.mask is None else {"mask": str(self.given.mask), "mask_sha256": self.read.mask}
+        mask = {} if self.given.body is None else {"mask": str(self.given.body), "mask_sha256": self.read.mask}
         return {
             "inputs": [str(file) for file in files],
             "voxels_sha256": self.read.digests,
@@ -430,6 +429,27 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
     return {case: output / f"{case}_s{modality.lower()}{ENDINGS[file_format]}" for case in files}
 
 
+def _made_by(checkpoints: Sequence[Path], options: Options, output: Path) -> dict[str, Any]:
+    """What decides the values of results, for their record: results of another such model or settings are not kept."""
+    files = [path / FILE_NAME if path.is_dir() else path for path in checkpoints]
+    return {
+        "model": {
+            "checkpoints": [
+                {"path": str(path), "sha256": _sha256(file)} for path, file in zip(checkpoints, files, strict=True)
+            ],
+            "direction": options.direction,
+        },
+        "settings": {
+            "planes": list(options.ensemble.planes),
+            "flips": options.ensemble.flips,
+            "fuse": options.ensemble.fuse,
+            "norm_statistics": options.norm_statistics,
+            "uncertainty": options.uncertainty,
+            "format": _format(output, options.file_format),
+        },
+    }
+
+
 def _is(recorded: str, target: Path) -> bool:
     """Whether a record means that file: the folder of both may have been moved since."""
     return Path(recorded).name == target.name
@@ -440,9 +460,9 @@ def _format(output: Path, file_format: str) -> str:
     return next((ending for ending in (".nii.gz", *VOLUME_SUFFIXES) if name.endswith(ending)), file_format)
 
 
-def _refuse_own_inputs(files: Mapping[str, CaseInput], targets: Mapping[str, Path]) -> None:
+def _refuse_own_inputs(files: Mapping[str, Case], targets: Mapping[str, Path]) -> None:
     """Refuse to write over what is to be read: volumes would be lost, or results translated once more."""
-    inputs = {path.resolve() for given in files.values() for path in (*given.files, given.mask) if path}
+    inputs = {path.resolve() for given in files.values() for path in (*given.images, given.body) if path}
     raise_all(
         [f"{target}, from {files[case]}" for case, target in targets.items() if target.resolve() in inputs],
         "these files would be written and are inputs themselves; write into another folder:",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from medcyclegan import config, factory, phantom
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.inference.ensemble import Ensemble
@@ -152,10 +152,8 @@ def run_demo(
         output / "run",
         list(cohort.test_mr),
         output / "sct",
-        uncertainty=True,
-        device=device,
+        Options(uncertainty=True, device=device, ensemble=Ensemble(flips=True)),
         progress=watch,
-        ensemble=Ensemble(flips=True),
     )
     if conversion.failed:
         raise InputError(f"the demo could not convert its own phantoms: {conversion.failed}.")

@@ -29,7 +29,7 @@ import torch
 from ignite.engine import Events
 
 from medcyclegan import config, factory, ranks
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.progress import Silent
 
 NETWORKS = {"generator": {"filters": 4, "blocks": 1}, "discriminator": {"filters": 4, "layers": 1}}
@@ -206,7 +206,7 @@ def share(run: str, folder: Path) -> dict[str, Any]:
     codes = {}
 
     def converted(into: str, **more: Any) -> None:
-        result = convert(Path(run), [folder / "mr"], folder / into, device="cpu", **more)
+        result = convert(Path(run), [folder / "mr"], folder / into, Options(device="cpu", **more))
         (folder / f"{into}-{os.environ.get('RANK', '')}.json").write_text(
             json.dumps({"written": [*result.written], "skipped": [*result.skipped], "failed": result.failed})
         )

@@ -198,17 +198,12 @@ def test_one_file_listed_twice_is_a_copy_of_itself(tmp_path: Path) -> None:
         make(tmp_path)
 
 
-def test_what_cannot_be_read_is_told_and_left_out(root: Path) -> None:
-    (root / "mr/p3_mr.nii").write_bytes(b"nonsense")
-    found = make(root)
-    assert list(found.failed) == [root / "mr/p3_mr.nii"]
-    assert found.counts()["a"] == 8
-    assert len(found.cohort().a) == 9, "preparation reports it by name"
-
-
-def test_what_cannot_be_read_is_in_no_split(root: Path) -> None:
+def test_what_cannot_be_read_is_named_and_in_no_split(root: Path) -> None:
     """With every seed the 3 patients of 11 who validate are ones that can be read."""
     (root / "mr/p6_mr.nii").write_bytes(b"nonsense")
+    found = make(root)
+    assert list(found.failed) == [root / "mr/p6_mr.nii"] and found.counts()["a"] == 8
+    assert len(found.cohort().a) == 9, "preparation reports it by name"
     for seed in range(8):
         found = make(root, val=0.27, seed=seed)
         assert len({scan.patient for scan in found.scans if scan.split == "val"}) == 3

@@ -49,7 +49,7 @@ def make(root: Path, wanted: str = "T1w,T2w", b: str | None = None, val: float =
     return assemble(Selection(root, MODALITIES, contrasts={"a": wanted, "b": b}), SplitPlan(val))
 
 
-def told(found: Assembly) -> list[list[str]]:
+def images(found: Assembly) -> list[list[str]]:
     return [[image.name for image in case.images] for case in found.cohort().a]
 
 
@@ -61,7 +61,7 @@ def test_bids_files_of_a_session_are_joined_in_the_order_asked_for(tmp_path: Pat
         volume(folder / f"sub-{name.replace('acq-fast', 'acq-slow')}_T2w.nii", 10 + i)
     volume(tmp_path / "sub-09" / "ct" / "sub-09_ct.nii", 30)
     found = make(tmp_path)
-    assert sorted(told(found)) == [
+    assert sorted(images(found)) == [
         ["sub-01_ses-1_T1w.nii", "sub-01_ses-1_T2w.nii"],
         ["sub-01_ses-2_T1w.nii", "sub-01_ses-2_T2w.nii"],
         ["sub-02_acq-fast_T1w.nii", "sub-02_acq-slow_T2w.nii"],
@@ -69,7 +69,7 @@ def test_bids_files_of_a_session_are_joined_in_the_order_asked_for(tmp_path: Pat
     assert found.contrasts == {"a": ("T1w", "T2w")}
     turned = make(tmp_path, "t2w, T1w")
     assert turned.contrasts == {"a": ("T2w", "T1w")}
-    assert sorted(told(turned))[0] == ["sub-01_ses-1_T2w.nii", "sub-01_ses-1_T1w.nii"]
+    assert sorted(images(turned))[0] == ["sub-01_ses-1_T2w.nii", "sub-01_ses-1_T1w.nii"]
 
 
 def test_nnunet_channels_are_joined(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_nnunet_channels_are_joined(tmp_path: Path) -> None:
     (tmp_path / "Dataset001" / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}}))
     (tmp_path / "Dataset002" / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
     found = make(tmp_path, "FLAIR,T1")
-    assert told(found) == [["k1_0001.nii.gz", "k1_0000.nii.gz"], ["k2_0001.nii.gz", "k2_0000.nii.gz"]]
+    assert images(found) == [["k1_0001.nii.gz", "k1_0000.nii.gz"], ["k2_0001.nii.gz", "k2_0000.nii.gz"]]
     assert [case.id for case in found.cohort().a] == ["k1", "k2"]
 
 
@@ -89,13 +89,13 @@ def test_folders_tables_and_dicom_are_joined_by_patient(tmp_path: Path) -> None:
         volume(tmp_path / "folders" / "t1" / f"p{n}_t1.nii", n)
         volume(tmp_path / "folders" / "t2" / f"p{n}_t2.nii", 10 + n)
     volume(tmp_path / "folders" / "ct" / "q.nii", 20)
-    assert told(make(tmp_path / "folders", "t1,t2")) == [["p1_t1.nii", "p1_t2.nii"], ["p2_t1.nii", "p2_t2.nii"]]
+    assert images(make(tmp_path / "folders", "t1,t2")) == [["p1_t1.nii", "p1_t2.nii"], ["p2_t1.nii", "p2_t2.nii"]]
 
     rows = [("folders/t1/p1_t1.nii", "MR", "A", "T1w"), ("folders/t2/p1_t2.nii", "MR", "A", "T2w")]
     rows += [("folders/ct/q.nii", "CT", "Q", "")]
     table = tmp_path / "list.csv"
     table.write_text("image,modality,patient,kind\n" + "".join(",".join(row) + "\n" for row in rows))
-    assert told(make(table)) == [["p1_t1.nii", "p1_t2.nii"]]
+    assert images(make(table)) == [["p1_t1.nii", "p1_t2.nii"]]
 
     for seed, kind in enumerate(("t1 axial", "t2 axial")):
 
@@ -119,7 +119,7 @@ def test_who_lacks_a_contrast_is_left_out_by_name(tmp_path: Path) -> None:
             volume(tmp_path / kind / f"p{n}.nii", 10 * n + int(kind[1]))
     volume(tmp_path / "ct" / "q.nii", 20)
     found = make(tmp_path, "t1,t2")
-    assert told(found) == [["p0.nii", "p0.nii"]]
+    assert images(found) == [["p0.nii", "p0.nii"]]
     notes = "\n".join(found.notes)
     assert "left out, because a contrast is missing: p1 has no t2" in notes and "p2 has no t1" in notes
     (tmp_path / "t2" / "p0.nii").unlink()

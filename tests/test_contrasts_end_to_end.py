@@ -22,7 +22,7 @@ from test_training import StopAt
 from torch import Tensor, nn
 
 from medcyclegan import benchmark, config, factory, phantom
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.metrics.mae import mae
@@ -387,7 +387,7 @@ def test_convert_by_command(model: Path, folder: Path, tmp_path: Path) -> None:
     assert verb(*words, "--resume").out.count("(finished before)") == 2
     # Another T2 is another case, whatever the T1.
     shutil.copy(folder / "t2" / "p2.nii.gz", t2 / "p1.nii.gz")
-    again = convert(model, [t1, t2], out, resume=True, uncertainty=True, device="cpu")
+    again = convert(model, [t1, t2], out, Options(resume=True, uncertainty=True, device="cpu"))
     assert list(again.failed) == ["p1"] and "has changed since" in again.failed["p1"]
 
 
@@ -396,7 +396,7 @@ def test_convert_refuses_before_it_computes_and_tells_the_order(model: Path, fol
 
     def refused(*inputs: Path) -> str:
         with pytest.raises(InputError) as caught:
-            convert(model, inputs, tmp_path / "out", device="cpu")
+            convert(model, inputs, tmp_path / "out", Options(device="cpu"))
         assert not (tmp_path / "out").exists()
         assert order in str(caught.value)
         return str(caught.value)
@@ -424,26 +424,26 @@ def test_names_say_which_contrast_a_file_is(model: Path, folder: Path, tmp_path:
                 (place / kind).mkdir(parents=True, exist_ok=True)
                 shutil.copy(folder / kind / f"p{n}.nii.gz", place / kind / f"{name}.nii.gz")
     for place, ids in ((bids, ["sub-0", "sub-1"]), (channels, ["k0", "k1"])):
-        done = convert(model, [place / "t1", place / "t2"], tmp_path / f"{place.name}_out", device="cpu")
+        done = convert(model, [place / "t1", place / "t2"], tmp_path / f"{place.name}_out", Options(device="cpu"))
         assert list(done.written) == ids and done.failed == {}
     with pytest.raises(InputError, match="was given as T1w, and its name says T2w"):
-        convert(model, [bids / "t2", bids / "t1"], tmp_path / "wrong", device="cpu")
-    one = convert(model, [channels / "t1" / "k0_0000.nii.gz", channels / "t2" / "k0_0001.nii.gz"], tmp_path / "one.nii.gz", device="cpu")  # fmt: skip # noqa: E501
+        convert(model, [bids / "t2", bids / "t1"], tmp_path / "wrong", Options(device="cpu"))
+    one = convert(model, [channels / "t1" / "k0_0000.nii.gz", channels / "t2" / "k0_0001.nii.gz"], tmp_path / "one.nii.gz", Options(device="cpu"))  # fmt: skip # noqa: E501
     assert list(one.written) == ["k0"] and (tmp_path / "one.nii.gz").exists()
-    unlike = convert(model, [folder / "t1" / "p0.nii.gz", channels / "t2" / "k0_0001.nii.gz"], tmp_path / "o", device="cpu")  # fmt: skip # noqa: E501
+    unlike = convert(model, [folder / "t1" / "p0.nii.gz", channels / "t2" / "k0_0001.nii.gz"], tmp_path / "o", Options(device="cpu"))  # fmt: skip # noqa: E501
     assert list(unlike.written) == ["p0"]  # single files belong together, whatever they are called
 
 
 def test_exchanged_contrasts_are_flagged(model: Path, folder: Path, tmp_path: Path) -> None:
-    right = convert(model, [folder / "test" / "t1", folder / "test" / "t2"], tmp_path / "right", device="cpu")
+    right = convert(model, [folder / "test" / "t1", folder / "test" / "t2"], tmp_path / "right", Options(device="cpu"))
     assert not any("exchanged" in flag for flag in right.quality["p6"]["flags"])
-    wrong = convert(model, [folder / "test" / "t2", folder / "test" / "t1"], tmp_path / "wrong", device="cpu")
+    wrong = convert(model, [folder / "test" / "t2", folder / "test" / "t1"], tmp_path / "wrong", Options(device="cpu"))
     (said,) = [flag for flag in wrong.quality["p6"]["flags"] if "exchanged" in flag]
     assert "what was given as T1w looks like T2w" in said and "what was given as T2w looks like T1w" in said
     assert "The model takes T1w, T2w, in this order" in said
     twice = convert(
         model, [folder / "test" / "t1", shutil.copytree(folder / "test" / "t1", tmp_path / "copy")], tmp_path / "twice",
-        device="cpu",
+        Options(device="cpu"),
     )  # fmt: skip
     assert any("what was given as T2w looks like T1w" in flag for flag in twice.quality["p6"]["flags"])
 
@@ -478,14 +478,17 @@ def shift(slices: int) -> np.ndarray:
 
 
 def test_a_ct_as_second_contrast_fails_by_name(model: Path, folder: Path, tmp_path: Path) -> None:
-    result = convert(model, [folder / "test" / "t1", folder / "test" / "ct"], tmp_path / "out", device="cpu")
+    result = convert(model, [folder / "test" / "t1", folder / "test" / "ct"], tmp_path / "out", Options(device="cpu"))
     assert result.written == {}
     assert "p6.nii.gz: the values look like a CT in Hounsfield units, and the model takes MR" in result.failed["p6"]
 
 
 def test_dicom_takes_the_first_contrasts_place(model: Path, folder: Path, tmp_path: Path) -> None:
     done = convert(
-        model, [folder / "test" / "t1", folder / "test" / "t2"], tmp_path / "out", file_format="dicom", device="cpu"
+        model,
+        [folder / "test" / "t1", folder / "test" / "t2"],
+        tmp_path / "out",
+        Options(file_format="dicom", device="cpu"),
     )
     series = read_volume(done.written["p6"])
     t1 = nib.load(folder / "test" / "t1" / "p6.nii.gz")

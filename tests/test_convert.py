@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from medcyclegan import InputError, load_translator, phantom
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.inference.translator import Source, Translator
 from medcyclegan.io.grid import Grid
@@ -44,7 +44,7 @@ def record(folder: Path, name: str = "run.json") -> dict:
 
 
 def test_run_json_says_what_was_made_of_what_by_what(run: Path, mr: Path, tmp_path: Path) -> None:
-    result = convert(run, [mr], tmp_path / "out", device="cpu")
+    result = convert(run, [mr], tmp_path / "out", Options(device="cpu"))
     assert not result.failed and set(result.written) == {"p1", "p2", "p3"}
     content = record(tmp_path / "out")
     assert content["program"]["medcyclegan"] and content["program"]["torch"] == torch.__version__
@@ -61,7 +61,9 @@ def test_run_json_says_what_was_made_of_what_by_what(run: Path, mr: Path, tmp_pa
 def test_every_format_holds_the_same_sct_and_names_the_model(run: Path, mr: Path, tmp_path: Path) -> None:
     voxels = []
     for file_format, ending in (("nifti", ".nii.gz"), ("mha", ".mha"), ("nrrd", ".nrrd")):
-        result = convert(run, [mr / "p1.nii.gz"], tmp_path / file_format, file_format=file_format, device="cpu")
+        result = convert(
+            run, [mr / "p1.nii.gz"], tmp_path / file_format, Options(file_format=file_format, device="cpu")
+        )
         assert result.written["p1"].name == f"p1_sct{ending}"
         volume = read_volume(result.written["p1"])
         assert grid_of(volume).matches(grid_of(read_volume(mr / "p1.nii.gz")), 1e-3)
@@ -70,7 +72,7 @@ def test_every_format_holds_the_same_sct_and_names_the_model(run: Path, mr: Path
             assert "not for clinical use" in sitk.ReadImage(result.written["p1"]).GetMetaData("descrip")
     assert all(np.array_equal(voxels[0], other) for other in voxels[1:])
     with pytest.raises(InputError, match="nifti, mha, nrrd"):
-        convert(run, [mr], tmp_path / "x", file_format="png", device="cpu")
+        convert(run, [mr], tmp_path / "x", Options(file_format="png", device="cpu"))
 
 
 def test_every_input_format_gives_the_same_sct_and_hash(run: Path, mr: Path, tmp_path: Path) -> None:
@@ -80,7 +82,9 @@ def test_every_input_format_gives_the_same_sct_and_hash(run: Path, mr: Path, tmp
     for suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"):
         write_volume(tmp_path / f"in{suffix}", array, Grid(array.shape, grid.affine))
         out = tmp_path / f"of{suffix[1:]}"
-        results.append(read_volume(convert(run, [tmp_path / f"in{suffix}"], out, device="cpu").written["in"]).numpy())
+        results.append(
+            read_volume(convert(run, [tmp_path / f"in{suffix}"], out, Options(device="cpu")).written["in"]).numpy()
+        )
         hashes.update(record(out)["cases"]["in"]["voxels_sha256"])
     assert len(hashes) == 1 and all(np.array_equal(results[0], other) for other in results[1:])
 
@@ -89,28 +93,28 @@ def test_resume_skips_what_is_finished_and_nothing_else(run: Path, mr: Path, tmp
     out = tmp_path / "out"
     shutil.copy(mr / "p3.nii.gz", tmp_path / "p3.nii.gz")
     (mr / "p3.nii.gz").write_bytes(b"broken")
-    first = convert(run, [mr], out, device="cpu")
+    first = convert(run, [mr], out, Options(device="cpu"))
     assert set(first.written) == {"p1", "p2"} and set(first.failed) == {"p3"}
     stamps = {case: file.stat().st_mtime_ns for case, file in first.written.items()}
     with pytest.raises(InputError, match="exist already"):
-        convert(run, [mr], out, device="cpu")
+        convert(run, [mr], out, Options(device="cpu"))
     shutil.move(tmp_path / "p3.nii.gz", mr / "p3.nii.gz")
-    second = convert(run, [mr], out, resume=True, device="cpu")
+    second = convert(run, [mr], out, Options(resume=True, device="cpu"))
     assert set(second.written) == {"p3"} and set(second.skipped) == {"p1", "p2"} and not second.failed
     assert {case: file.stat().st_mtime_ns for case, file in first.written.items()} == stamps
     assert set(record(out)["cases"]) == {"p1", "p2", "p3"}
     # Other settings or another model finished nothing of this.
     with pytest.raises(InputError, match="another model or settings"):
-        convert(run, [mr], out, resume=True, ensemble=Ensemble(flips=True), device="cpu")
+        convert(run, [mr], out, Options(resume=True, ensemble=Ensemble(flips=True), device="cpu"))
     # An input that has changed since is told and not skipped.
     shutil.copy(mr / "p2.nii.gz", mr / "p1.nii.gz")
-    third = convert(run, [mr], out, resume=True, device="cpu")
+    third = convert(run, [mr], out, Options(resume=True, device="cpu"))
     assert "has changed since" in third.failed["p1"] and set(third.skipped) == {"p2", "p3"}
     # A result that was deleted is made again.
     first.written["p2"].unlink()
-    assert set(convert(run, [mr / "p2.nii.gz"], out, resume=True, device="cpu").written) == {"p2"}
+    assert set(convert(run, [mr / "p2.nii.gz"], out, Options(resume=True, device="cpu")).written) == {"p2"}
     with pytest.raises(InputError, match="Choose one"):
-        convert(run, [mr], out, resume=True, overwrite=True, device="cpu")
+        convert(run, [mr], out, Options(resume=True, overwrite=True, device="cpu"))
 
 
 @pytest.fixture
@@ -127,39 +131,39 @@ def test_resume_takes_no_file_of_another_model_or_case_for_its_own(
     run: Path, other_run: Path, mr: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    convert(run, [mr / "p1.nii.gz"], out, device="cpu")
-    convert(other_run, [mr / "p1.nii.gz"], out, file_format="mha", device="cpu")
+    convert(run, [mr / "p1.nii.gz"], out, Options(device="cpu"))
+    convert(other_run, [mr / "p1.nii.gz"], out, Options(file_format="mha", device="cpu"))
     with pytest.raises(InputError, match="another model or settings"):
-        convert(other_run, [mr / "p1.nii.gz"], out, resume=True, device="cpu")
-    assert convert(run, [mr / "p1.nii.gz"], out, resume=True, device="cpu").skipped
-    assert convert(other_run, [mr / "p1.nii.gz"], out, file_format="mha", resume=True, device="cpu").skipped
+        convert(other_run, [mr / "p1.nii.gz"], out, Options(resume=True, device="cpu"))
+    assert convert(run, [mr / "p1.nii.gz"], out, Options(resume=True, device="cpu")).skipped
+    assert convert(other_run, [mr / "p1.nii.gz"], out, Options(file_format="mha", resume=True, device="cpu")).skipped
     # One file, written by one case and then by another.
-    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", device="cpu")
-    convert(run, [mr / "p2.nii.gz"], tmp_path / "x.mha", overwrite=True, device="cpu")
+    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", Options(device="cpu"))
+    convert(run, [mr / "p2.nii.gz"], tmp_path / "x.mha", Options(overwrite=True, device="cpu"))
     with pytest.raises(InputError, match="exist already"):
-        convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", resume=True, device="cpu")
+        convert(run, [mr / "p1.nii.gz"], tmp_path / "x.mha", Options(resume=True, device="cpu"))
 
 
 def test_results_of_another_model_keep_their_record_until_they_are_replaced(
     run: Path, other_run: Path, mr: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    convert(run, [mr], out, device="cpu")
+    convert(run, [mr], out, Options(device="cpu"))
     first = record(out)
-    convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
+    convert(other_run, [mr / "p1.nii.gz"], out, Options(overwrite=True, device="cpu"))
     content = record(out)
     assert set(content["cases"]) == {"p1"} and content["model"] != first["model"]
     (earlier,) = content["earlier"]
     assert earlier == {key: first[key] for key in ("program", "model", "settings")} | {
         "cases": {case: first["cases"][case] for case in ("p2", "p3")}
     }
-    convert(run, [mr], out, overwrite=True, device="cpu")
+    convert(run, [mr], out, Options(overwrite=True, device="cpu"))
     assert set(record(out)["cases"]) == {"p1", "p2", "p3"} and "earlier" not in record(out)
 
 
 def test_uncertainty_maps_lie_beside_the_sct(run: Path, mr: Path, tmp_path: Path) -> None:
-    plain = convert(run, [mr / "p1.nii.gz"], tmp_path / "plain", device="cpu")
-    result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", uncertainty=True, device="cpu")
+    plain = convert(run, [mr / "p1.nii.gz"], tmp_path / "plain", Options(device="cpu"))
+    result = convert(run, [mr / "p1.nii.gz"], tmp_path / "out", Options(uncertainty=True, device="cpu"))
     names = ("spread", "structure", "cycle", "combined")
     assert {p.name for p in (tmp_path / "out" / "uncertainty").iterdir()} == {f"p1_{name}.nii.gz" for name in names}
     sct = nib.load(result.written["p1"])
@@ -183,25 +187,25 @@ def test_uncertainty_maps_are_those_of_the_sct_beside_them(
     run: Path, other_run: Path, mr: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    convert(run, [mr / "p1.nii.gz"], out, uncertainty=True, device="cpu")
+    convert(run, [mr / "p1.nii.gz"], out, Options(uncertainty=True, device="cpu"))
     # Without --overwrite none is replaced, though another format has another file for the sCT.
     maps = {path.name: path.read_bytes() for path in (out / "uncertainty").iterdir()}
     with pytest.raises(InputError, match=r"exist already.*\n  - \S*p1_spread\.nii\.gz"):
-        convert(other_run, [mr / "p1.nii.gz"], out, uncertainty=True, file_format="dicom", device="cpu")
+        convert(other_run, [mr / "p1.nii.gz"], out, Options(uncertainty=True, file_format="dicom", device="cpu"))
     assert {path.name: path.read_bytes() for path in (out / "uncertainty").iterdir()} == maps
     # A case that has lost one is not finished.
     (out / "uncertainty" / "p1_cycle.nii.gz").unlink()
-    assert convert(run, [mr / "p1.nii.gz"], out, uncertainty=True, resume=True, device="cpu").written
+    assert convert(run, [mr / "p1.nii.gz"], out, Options(uncertainty=True, resume=True, device="cpu")).written
     assert {path.name for path in (out / "uncertainty").iterdir()} == set(maps)
     # Those of a replaced sCT are of no use.
-    convert(other_run, [mr / "p1.nii.gz"], out, overwrite=True, device="cpu")
+    convert(other_run, [mr / "p1.nii.gz"], out, Options(overwrite=True, device="cpu"))
     assert not list((out / "uncertainty").iterdir())
 
 
 def test_case_ids_that_end_like_results_have_uncertainty_maps_of_their_own(run: Path, mr: Path, tmp_path: Path) -> None:
     shutil.move(mr / "p2.nii.gz", mr / "p1_smr.nii.gz")
     (mr / "p3.nii.gz").unlink()
-    convert(run, [mr], tmp_path / "out", uncertainty=True, device="cpu")
+    convert(run, [mr], tmp_path / "out", Options(uncertainty=True, device="cpu"))
     found = {path.name for path in (tmp_path / "out" / "uncertainty").iterdir()}
     assert {"p1_spread.nii.gz", "p1_smr_spread.nii.gz"} <= found and len(found) == 8
 
@@ -227,13 +231,13 @@ def test_an_old_checkpoint_says_that_its_cohort_is_unknown(run: Path, cohort: ph
     for domain in content["domains"].values():
         del domain["cohort"]
     torch.save(content, tmp_path / "old.pt")
-    result = convert(tmp_path / "old.pt", [cohort.test_mr[0]], tmp_path / "out", device="cpu")
+    result = convert(tmp_path / "old.pt", [cohort.test_mr[0]], tmp_path / "out", Options(device="cpu"))
     (quality,) = result.quality.values()
     assert quality["cohort"].startswith("unknown") and quality["flags"] == []
 
 
 def test_a_ct_given_as_mr_is_flagged(run: Path, cohort: phantom.Cohort, tmp_path: Path) -> None:
-    result = convert(run, [cohort.test_ct[0]], tmp_path / "out", device="cpu")
+    result = convert(run, [cohort.test_ct[0]], tmp_path / "out", Options(device="cpu"))
     (quality,) = result.quality.values()
     assert "look like a CT" in quality["flags"][0]
 
@@ -257,7 +261,7 @@ def test_processes_of_torchrun_share_the_cases(run: Path, mr: Path, tmp_path: Pa
         assert set(record(out)["cases"]) == set.union(*told)
     assert told == [{"p1", "p3"}, {"p2"}]
     assert [path.name for path in out.glob("*.json")] == ["run.json"]
-    again = convert(run, [mr], out, resume=True, device="cpu")  # by one process, from the record of two
+    again = convert(run, [mr], out, Options(resume=True, device="cpu"))  # by one process, from the record of two
     assert set(again.skipped) == {"p1", "p2", "p3"}
 
 
@@ -302,14 +306,16 @@ def test_processes_that_cannot_lock_their_record_are_refused_before_anything(
     monkeypatch.setattr("fcntl.flock", no_locks)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"run\.json, and it cannot be locked .* Convert with one process"):
-        convert(run, [mr], tmp_path / "out", device="cpu")
+        convert(run, [mr], tmp_path / "out", Options(device="cpu"))
     assert not list((tmp_path / "out").glob("*.nii.gz"))
     monkeypatch.delenv("WORLD_SIZE")
-    assert convert(run, [mr / "p1.nii.gz"], tmp_path / "out", device="cpu").written  # one process needs no locks
+    assert convert(
+        run, [mr / "p1.nii.gz"], tmp_path / "out", Options(device="cpu")
+    ).written  # one process needs no locks
 
 
 def test_a_single_file_has_its_record_beside_it(run: Path, mr: Path, tmp_path: Path) -> None:
-    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.nrrd", device="cpu")
+    convert(run, [mr / "p1.nii.gz"], tmp_path / "x.nrrd", Options(device="cpu"))
     assert (tmp_path / "x.nrrd").exists() and set(record(tmp_path, "x.run.json")["cases"]) == {"p1"}
 
 
@@ -326,14 +332,14 @@ def test_a_case_that_cannot_be_written_does_not_stop_the_others(
 
     monkeypatch.setattr(Path, "replace", fail)
     out = tmp_path / "out"
-    result = convert(run, [mr], out, file_format=file_format, device="cpu")
+    result = convert(run, [mr], out, Options(file_format=file_format, device="cpu"))
     assert set(result.written) == {"p1", "p3"} and "Input/output error" in result.failed["p2"]
     assert record(out)["failed"] == result.failed and set(record(out)["cases"]) == {"p1", "p3"}
     assert sorted(path.name.partition("_")[0] for path in out.iterdir()) == ["p1", "p3", "run.json"]
     # Nothing fits onto a full disk.
     code = errno.ENOSPC
     with pytest.raises(OSError, match="No space"):
-        convert(run, [mr], tmp_path / "full", file_format=file_format, device="cpu")
+        convert(run, [mr], tmp_path / "full", Options(file_format=file_format, device="cpu"))
     assert set(record(tmp_path / "full")["cases"]) == {"p1"}
 
 
@@ -348,7 +354,7 @@ def test_a_case_that_does_not_fit_into_memory_does_not_stop_the_others(
         return read(translator, image, body)
 
     monkeypatch.setattr(Translator, "read", fail)
-    result = convert(run, [mr], tmp_path / "out", device="cpu")
+    result = convert(run, [mr], tmp_path / "out", Options(device="cpu"))
     assert set(result.written) == {"p1", "p3"} and result.failed == {"p2": "there is not enough memory."}
 
 
@@ -356,25 +362,25 @@ def test_inputs_are_never_written_over(run: Path, mr: Path, tmp_path: Path) -> N
     shutil.copy(mr / "p2.nii.gz", mr / "p1_sct.nii.gz")
     before = {path.name: path.read_bytes() for path in mr.iterdir()}
     with pytest.raises(InputError, match=r"are inputs themselves.*\n  - \S*p1_sct\.nii\.gz, from \S*p1\.nii\.gz$"):
-        convert(run, [mr], mr, overwrite=True, device="cpu")
+        convert(run, [mr], mr, Options(overwrite=True, device="cpu"))
     with pytest.raises(InputError, match="are inputs themselves"):
-        convert(run, [mr / "p1.nii.gz"], mr / "p1.nii.gz", overwrite=True, device="cpu")
+        convert(run, [mr / "p1.nii.gz"], mr / "p1.nii.gz", Options(overwrite=True, device="cpu"))
     assert {path.name: path.read_bytes() for path in mr.iterdir()} == before
     # Its own results in the folder of its inputs are no new inputs.
     (mr / "p1_sct.nii.gz").unlink()
-    convert(run, [mr], mr, device="cpu")
+    convert(run, [mr], mr, Options(device="cpu"))
     with pytest.raises(InputError, match="are inputs themselves"):
-        convert(run, [mr], mr, resume=True, device="cpu")
+        convert(run, [mr], mr, Options(resume=True, device="cpu"))
 
 
 def test_what_cannot_be_read_or_written_is_refused_before_anything(
     run: Path, mr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"(?s)do not exist.*gone\.nii\.gz.*nowhere"):
-        convert(run, [mr, tmp_path / "gone.nii.gz", tmp_path / "nowhere"], tmp_path / "out", device="cpu")
+        convert(run, [mr, tmp_path / "gone.nii.gz", tmp_path / "nowhere"], tmp_path / "out", Options(device="cpu"))
     with pytest.raises(InputError, match=r"sct\.png is a file of another kind"):
-        convert(run, [mr / "p1.nii.gz"], tmp_path / "sct.png", device="cpu")
+        convert(run, [mr / "p1.nii.gz"], tmp_path / "sct.png", Options(device="cpu"))
     monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK)  # to an administrator nothing is closed
     with pytest.raises(InputError, match=r"out cannot be written: .* is no folder that you may write"):
-        convert(run, [mr], tmp_path / "out", device="cpu")
+        convert(run, [mr], tmp_path / "out", Options(device="cpu"))
     assert {path.name for path in tmp_path.iterdir()} == {"mr"}

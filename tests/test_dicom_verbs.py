@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.cli import app
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.io.grid import Grid
@@ -57,7 +57,7 @@ def scans(cohort: phantom.Cohort, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def sct(run: Path, source: Path, output: Path, file_format: str = "nifti") -> Path:
-    result = convert(run, [source], output, device="cpu", file_format=file_format)
+    result = convert(run, [source], output, Options(device="cpu", file_format=file_format))
     assert not result.failed and list(result.written) == ["head"]
     return result.written["head"]
 
@@ -114,14 +114,14 @@ def test_formats_that_cannot_be(
     file_format: str, direction: str, output: str, words: str, scans: dict[str, Path], run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=words):
-        convert(run, [scans["dicom"]], tmp_path / output, direction=direction, file_format=file_format)
+        convert(run, [scans["dicom"]], tmp_path / output, Options(direction=direction, file_format=file_format))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_ct_series_is_not_taken_for_an_mr(scans: dict[str, Path], run: Path, tmp_path: Path) -> None:
     array = read_volume(scans["dicom"]).numpy()[0].astype(np.int16)
     write_series(tmp_path / "head", array, orthogonal(LPS), modality="CT")
-    result = convert(run, [tmp_path / "head"], tmp_path / "out", device="cpu")
+    result = convert(run, [tmp_path / "head"], tmp_path / "out", Options(device="cpu"))
     assert "its header says that it is CT, and MR is needed" in result.failed["head"]
 
 
@@ -129,7 +129,7 @@ def test_a_bad_series_is_told_and_the_others_go_on(scans: dict[str, Path], run: 
     for name in ("head", "hole"):
         shutil.copytree(scans["dicom"], tmp_path / "mr" / name)
     (tmp_path / "mr" / "hole" / "im007.dcm").unlink()
-    result = convert(run, [tmp_path / "mr"], tmp_path / "out", device="cpu")
+    result = convert(run, [tmp_path / "mr"], tmp_path / "out", Options(device="cpu"))
     assert list(result.written) == ["head"]
     assert "1 slice missing" in result.failed["hole"]
 
@@ -190,7 +190,7 @@ def test_zip_of_several_series_through_convert(scans: dict[str, Path], run: Path
             folder = write_series(tmp_path / tail, array + np.int16(int(tail[0])), orthogonal(LPS), uid=f"1.2.3.{tail}")
             for file in folder.iterdir():
                 archive.write(file, f"{tail}_{file.name}")
-    failed = convert(run, [tmp_path / "head.zip"], tmp_path / "out", device="cpu").failed
+    failed = convert(run, [tmp_path / "head.zip"], tmp_path / "out", Options(device="cpu")).failed
     assert "holds 2 series" in failed["head"]
     assert sct(run, Path(f"{tmp_path}/head.zip#2222"), tmp_path / "out").name == "head_sct.nii.gz"
 

@@ -19,7 +19,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from medcyclegan import factory, phantom
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.errors import InputError
 from medcyclegan.evaluation.evaluate import evaluate
 from medcyclegan.export.formats import export_run
@@ -137,7 +137,7 @@ def test_the_network_takes_and_gives_what_the_metadata_say(bundle: Path) -> None
 
 def test_inference_is_convert(bundle: Path, run: Path, exams: Path, tmp_path: Path) -> None:
     run_config(bundle, "inference", dataset_dir=str(exams / "mr"), output_dir=str(tmp_path / "bundle"))
-    written = convert(run, [exams / "mr"], tmp_path / "convert", device="cpu").written
+    written = convert(run, [exams / "mr"], tmp_path / "convert", Options(device="cpu")).written
     assert set(written) == {"straight", "oblique"}
     for path in written.values():
         assert np.percentile(difference(path, tmp_path / "bundle" / path.name), 99.9) <= 1
@@ -149,7 +149,7 @@ def test_evaluate_gives_the_numbers_of_evaluate(bundle: Path, run: Path, exams: 
     run_config(bundle, "evaluate", **given)
     with (tmp_path / "out" / "metrics.csv").open() as stream:
         found = {name: float(value) for name, value in csv.reader(stream)}
-    convert(run, [exams / "mr"], tmp_path / "sct", device="cpu")
+    convert(run, [exams / "mr"], tmp_path / "sct", Options(device="cpu"))
     metrics = evaluate(tmp_path / "sct", exams / "ct").summary["metrics"]
     assert set(found) == {"mae", "psnr", "ssim", "ms_ssim", "me"}
     for name, value in found.items():
@@ -196,7 +196,9 @@ def test_the_other_direction_and_no_paths_of_the_user(run: Path, exams: Path, tm
     assert str(run) not in text and "prepared" not in text
     given = {"dataset_dir": str(exams / "ct"), "output_dir": str(tmp_path / "out")}
     run_config(tmp_path / "ba", "inference", **given)
-    for path in convert(run, [exams / "ct"], tmp_path / "convert", direction="ba", device="cpu").written.values():
+    for path in convert(
+        run, [exams / "ct"], tmp_path / "convert", Options(direction="ba", device="cpu")
+    ).written.values():
         apart = difference(path, tmp_path / "out" / path.name)
         assert np.percentile(apart, 99.9) <= 1e-3 * np.ptp(np.asarray(nib.load(path).dataobj))
 
@@ -236,5 +238,5 @@ def test_the_commands_themselves(bundle: Path, run: Path, exams: Path, tmp_path:
         command = [sys.executable, "-m", "monai.bundle", *map(str, words)]
         done = subprocess.run(command, cwd=bundle, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-    for path in convert(run, [exams / "mr"], tmp_path / "convert", device="cpu").written.values():
+    for path in convert(run, [exams / "mr"], tmp_path / "convert", Options(device="cpu")).written.values():
         assert np.percentile(difference(path, tmp_path / path.name), 99.9) <= 1

@@ -26,7 +26,7 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-def told(found: Found) -> set[tuple[str, ...]]:
+def rows(found: Found) -> set[tuple[str, ...]]:
     """(path under the root, case, patient, modality, kind, domain, split, site) of every scan."""
     return {(Path(s.image).name, s.case, s.patient, s.modality, s.kind, s.domain, s.split, s.site) for s in found.scans}
 
@@ -35,7 +35,7 @@ def test_folders_by_modality(tmp_path: Path) -> None:
     touch(tmp_path, "MR/p1_mr.nii.gz", "MR/p2/t1.mha", "ct/p1_ct.nii", "ct/p3/a.nrrd", "ct/p3/b.nrrd", "notes/x.nii")
     found = read_layout(tmp_path)
     assert found.layout == "folders"
-    assert told(found) == {
+    assert rows(found) == {
         ("p1_mr.nii.gz", "p1_mr", "p1", "MR", "MR", "", "", ""),
         ("t1.mha", "p2", "p2", "MR", "MR", "", "", ""),
         ("p1_ct.nii", "p1_ct", "p1", "CT", "ct", "", "", ""),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medcyclegan import config, factory, phantom
 from medcyclegan.cohort.layouts import read_layout
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.errors import InputError
 from medcyclegan.inference.ensemble import Ensemble
 from medcyclegan.io.pictures import GrayLevels
@@ -162,7 +162,7 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
     run = tmp_path / "run"
     factory.train(experiment, run, device="cpu")
     source = sorted((slices / "trainA").iterdir())[0]
-    result = convert(run, [source], tmp_path / "out", device="cpu", uncertainty=True)
+    result = convert(run, [source], tmp_path / "out", Options(device="cpu", uncertainty=True))
     assert not result.failed
     (written,) = result.written.values()
     image = sitk.ReadImage(str(written))
@@ -172,7 +172,7 @@ def test_a_training_on_pictures_from_beginning_to_end(slices: Path, tmp_path: Pa
     assert sorted(file.name for file in (tmp_path / "out" / "uncertainty").iterdir()) == [
         f"{source.stem}_{name}.nii.gz" for name in ("combined", "cycle", "spread", "structure")
     ]
-    across = convert(run, [source], tmp_path / "across", device="cpu", ensemble=Ensemble(("axial", "coronal")))
+    across = convert(run, [source], tmp_path / "across", Options(device="cpu", ensemble=Ensemble(("axial", "coronal"))))
     assert "a picture is one axial slice" in across.failed[source.stem]
     with pytest.raises(InputError, match="single 2D images"):
         factory.train(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medcyclegan import config, factory
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.io.reader import case_id, grid_of, read_volume
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -67,7 +67,7 @@ def test_prepare(folder: Path) -> None:
 def test_convert(folder: Path, run: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = convert(run, [folder / "mr"], folder / "sct", device="cpu")
+        result = convert(run, [folder / "mr"], folder / "sct", Options(device="cpu"))
         check_refusals(result.failed)
         assert set(result.written) == {case_id(name) for name in HEADS}
         for name in HEADS:

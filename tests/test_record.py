@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from medcyclegan import InputError, atomic, phantom
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.inference.translator import Translator
 from medcyclegan.record import FORMAT, VERSION, Record
 
@@ -155,9 +155,9 @@ def test_convert_leaves_what_another_program_wrote(run: Path, mr: Path, tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text('{"somebody": "else"}')
     with pytest.raises(InputError, match=r"run\.json is no record of a conversion"):
-        convert(run, [mr], tmp_path / "out", device="cpu")
+        convert(run, [mr], tmp_path / "out", Options(device="cpu"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
-    assert len(convert(run, [mr], tmp_path / "out", overwrite=True, device="cpu").written) == 2
+    assert len(convert(run, [mr], tmp_path / "out", Options(overwrite=True, device="cpu")).written) == 2
 
 
 class Killed(BaseException):
@@ -201,9 +201,11 @@ def test_after_any_kill_resume_equals_an_undisturbed_conversion(
 
     volume = mr / "p1.nii.gz"
     uncertainty = file_format == "nifti"
-    convert(run, [volume], tmp_path / "whole", file_format=file_format, uncertainty=uncertainty, device="cpu")
+    convert(run, [volume], tmp_path / "whole", Options(file_format=file_format, uncertainty=uncertainty, device="cpu"))
     with killed_at(99, "before", monkeypatch) as moves:
-        convert(run, [volume], tmp_path / "counted", file_format=file_format, uncertainty=uncertainty, device="cpu")
+        convert(
+            run, [volume], tmp_path / "counted", Options(file_format=file_format, uncertainty=uncertainty, device="cpu")
+        )
     assert moves[0] == (8 if uncertainty else 4)  # the record three times, the result, and four uncertainty maps
     last = moves[0]  # the record closed; before it, the case added, and before that the result
     for number, when in (
@@ -215,8 +217,10 @@ def test_after_any_kill_resume_equals_an_undisturbed_conversion(
     ):
         out = tmp_path / f"{number}{when}"
         with killed_at(number, when, monkeypatch), pytest.raises(Killed):
-            convert(run, [volume], out, file_format=file_format, uncertainty=uncertainty, device="cpu")
-        again = convert(run, [volume], out, file_format=file_format, uncertainty=uncertainty, resume=True, device="cpu")
+            convert(run, [volume], out, Options(file_format=file_format, uncertainty=uncertainty, device="cpu"))
+        again = convert(
+            run, [volume], out, Options(file_format=file_format, uncertainty=uncertainty, resume=True, device="cpu")
+        )
         assert not again.failed and len(again.written) + len(again.skipped) == 1
         assert files(out) == files(tmp_path / "whole"), (number, when)
         content = json.loads((out / "run.json").read_text())
@@ -230,13 +234,13 @@ def test_what_was_being_replaced_is_claimed_by_nobody(
     for weight in content["ema"]["gen_ab"].values():
         weight.neg_()
     torch.save(content, tmp_path / "other.pt")
-    convert(run, [mr], tmp_path / "out", device="cpu")
+    convert(run, [mr], tmp_path / "out", Options(device="cpu"))
     # Killed when the second result of the other model was in place, and its record was not.
     with killed_at(5, "after", monkeypatch), pytest.raises(Killed):
-        convert(tmp_path / "other.pt", [mr], tmp_path / "out", overwrite=True, device="cpu")
+        convert(tmp_path / "other.pt", [mr], tmp_path / "out", Options(overwrite=True, device="cpu"))
     with pytest.raises(InputError, match=r"p1_sct\.nii\.gz, written with another model.*\n.*p2_sct"):
-        convert(run, [mr], tmp_path / "out", resume=True, device="cpu")
-    again = convert(tmp_path / "other.pt", [mr], tmp_path / "out", resume=True, device="cpu")
+        convert(run, [mr], tmp_path / "out", Options(resume=True, device="cpu"))
+    again = convert(tmp_path / "other.pt", [mr], tmp_path / "out", Options(resume=True, device="cpu"))
     assert set(again.skipped) == {"p1"} and set(again.written) == {"p2"}
 
 
@@ -261,5 +265,5 @@ def test_whatever_one_case_raises_the_others_go_on(
             return predict(self, *arguments, **options)
 
         monkeypatch.setattr(Translator, "predict", fail)
-        result = convert(run, [mr], tmp_path / message[:12], device="cpu")
+        result = convert(run, [mr], tmp_path / message[:12], Options(device="cpu"))
         assert set(result.written) == {"p2"} and message in result.failed["p1"]

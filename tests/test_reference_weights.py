@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medcyclegan import cli, factory, phantom
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.errors import InputError
 from medcyclegan.networks.imported import ORIENTATIONS, from_picture, to_picture
 from medcyclegan.reference_weights import ReferenceModel, import_weights
@@ -199,7 +199,7 @@ def test_converts_volumes_in_the_window_that_was_given(cohort: phantom.Cohort, t
         "--mr-percentiles 1 99"
     )
     cli.app(["import-weights", str(weights), "-o", str(checkpoint), *options.split()], standalone_mode=False)
-    result = convert(checkpoint, [cohort.test_mr[0]], sct, device="cpu")
+    result = convert(checkpoint, [cohort.test_mr[0]], sct, Options(device="cpu"))
     assert not result.failed
     values = np.asarray(nib.load(sct).dataobj)
     body = nib.load(cohort.test_mask[0]).get_fdata() > 0

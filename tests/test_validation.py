@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from medcyclegan import config, factory
 from medcyclegan.config import Experiment
-from medcyclegan.convert import convert
+from medcyclegan.convert import Options, convert
 from medcyclegan.data.patches import PatchSpec
 from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.data.probe import probe_patches
@@ -162,7 +162,7 @@ def test_early_stop_best_and_conversion_with_it(
     for key, value in load_checkpoint(result.run / "best.pt")["ema"]["gen_ab"].items():
         assert torch.equal(best.generator.state_dict()[key], value)
     mr = prepared.cases["pairs_a"][0].image_files[0]
-    done = convert(result.run, [mr], tmp_path / "sct", device="cpu", which="best")
+    done = convert(result.run, [mr], tmp_path / "sct", Options(device="cpu", which="best"))
     assert done.model == f"{result.run / 'best.pt'} (model run step 2)"
 
 

@@ -47,28 +47,26 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Translate volumes and DICOM series; each result lies on its source's own grid, CT in Hounsfield units."""
+    from medcyclegan.convert import Options
     from medcyclegan.convert import convert as run_conversion
     from medcyclegan.inference.ensemble import Ensemble
     from medcyclegan.progress import Terminal
 
     named: Any = tuple(word.strip() for word in planes.split(",")) if planes else ()
-    result = run_conversion(
-        [checkpoint, *(ensemble or ())],
-        inputs,
-        output,
+    options = Options(
         direction=direction,
-        overwrite=overwrite,
-        resume=resume,
-        file_format=file_format,
-        uncertainty=uncertainty,
-        device=device,
-        progress=Terminal(),
-        allow=allow or (),
         which=which,
-        masks=masks,
         ensemble=Ensemble(named, flips, fuse),  # type: ignore[arg-type]
         norm_statistics=norm_statistics,  # type: ignore[arg-type]
+        masks=masks,
+        uncertainty=uncertainty,
+        file_format=file_format,
+        overwrite=overwrite,
+        resume=resume,
+        device=device,
+        allow=allow or (),
     )
+    result = run_conversion([checkpoint, *(ensemble or ())], inputs, output, options, Terminal())
     note(f"model: {result.model}")
     for case, record in result.quality.items():
         for flag in record["flags"]:

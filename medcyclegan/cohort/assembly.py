@@ -128,7 +128,7 @@ def assemble(selection: Selection, split: SplitPlan = AS_IN_LAYOUT, progress: Pr
     taken += unread
     pairs, unpaired = _pairs(taken, surveys, folds)
     about: dict[str, Any] = {"root": str(selection.root), "layout": found.layout, "reason": found.reason}
-    about |= {**asdict(split), "modalities": dict(selection.modalities)}
+    about |= {"seed": split.seed, **asdict(split), "modalities": dict(selection.modalities)}
     about |= {"contrasts": {domain: contrast for domain, contrast in selection.contrasts.items() if contrast}}
     notes = (*found.notes(), *chosen.notes, *copies, *unpaired)
     return Assembly(tuple(taken), folds, pairs, failed, notes, about, chosen.contrasts)

@@ -37,6 +37,9 @@ class Case:
     body: Path | None = None
     levels: GrayLevels | None = None
 
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.images))
+
 
 Pair = tuple[Case, Case]  # of a and of b, with one id and one body mask; the first images of both share one grid
 

@@ -9,27 +9,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from medcyclegan.cohort.cases import MASKS_BY_ID
+from medcyclegan.cohort.cases import MASKS_BY_ID, Case
 from medcyclegan.cohort.layouts import synthrad
 from medcyclegan.cohort.layouts.scan import Scan
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.dicom.files import split_choice
 from medcyclegan.io.listing import list_volumes, volumes_at
 from medcyclegan.io.tree import Tree, is_volume
-
-
-@dataclass(frozen=True)
-class CaseInput:
-    """The files of one case: one per channel, in order, and a mask on the grid of the first."""
-
-    files: tuple[Path, ...]
-    mask: Path | None = None
-
-    def __str__(self) -> str:
-        return " or ".join(map(str, self.files))
 
 
 def find_inputs(
@@ -39,8 +27,8 @@ def find_inputs(
     channels: Sequence[str] = ("MR",),
     modality: str = "MR",
     domain: str = "a",
-) -> dict[str, CaseInput]:
-    """Case id -> its files.
+) -> dict[str, Case]:
+    """Case id -> its files: a volume per channel, in order, and a mask on the grid of the first.
 
     Args:
         paths: volumes, or folders of which every volume is taken. Of several channels exactly one path each, in order.
@@ -68,7 +56,7 @@ def find_inputs(
                     )
                 files[case] = (file,)
     bodies = own if masks is None else _masks(masks, list(files))
-    return {case: CaseInput(volumes, bodies.get(case)) for case, volumes in files.items()}
+    return {case: Case(case, volumes, bodies.get(case)) for case, volumes in files.items()}
 
 
 def _volumes(path: Path, modality: str, domain: str) -> tuple[dict[str, Path], dict[str, Path]]:
