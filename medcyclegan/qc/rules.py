@@ -1,4 +1,4 @@
-"""What may be suspected and why then, and the words for it: rules, findings, volumes."""
+"""The rules of quality control, with their rationale, and the records: findings and volumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 
 @dataclass(frozen=True)
 class Rule:
-    """When something is suspected, and why then."""
+    """A severity, and the criterion with its rationale."""
 
     severity: str
     criterion: str
@@ -117,7 +117,7 @@ AXES = ("left-right", "front-back", "head-foot")
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to look.
+    """One finding.
 
     Attributes:
         code: a key of `RULES`.
@@ -139,7 +139,7 @@ class Finding:
 
     @property
     def fixable(self) -> bool:
-        """Whether `--fix` mends it safely, which the remedy says exactly then."""
+        """Whether `--fix` can repair it safely; the remedy then says so."""
         return "--fix" in self.remedy
 
     def __str__(self) -> str:

@@ -62,7 +62,7 @@ class ExponentialMovingAverage:
     """Averaged copies of networks, which translate better than the last weights of adversarial training.
 
     average <- d average + (1 - d) weights with d = min(decay, (1 + n) / (10 + n)) at step n, so that the first steps,
-    whose weights are still random, soon lose their influence. Buffers, such as the running statistics of a batch norm, are
+    whose weights are still random, soon fade. Buffers, such as the running statistics of a batch norm, are
     means already or cannot be averaged: they are copied at every update.
 
     Args:
