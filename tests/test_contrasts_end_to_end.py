@@ -38,7 +38,7 @@ from medcyclegan.io.reader import read_volume
 from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
-from medcyclegan.plan import make_plan, pretended_gpu
+from medcyclegan.plan import make_plan, hypothetical_gpu
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.guards import TranslationGuards, silent, spread_ratio
 from medcyclegan.training.probe import Probe, bodies_for
@@ -544,6 +544,6 @@ def test_the_folders_can_be_inspected_and_planned_for(folder: Path) -> None:
     # T1 and T2 beside each other are what was asked for.
     assert not [s for s in content["findings"] if s["code"] == "mixed_contrast"]
     data = {"data": {"source": str(folder / "list.json")}}
-    made = make_plan(config.parse(data, "the test"), pretended_gpu(16.0))
+    made = make_plan(config.parse(data, "the test"), hypothetical_gpu(16.0))
     assert made.content["domains"]["a"] == {"name": "MR", "modality": "MR", "contrasts": ["T1w", "T2w"]}
     assert made.experiment().channels("a") == 2 * made.experiment().channels("b")

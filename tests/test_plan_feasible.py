@@ -18,7 +18,7 @@ from medcyclegan.factory.cohorts import resolve
 from medcyclegan.plan import make
 
 CPU = plan.Machine("cpu", "processor with 2 cores", 16 * plan.GIB, False, 2)
-LARGE = plan.pretended_gpu(141)
+LARGE = plan.hypothetical_gpu(141)
 
 
 def volume(

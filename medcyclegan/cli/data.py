@@ -155,7 +155,7 @@ def plan(
     from medcyclegan import plan as planning
     from medcyclegan.progress import Terminal
 
-    where = planning.this_machine(device) if gpu_memory is None else planning.pretended_gpu(gpu_memory)
+    where = planning.this_machine(device) if gpu_memory is None else planning.hypothetical_gpu(gpu_memory)
     made = planning.make_plan(experiment, where, hours=hours, progress=Terminal())
     for line in made.warnings:
         warn(line)
