@@ -183,7 +183,7 @@ def join(prepared: str, folder: Path) -> dict[str, Any]:
         codes[f"{run} died"] = together(lambda run=run: trained(run, two, Dies("1", 4)), 2, folder)
     codes["again"] = together(lambda: factory.resume(folder / "again", device="cpu", handlers=[exact]), 2, folder)
     codes["alone"] = [ended(forked(lambda: factory.resume(folder / "alone", device="cpu", handlers=[exact])))]
-    return {"codes": codes, "told": (folder / "rank-0.log").read_text()}
+    return {"codes": codes, "log": (folder / "rank-0.log").read_text()}
 
 
 class Killed(Silent):
@@ -233,8 +233,8 @@ def bundle(bundle: str, folder: Path) -> dict[str, Any]:
         )
 
     codes = together(trained, 2, folder)
-    told = {log.name: log.read_text() for log in folder.glob("rank-*.log")}
-    return {"codes": codes, "told": told}
+    logs = {log.name: log.read_text() for log in folder.glob("rank-*.log")}
+    return {"codes": codes, "logs": logs}
 
 
 ACTIONS = {"kill": kill, "join": join, "share": share, "bundle": bundle}

@@ -104,8 +104,8 @@ def test_volumes_that_cannot_be_used_are_told(cohort: phantom.Cohort, tmp_path: 
     (mr / "broken.nii.gz").write_bytes(b"no volume")
     found = describe(from_folders(mr, cohort.train_ct[0].parent).a, "MR")
     assert found.measured == len(cohort.train_mr) + 1 and len(found.problems) == 1
-    (told,) = (line for line in plan.decide(found, CT, CPU).warnings if "cannot be used" in line)
-    assert "1 of 3 MR volumes" in told and "broken.nii.gz" in told and "\n" not in told
+    (warning,) = (line for line in plan.decide(found, CT, CPU).warnings if "cannot be used" in line)
+    assert "1 of 3 MR volumes" in warning and "broken.nii.gz" in warning and "\n" not in warning
 
 
 def test_a_training_without_a_config_is_planned(
@@ -129,9 +129,9 @@ def test_the_verb_prints_a_plan_and_its_figures(cohort: phantom.Cohort, tmp_path
     file = tmp_path / "plan.yaml"
     done = CliRunner().invoke(cli.app, ["plan", *folders, "--gpu-memory", "24", "-o", str(file), "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["seconds"] is None and 0 < told["memory_bytes"] < 24 * plan.GIB
-    assert config.load(file).training.steps == told["experiment"]["training"]["steps"]
+    printed = json.loads(done.stdout)
+    assert printed["seconds"] is None and 0 < printed["memory_bytes"] < 24 * plan.GIB
+    assert config.load(file).training.steps == printed["experiment"]["training"]["steps"]
     assert "# Expected time: not known" in file.read_text()
     # Without --json it says how to train, in words that work as they stand.
     done = CliRunner().invoke(cli.app, ["plan", *folders, "--gpu-memory", "24", "-o", str(file)])
