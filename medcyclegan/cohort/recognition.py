@@ -1,4 +1,4 @@
-"""What the data at a path is, recognized from the path itself, so that one argument names all data.
+"""Detect what kind of data is at a path, so that one argument names all data.
 
 A *prepared folder* is what `medcyclegan prepare` wrote, a *datalist* a JSON file with the lists a and b, a *layout* a
 folder in one of the conventions of `layouts`, or a table (CSV) that lists its volumes.

@@ -25,7 +25,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.valuerep import VR
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -229,10 +229,6 @@ def shown(value: object) -> str:
     """A value of a header for a message. A damaged length swallows what follows, which may be the patient's name."""
     text = re.sub(r"[ \t\r\n]+", " ", str(value)).strip(" \0")
     return text if text.isprintable() and len(text) <= _LONGEST else "unreadable"
-
-
-def few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _places(path: Path) -> Iterator[Place]:

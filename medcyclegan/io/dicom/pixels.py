@@ -18,9 +18,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from scipy import ndimage
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 from medcyclegan.io.dicom.decoder import Decoder
-from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, few, shown
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, shown
 from medcyclegan.io.dicom.padding import fill_padding, padding
 from medcyclegan.io.dicom.stack import Slice, Stack
 

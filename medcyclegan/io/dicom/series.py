@@ -20,12 +20,11 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 from medcyclegan.io.dicom.files import (
     LIBRARY_ERRORS,
     Object,
     count,
-    few,
     quiet_headers,
     read_objects,
     shown,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import Object, Place, count, few, shown
+from medcyclegan.errors import InputError, few
+from medcyclegan.io.dicom.files import Object, Place, count, shown
 from medcyclegan.io.dicom.numbers import numbers_or_none, rescale_value
 from medcyclegan.io.grid import RAS_FROM_LPS, SAME_MM, SHEAR_COSINE, UNIT_LENGTH, Grid
 from medcyclegan.io.plausible import refuse_impossible_geometry
