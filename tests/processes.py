@@ -205,8 +205,9 @@ class Killed(Silent):
 def share(run: str, folder: Path) -> dict[str, Any]:
     codes = {}
 
-    def converted(into: str, **more: Any) -> None:
-        result = convert(Path(run), [folder / "mr"], folder / into, Options(device="cpu", **more))
+    def converted(into: str, resume: bool = False, progress: Any = None) -> None:
+        options = Options(device="cpu", resume=resume)
+        result = convert(Path(run), [folder / "mr"], folder / into, options, progress)
         (folder / f"{into}-{os.environ.get('RANK', '')}.json").write_text(
             json.dumps({"written": [*result.written], "skipped": [*result.skipped], "failed": result.failed})
         )
