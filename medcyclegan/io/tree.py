@@ -1,4 +1,4 @@
-"""What lies under a folder, by name and kind: each folder listed once and sorted, so that no machine's order is seen.
+"""The files under a folder by name and kind; each folder is listed once and sorted, the same on every machine.
 
 Words used here. *Case id*: the name of a file without the suffix of its format, or of a DICOM folder. *Place*: a folder
 below the root of a tree, relative to it and with `/` between the parts; "" is the root itself.
