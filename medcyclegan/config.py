@@ -134,7 +134,7 @@ class Domains(_Section):
 
 
 class Preparation(_Section):
-    """How volumes come onto the working grid."""
+    """Preparation of volumes on the working grid."""
 
     spacing: tuple[Positive, Positive, Positive] | None = Field(
         None, description="working spacing along right, anterior, superior in mm; null: the median of all volumes"
@@ -242,7 +242,7 @@ OF_SOURCE = ("fold", "layout", "contrast_a", "contrast_b", "patient")  # keys of
 
 
 class Patches(_Section):
-    """What the networks see while they learn."""
+    """The patches that networks are trained on."""
 
     spatial_dims: Literal[2, 3] = Field(2, description="2: slices; 3: boxes")
     plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="orientation of slices")
@@ -338,7 +338,7 @@ class Losses(_Section):
 
 
 class Training(_Section):
-    """How long and how fast."""
+    """Length, optimization and logging of a training."""
 
     steps: Count = Field(100_000, description="optimizer steps")
     batch_size: Count = Field(1, description="slices of each domain that a process takes at once")

@@ -65,7 +65,7 @@ def by_kind(warnings: Iterable[str]) -> list[str]:
         warnings: `NAME: text`, where NAME is a volume or a case; others are taken by their text.
 
     Returns:
-        A warning that is the only one of its kind as it is; of several the first, with their number and the first
+        A single warning of its kind unchanged; several as the first one, with their number and the first
         `NAMED` names. The same warning given twice counts once.
     """
     kinds: dict[str, dict[str, None]] = {}

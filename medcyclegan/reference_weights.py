@@ -26,7 +26,7 @@ GREY_VALUES = (0.0, 255.0)  # of the reference's pictures
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """What must be known of a generator besides its weights: its architecture, and what its pictures showed.
+    """The description that a generator needs beside its weights: architecture and pictures.
 
     Attributes:
         architecture: resnet_9blocks, resnet_6blocks, unet_256 or unet_128.

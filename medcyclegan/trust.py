@@ -39,7 +39,7 @@ _REFUSED_EVENTS = {
     **dict.fromkeys(("subprocess", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"), "start a program"),
     "pickle": "unpickle a file, which runs what is in it",
 }
-_SILENT_EVENTS = ("socket.__new__", "socket.gethostname")  # which reach nobody
+_SILENT_EVENTS = ("socket.__new__", "socket.gethostname")  # without network traffic
 
 
 def under(module: str, packages: Iterable[str]) -> bool:
@@ -121,7 +121,7 @@ def sealed(what: str) -> Iterator[None]:
     """Refuse, in this thread, whatever needs the network, another program, unpickling or torch hub's folder.
 
     Raises:
-        InputError: it was tried, even if whoever tried it went on without.
+        InputError: it was tried, even if the caller handled the refusal.
     """
     global _hooked
     if not _hooked:

@@ -63,7 +63,7 @@ class Assembly:
         return check_cohort(Cohort(a, b, pairs, self.contrasts), str(self.about["root"]))
 
     def counts(self) -> dict[str, int]:
-        """How many entries every list of the datalist has."""
+        """Number of entries of every list of the datalist."""
         return {name: len(entries) for name, entries in self._lists(Path()).items()}
 
     def write(self, path: Path) -> None:

@@ -29,7 +29,7 @@ class Case:
         id: unique within the domain; serves as a file name.
         images: the file of each channel, in order.
         body: the file of the body mask, on the grid of the first.
-        levels: how 2D images are understood; of no meaning for volumes.
+        levels: how pixels of 2D images are read; not used for volumes.
     """
 
     id: str
@@ -186,7 +186,7 @@ def no_case_id(id: str) -> str | None:
 
 
 def _file_problems(cases: tuple[Case, ...]) -> Iterator[str]:
-    """What is wrong with the files of a case, or of both halves of a pair."""
+    """Problems of the files of a case, or of both halves of a pair."""
     images, body = [image for case in cases for image in case.images], cases[0].body
     for file in (*images, body) if body else images:
         try:

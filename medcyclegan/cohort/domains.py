@@ -1,4 +1,4 @@
-"""Which scans of a layout are domain a and which are domain b: by modality, and by the contrast that is asked for."""
+"""Which scans of a layout are domain a and which are domain b: by modality, and by the chosen contrast."""
 
 from __future__ import annotations
 

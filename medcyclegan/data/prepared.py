@@ -230,7 +230,7 @@ def _with_landmarks(
     pool: ProcessPool,
     failed: Failed,
 ) -> Preparations:
-    """Of MR that is standardized by "nyul", the landmarks of each channel; other preparations as they are.
+    """Set the landmarks of channels that are standardized by "nyul"; other preparations stay unchanged.
 
     The shares of every training case are stored in `output` for the next time.
     """

@@ -49,7 +49,7 @@ class Slices:
 
         Args:
             name: of the case or pair, for the message.
-            minimum_body: share of the largest area from which on there is enough body.
+            minimum_body: smallest area of a usable slice, as a share of the largest.
             axis: of the working grid.
 
         Raises:

@@ -95,7 +95,7 @@ def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, obj
 
 
 def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMemory | None:
-    """What a training step will take; None where it cannot be predicted.
+    """The memory of a training step; None if it cannot be predicted.
 
     Args:
         experiment: resolved, at least its patches.size.

@@ -251,7 +251,7 @@ def _changed_checkpoint(stopped: _Stopped, found: list[Change], experiment: Expe
 
 
 def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
-    """Where the prepared data of a run lie, which may have been moved, with the run or apart from it.
+    """Find the prepared data of a run, which may have been moved with or without the run.
 
     The last parts of the recorded path are searched below the run's folder and its parents, as if both had been moved
     together. The cases found must be the same.

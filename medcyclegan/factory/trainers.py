@@ -141,7 +141,7 @@ def _require_memory(experiment: Experiment, device: torch.device) -> None:
 
 
 def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str, Augmentation]:
-    """How each domain's patches are varied; empty if not at all."""
+    """The augmentation of each domain's patches; empty if there is none."""
     settings = experiment.augmentation
     if settings == config.Augmentation():
         return {}

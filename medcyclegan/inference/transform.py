@@ -1,4 +1,4 @@
-"""Translation as MONAI transforms, for anybody's `Compose`."""
+"""Translation as MONAI transforms, for any `Compose`."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its uncertainty maps: the second stage.
+    """The output of the network, (X, Y, Z) in [-1, 1] on the working grid, with uncertainty maps: the second stage.
 
     Per checkpoint, `precisions` is "bf16" or "float32", and `bf16_changes` the change that bfloat16 makes to this
     volume, mean over the body of a few windows in [-1, 1] units; None where bfloat16 is not allowed.

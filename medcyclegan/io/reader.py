@@ -258,7 +258,7 @@ def _dicom_header(path: Path) -> Header:
 
 
 def _described(path: Path) -> StoredVolume:
-    """What the header of a file says, if that is one scalar 3D volume."""
+    """The header of a file of one scalar 3D volume."""
     stored = describe(path)
     _check_kind(stored.shape, str(path), stored.components)
     _remark(path, stored.remarks)
@@ -280,7 +280,7 @@ def _check_kind(shape: Sequence[int], name: str, components: int = 1, imaginary:
 
 
 def _check_shape(shape: Sequence[int], name: str, picture: bool = False) -> None:
-    """One 3D volume, at least 2 voxels along each axis (a picture: one slice); further axes of one frame are fine."""
+    """One 3D volume, at least 2 voxels along each axis (a picture: one slice); other axes of length 1 are fine."""
     shown = " x ".join(str(n) for n in shape)
     if len(shape) < 3:
         raise InputError(f"{name}: a volume has three axes, this has {len(shape)} ({shown}).")

@@ -231,7 +231,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself: a file that cannot be read, if anybody wants it
+        return False  # a link to itself counts as an unreadable file
 
 
 def named_volumes(tree: Tree, names: Collection[str]) -> dict[str, dict[str, Path]]:

@@ -20,7 +20,7 @@ Logits = Tensor | tuple[Tensor, ...]
 
 
 class AdversarialLoss(Protocol):
-    """What the generator and the discriminator minimize.
+    """The adversarial losses of generator and discriminator.
 
     `penalty_weight` above 0 asks the objective to add that multiple of `gradient_penalty` to the discriminator's loss;
     with `lazy` and `step`, only every `lazy`-th step, and then `lazy` times.

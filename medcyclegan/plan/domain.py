@@ -19,7 +19,7 @@ from medcyclegan.survey.volume import Survey, measure_volume
 
 Three = tuple[float, float, float]
 SURVEYED = 12  # volumes of a domain that are measured; only headers are read of the others
-MINIMUM_BODY = 0.05  # share of the largest area from which on a slice is trained on by default
+MINIMUM_BODY = 0.05  # smallest area of a usable slice by default, as a share of the largest
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def _companion(
 
 
 def _contradiction(case: Case, ct: Array, sct: Array, inside: Inside) -> list[str]:
-    """What is seen must be what was graded."""
+    """Check that the volumes shown are those that were scored."""
     recorded = case.scores.get("mae", math.nan)
     if not math.isfinite(recorded) or not inside.any():
         return []

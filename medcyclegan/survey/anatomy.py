@@ -242,7 +242,7 @@ def _head(
 def _recession(
     body: Mask, below: npt.NDArray[np.float64], length: float, spacing: npt.NDArray[np.float64]
 ) -> float | None:
-    """How far the most anterior point near the midline moves back from the forehead to the nose, mm."""
+    """Distance by which the nose lies behind the forehead, near the midline, mm."""
     across = np.flatnonzero(body[:, :, (below >= 0) & (below <= _UPPER * length)].any(axis=(1, 2)))
     middle = (across[0] + across[-1]) / 2
     near = np.abs(np.arange(body.shape[0]) - middle) * spacing[0] <= _MIDLINE_MM

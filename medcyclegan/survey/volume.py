@@ -41,7 +41,7 @@ _PIXELS = 96  # height of a thumbnail
 
 @dataclass(frozen=True)
 class Survey:
-    """What was measured of one volume; None where it could not be.
+    """Measurements of one volume; None where they could not be made.
 
     Attributes:
         file: a file or a DICOM folder.
@@ -290,7 +290,7 @@ def _digest(turned: npt.NDArray[Any]) -> str:
 
 
 def _count_inside(wrong: npt.NDArray[np.bool_], body: npt.NDArray[np.bool_]) -> int:
-    """How many voxels of `wrong` lie in the body, whose coarse mask is made one coarse voxel larger to be safe."""
+    """Number of voxels of `wrong` in the body, whose coarse mask is dilated by one coarse voxel to be safe."""
     larger = np.asarray(ndimage.binary_dilation(body, np.ones((3, 3, 3), np.bool_)))
     index = np.argwhere(wrong)
     factors = np.array(wrong.shape) // np.array(body.shape)

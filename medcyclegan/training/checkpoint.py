@@ -218,7 +218,7 @@ def _damage(file: Path) -> str | None:
 
 
 def _instead(file: Path) -> str | None:
-    """What to do about a damaged checkpoint of a run that has an older one."""
+    """The remedy for a damaged checkpoint of a run that has an older one."""
     if file.suffix != ".pt":  # a config or a picture of the run: nothing is damaged
         return None
     older = older_checkpoints(file.parent).values()

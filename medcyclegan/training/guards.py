@@ -31,7 +31,7 @@ CLEAR_PROFILE = 0.05  # standard deviation over depths, as a share of that insid
 
 @dataclass(frozen=True)
 class Remark:
-    """What a guard says, in whole sentences.
+    """The message of a guard, in whole sentences.
 
     Attributes:
         saw: what it saw, with the numbers.

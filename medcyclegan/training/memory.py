@@ -37,7 +37,7 @@ class StepMemory:
 
     Attributes:
         states: weights, moments of Adam and averaged copies.
-        activations: the most that a step holds besides, gradients included.
+        activations: peak of everything else in a step, gradients included.
         device: "cpu" or another kind.
     """
 

@@ -38,7 +38,7 @@ PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
 
 @dataclass(frozen=True)
 class Panel:
-    """What the pictures of a run show.
+    """The content of a run's pictures.
 
     Attributes:
         batch: {"a": (B, C, *spatial), "b": ...} in [-1, 1], the same images every time.
