@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-_FULL_BYTES = 1 << 20  # less free space than this after a failed write is the reason why it failed
+_FULL_BYTES = 1 << 20  # less free space than this after a failed write: the disk is full
 _LEFT = re.compile(r"\.(?:partial|former|locked)-([0-9a-f]{8})-(.+)", re.DOTALL)
 
 
@@ -63,14 +63,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
-    """A free temporary path beside `target`, for this process alone; what is there in the end is removed."""
+    """A free temporary path beside `target`, for this process alone; whatever is left there is removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent, target.name)
     while True:
         token = secrets.token_hex(4)
         lock = target.with_name(f".locked-{token}-{target.name}")
         with _locked(lock, os.O_CREAT | os.O_EXCL, wait=True, without=True) as held:
-            if not held:  # another process took the new file for one that was left, and swept it
+            if not held:  # another process mistook the new file for a leftover, and swept it
                 continue
             # The whole name stays at the end, because writers pick their format by ".nii.gz" and the like.
             temporary = target.with_name(f".partial-{token}-{target.name}")
@@ -84,9 +84,9 @@ def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
 
 @contextmanager
 def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let one process at a time run the block, among all that name the same `path`; the others wait.
+    """Let only one process at a time run the block for the same `path`; the others wait.
 
-    A process that dies leaves the block, too. The lock is on `.<name>.lock` beside `path`, because `path` is another
+    A process that dies releases it. The lock is on `.<name>.lock` beside `path`, because `path` is another
     file after an atomic write.
 
     Raises:
@@ -102,7 +102,7 @@ def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a lock file of `exclusive`: a process is in the block, or was when it was killed."""
+    """Whether there is a lock file of `exclusive`: a process is in the block, or was killed in it."""
     return _lock_of(Path(path)).exists()
 
 
@@ -111,7 +111,7 @@ def _lock_of(target: Path) -> Path:
 
 
 def sweep(folder: str | os.PathLike[str], name: str | None = None) -> None:
-    """Remove what processes that have ended left half written in a folder, and put back what they had moved away.
+    """Remove half-written leftovers of ended processes from a folder, and restore what they had moved away.
 
     Args:
         folder: nothing below it is looked at.
@@ -135,7 +135,7 @@ def sweep(folder: str | os.PathLike[str], name: str | None = None) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file or folder is called like what is being written, or was left when its writer was killed."""
+    """Whether a name is that of a temporary file or folder of this module."""
     return bool(_LEFT.fullmatch(path.name))
 
 
@@ -163,7 +163,7 @@ def _locked(lock: Path, flags: int, *, wait: bool, without: bool = False) -> Ite
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Whoever held it before has removed it: a lock on what is no longer there keeps nobody out.
+            # The previous holder has removed it: a lock on a removed file excludes nobody.
             held = _is_at(descriptor, lock)
         except BlockingIOError:
             held = False
@@ -201,16 +201,16 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
-    """Keep a folder for this process while the block runs, without waiting; it is made where it is missing.
+    """Lock a folder for this process while the block runs, without waiting; the folder is made if missing.
 
-    The lock is on `.lock` in the folder; a process that dies leaves it. Where there are no locks (some file systems,
-    Windows), or a reader may not write, nothing is kept.
+    The lock is on `.lock` in the folder; a process that dies releases it. Without locks (some file systems, Windows),
+    or for a reader without write permission, nothing is locked.
 
     Args:
-        shared: readers keep it together, and a writer out.
+        shared: for readers, who exclude only writers.
 
     Raises:
-        BlockingIOError: another process keeps it.
+        BlockingIOError: another process holds the lock.
     """
     target = Path(folder)
     if not shared:
@@ -245,7 +245,7 @@ def _lock(stream: IO[str], shared: bool) -> None:
 
 @contextmanager
 def _full_disk_named(target: Path) -> Iterator[None]:
-    """Libraries report a failed write in words of their own; if the disk is full, say that and where."""
+    """Replace a library's error by a clear one if the disk is full."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""What differs between the experiment that a run was made with and one that it shall go on with.
+"""Differences between a run's experiment and the settings to resume it with.
 
 A *key* is a path such as "training.steps". Values are plain data, as in YAML.
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 from medcyclegan.errors import InputError, raise_all
 
-# What may change under way: weights, optimizers and pools keep their meaning. Everything else makes another training.
+# What may change on resuming: weights, optimizers and pools stay valid. Other changes need a new training.
 CHANGEABLE = ("training.", "augmentation.", "data.source")
 _ABSENT = "(not given)"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One key whose value is another one."""
+    """One key with a changed value."""
 
     key: str
     old: Any
@@ -34,7 +34,7 @@ class Change:
 
 
 def changes(resolved: Mapping[str, Any], given: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Every key of `new` that is neither what the run was given nor what it made of it.
+    """Every key of `new` that differs from both the given and the resolved experiment.
 
     Args:
         resolved: the run's experiment, with everything filled in that its data decided.
@@ -58,7 +58,7 @@ def changes(resolved: Mapping[str, Any], given: Mapping[str, Any], new: Mapping[
 
 
 def require_allowed(found: Sequence[Change], run: str, *, allow: bool) -> None:
-    """Refuse changes that cannot be made under way, and those that can unless they are wanted.
+    """Refuse changes that are impossible on resuming, and possible ones without `allow`.
 
     Raises:
         InputError: naming every change.

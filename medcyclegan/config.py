@@ -86,7 +86,7 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads yes, no, on and off as true and false, and pydantic takes these for 1 and 0."""
         kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
         given = value if isinstance(value, list | tuple) else [value]
@@ -102,8 +102,8 @@ class Domain(_Section):
     modality: Literal["MR", "CT"] = Field(description="picks the intensity rule: CT in HU, MR by percentiles")
     contrasts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
-        description="names of several MR contrasts per patient, in the order of their files, which is that of the "
-        "channels; empty: what the data says, or one",
+        description="names of the MR contrasts of a patient, in the order of their files and of the channels; "
+        "empty: taken from the data, or one",
     )
 
     @model_validator(mode="before")
@@ -134,7 +134,7 @@ class Domains(_Section):
 
 
 class Preparation(_Section):
-    """How volumes come onto the working grid."""
+    """Preparation of volumes on the working grid."""
 
     spacing: tuple[Positive, Positive, Positive] | None = Field(
         None, description="working spacing along right, anterior, superior in mm; null: the median of all volumes"
@@ -147,7 +147,7 @@ class Preparation(_Section):
     mr_inverted: bool | None = Field(
         None,
         description="dark MR becomes 1 and bright MR -1, so that bone is bright in both domains; "
-        "null: where the other domain is CT",
+        "null: only if the other domain is CT",
     )
     mr_floor: Annotated[float, Field(ge=-1, lt=1)] | None = Field(
         None,
@@ -158,22 +158,22 @@ class Preparation(_Section):
         "linear", description="onto the working grid; bspline is sharper and costs more time"
     )
     crop_margin: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="mm around the body that are kept; null: the whole field of view"
+        None, description="margin kept around the body, mm; null: keep the whole field of view"
     )
     mr_n4_shrink: Annotated[int, Field(ge=0, le=16)] = Field(
         0,
-        description="N4 bias correction of MR, fitted on every so manieth voxel along each axis (4 is usual); 0: none",
+        description="N4 bias correction of MR: shrink factor along each axis for the fit (4 is usual); 0: none",
     )
     mr_standardization: Literal["percentile", "zscore", "nyul", "whitestripe"] = Field(
         "percentile",
         description="what -1 and 1 mean in MR: mr_percentiles in the body; 3 standard deviations; mr_percentiles with "
-        "the deciles at landmarks of the training volumes; 0 and 3 times the commonest tissue",
+        "the deciles at landmarks of the training volumes; 0 and 3 times the most frequent tissue",
     )
     mr_exclude_blanked: bool = Field(
-        True, description="voxels of an MR that defacing overwrote are taken out of the body, and told"
+        True, description="exclude voxels of an MR that defacing overwrote from the body, with a warning"
     )
     register_pairs: bool = Field(
-        False, description="move b of each validation pair onto a, rigidly; pairs where that fails are left out"
+        False, description="register b of each validation pair rigidly to a; pairs where that fails are left out"
     )
 
     @model_validator(mode="after")
@@ -190,7 +190,7 @@ class Data(_Section):
 
     source: Path | None = Field(
         None,
-        description="prepared folder, datalist (JSON), table (CSV) or folder in a known layout; recognized by itself",
+        description="prepared folder, datalist (JSON), table (CSV) or folder in a known layout; detected by itself",
     )
     a: Path | None = Field(None, description="folder of volumes of domain a")
     b: Path | None = Field(None, description="folder of volumes of domain b")
@@ -200,21 +200,21 @@ class Data(_Section):
     fold: Annotated[int, Field(ge=0)] | None = Field(
         None, description="of a datalist: which fold validates; the others are trained on"
     )
-    layout: str | None = Field(None, description="of a table or folder: name of its layout; null: the one that fits")
+    layout: str | None = Field(None, description="of a table or folder: name of its layout; null: detected")
     contrast_a: str | None = Field(
         None,
-        description="of a table or folder: which kind of scans is domain a, a name with * and ?; several with commas "
-        "between them (T1w,T2w) are joined as channels in this order",
+        description="of a table or folder: which scans are domain a, with the wildcards * and ?; several, separated by "
+        "commas (T1w,T2w), become channels in this order",
     )
-    contrast_b: str | None = Field(None, description="likewise, which kind of scans is domain b")
+    contrast_b: str | None = Field(None, description="likewise, which scans are domain b")
     patient: str | None = Field(
         None,
         description="of a table or folder: regular expression whose first group, in the path of a scan, is the patient",
     )
     picture_window: tuple[float, float] | None = Field(
-        None, description="HU of black and white in 2D images (PNG, TIFF) of a CT domain; they are refused without"
+        None, description="HU of black and white in 2D images (PNG, TIFF) of a CT domain; without it they are refused"
     )
-    picture_gray: bool = Field(False, description="turn color 2D images into gray; they are refused without")
+    picture_gray: bool = Field(False, description="convert color 2D images to gray; without it they are refused")
     skip_failed: bool = Field(False, description="train although some volumes could not be prepared")
 
     @model_validator(mode="before")
@@ -242,26 +242,26 @@ OF_SOURCE = ("fold", "layout", "contrast_a", "contrast_b", "patient")  # keys of
 
 
 class Patches(_Section):
-    """What the networks see while they learn."""
+    """The patches that networks are trained on."""
 
     spatial_dims: Literal[2, 3] = Field(2, description="2: slices; 3: boxes")
     plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="orientation of slices")
     neighbors: Annotated[int, Field(ge=0)] = Field(
-        0, description="slices on either side that the networks see and give as further channels (2.5D); 0: none"
+        0, description="neighboring slices on either side, as more channels of input and output (2.5D); 0: none"
     )
     size: Annotated[tuple[Annotated[int, Field(ge=16)], ...], Field(min_length=2, max_length=3)] | None = Field(
         None,
-        description="voxels of a patch along the axes that it has of right, anterior, superior; larger is cropped, "
-        "smaller padded; null: holds every body, at most 256 x 256 or 96 x 96 x 96",
+        description="patch size in voxels along right, anterior, superior (2D: the two in-plane axes); larger images "
+        "are cropped, smaller ones padded; null: holds every body, at most 256 x 256 or 96 x 96 x 96",
     )
-    minimum_body: Share = Field(0.05, description="slices with a smaller share of body (of the fullest) are left out")
+    minimum_body: Share = Field(0.05, description="leave out slices with less body than this share of the fullest one")
     flip: bool = Field(False, description="mirror left and right at random")
     matching: Literal["any", "extent", "vertex", "profile"] = Field(
         "any",
-        description="draw a and b at similar heights: any: wherever they are; "
-        "extent: share of the way through the body; "
+        description="draw a and b at similar heights: any: no matching; "
+        "extent: relative height within the body;  "
         "vertex: distance from the top of the head relative to its size; "
-        "profile: by the cross-section areas of all scans laid over each other, whatever part each covers",
+        "profile: by aligning the profiles of cross-section area, whatever part of the body each scan covers",
     )
 
     @field_validator("matching", mode="before")
@@ -307,7 +307,7 @@ class Model(_Section):
     discriminator: Leaf = {}
     discriminator_windows: tuple[tuple[float, float], ...] = Field(
         ((-160.0, 240.0), (200.0, 1600.0)),
-        description="HU windows that discriminators of CT see stretched as further channels: soft tissue and bone",
+        description="HU windows, each an additional input channel of CT discriminators: soft tissue and bone",
     )
 
     _complete = field_validator("generator", "discriminator", mode="before")(_complete_leaf)
@@ -321,7 +321,7 @@ class Model(_Section):
 
 
 class Losses(_Section):
-    """What is minimized; an objective leaves alone what its method has no place for."""
+    """What is minimized; an objective ignores losses that its method does not use."""
 
     adversarial: Leaf = {}
     reconstruction: Leaf = {}
@@ -338,27 +338,29 @@ class Losses(_Section):
 
 
 class Training(_Section):
-    """How long and how fast."""
+    """Length, optimization and logging of a training."""
 
     steps: Count = Field(100_000, description="optimizer steps")
     batch_size: Count = Field(1, description="slices of each domain that a process takes at once")
-    accumulate: Count = Field(1, description="batches that a process adds up for one step; saves memory, costs time")
+    accumulate: Count = Field(1, description="batches whose gradients add up to one step; saves memory, costs time")
     learning_rate: Positive = Field(2e-4, description="of Adam, for all networks")
     learning_rate_discriminator: Positive | None = Field(
-        None, description="of Adam, for the discriminators; null: the same (another one: two time scales)"
+        None, description="of Adam, for the discriminators; null: the same (different rates: TTUR)"
     )
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
     schedule: Literal["linear", "cosine", "plateau"] = Field(
-        "linear", description="how the rates fall: linear or cosine: to zero; plateau: when validations get no better"
+        "linear", description="learning rate decay: linear or cosine to zero; plateau: when validations stop improving"
     )
     decay_start: Share = Field(0.5, description="share of the steps after which the rate falls (linear, cosine)")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps over which the rate first rises; 0: none")
-    plateau_patience: Count = Field(5, description="validations in a row no better than the best before the rate falls")
-    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="by which it then falls")
+    plateau_patience: Count = Field(5, description="validations in a row without improvement before the rate falls")
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="by which it is then multiplied")
     gradient_clip: Positive | None = Field(
         None, description="largest norm of the gradient of all generators, and of all discriminators; null: no limit"
     )
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="of the averaged generators; 0: none")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="of the moving average of the generators; 0: none"
+    )
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that read patches")
     log_every: Count = Field(50, description="steps between lines of metrics.csv and TensorBoard scalars")
@@ -369,10 +371,10 @@ class Training(_Section):
         None, description="steps between validations, which choose best.pt; null: with every picture panel"
     )
     patience: Count | None = Field(
-        None, description="validations in a row without a better score after which the training stops; null: never"
+        None, description="validations in a row without improvement before the training stops; null: never"
     )
     mlflow: str | None = Field(
-        None, description="log to this MLflow tracking URI or folder, needs the package mlflow; null: not"
+        None, description="log to this MLflow tracking URI or folder, needs the package mlflow; null: off"
     )
 
     @model_validator(mode="after")
@@ -409,7 +411,7 @@ class Experiment(_Section):
 
     @property
     def allow(self) -> tuple[str, ...]:
-        """Modules that whoever gave the experiment allows its parts to come from; never part of what is saved."""
+        """Modules from which its parts may be imported, as the user allowed; never saved."""
         return self._allow
 
     def channels(self, domain: str) -> int:
@@ -487,7 +489,7 @@ def with_data(experiment: Experiment, data: Mapping[str, Any]) -> Experiment:
 
 
 def _replace_data(content: dict[str, Any], data: Mapping[str, Any]) -> bool:
-    """Put other data into an experiment's plain data, of which only how it is read stays; False if none is given."""
+    """Replace the data of an experiment's plain data, keeping how it is read; False if no data is given."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in data.items() if value is not None}
     if given:
         lasting = ("picture_window", "picture_gray", "skip_failed")
@@ -554,7 +556,7 @@ def _shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-# Types of validation errors that pydantic tells in the words of its own.
+# Plainer words for some of pydantic's validation errors.
 _NEEDED = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "keys with values are needed"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list is needed"),

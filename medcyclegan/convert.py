@@ -1,4 +1,4 @@
-"""Many volumes translated into files: reading, translating and writing at the same time, with a record of it all.
+"""Convert many volumes to files: reading, translating and writing overlap, and a record is kept.
 
 The output folder gets `<case>_sct.nii.gz` (`_smr` where the target is MR; .mha, .nrrd or a folder with a DICOM series
 on request), uncertainty maps in `uncertainty/<case>_<map>.nii.gz` on request, and `run.json`: inputs and their hashes,
@@ -6,8 +6,8 @@ model, versions, settings, and per case the seconds and the quality record. It i
 interrupted conversion can be resumed; see `medcyclegan.record`. What is read is found by `medcyclegan.cohort.inputs`.
 
 Under `torchrun` every process takes its own cases, and all write them into the one `run.json`. They are not connected:
-a connection ends with the first process that dies, and a lock on the file does not. What a process finished is in the
-record from then on, so there is nothing to be put together in the end, by whichever process may be left.
+a connection ends with the first process that dies, a file lock does not. Finished cases are recorded at once, so
+nothing has to be merged in the end.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ UNCERTAINTY_MAPS = ("spread", "structure", "cycle", "combined")
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote, and what it could not.
+    """The result of a conversion.
 
     Attributes:
-        written: case id -> file; those of an earlier run that `resume` left alone are not in it.
+        written: case id -> file; without those of an earlier run, see `skipped`.
         failed: case id -> reason.
         skipped: case id -> file that an earlier run had finished.
         quality: case id -> quality record, for the cases written.
@@ -122,7 +122,7 @@ def convert(
     options: Options = DEFAULTS,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Translate files and folders of volumes; a case that fails is listed and the others go on.
+    """Translate files and folders of volumes; a case that fails is listed and does not stop the others.
 
     Args:
         checkpoint: a run or a checkpoint file; several are an ensemble, whose results are fused.
@@ -142,7 +142,7 @@ def convert(
     overwrite, resume, uncertainty = options.overwrite, options.resume, options.uncertainty
     check_statistics(options.norm_statistics)
     if overwrite and resume:
-        raise InputError("overwrite makes everything anew and resume keeps what is finished.", "Choose one of them.")
+        raise InputError("overwrite converts everything again and resume keeps finished cases.", "Choose one of them.")
     given = [checkpoint] if isinstance(checkpoint, Path) else checkpoint
     checkpoints = [choose_checkpoint(path, options.which) for path in given]
     translator = load_translator(
@@ -169,7 +169,7 @@ def convert(
     finished = record.finished() if resume else {}
     unfinished = record.unfinished() if resume else {}
     interrupted = {
-        case for case, entry in unfinished.items() if case in targets and _is(entry["output"], targets[case])
+        case for case, entry in unfinished.items() if case in targets and _is_same_file(entry["output"], targets[case])
     }
     if not overwrite:
         remedy = "write somewhere else, or allow --overwrite or --resume"
@@ -195,7 +195,7 @@ def convert(
         case: (entry["voxels_sha256"], entry.get("mask_sha256"))
         for case, entry in finished.items()
         if case in targets
-        and _is(entry["output"], targets[case])
+        and _is_same_file(entry["output"], targets[case])
         and targets[case].exists()
         and all(uncertainty_file(targets[case], Path(path).name).exists() for path in entry["uncertainty"].values())
     }
@@ -204,28 +204,28 @@ def convert(
         _require_writable(record.path.parent)
     for folder in (record.path.parent, record.path.parent / "uncertainty"):
         sweep(folder)
-    heard = _Heard()
+    caught = _CaseWarnings()
 
     def read_case(case: str) -> _Read:
-        with heard.about(case):
+        with caught.during(case):
             return _read(files[case], translator, done.get(case))
 
     def start(case: str) -> Future[_Read]:
         return reader.submit(read_case, case)
 
     def write(case: str, finish: _Finish, prediction: Prediction) -> dict[str, Any]:
-        """Recorded at once, not when the next case is done, during which the process may be killed."""
-        with heard.about(case):
+        """Recorded at once and not with the next case, since the process may be killed in between."""
+        with caught.during(case):
             translation = finish.translation(prediction)
             record.begin(case, targets[case], list(finish.maps(translation).values()))
             entry = finish.save(translation)
-        entry |= {"warnings": heard.texts[case]} if heard.texts[case] else {}
+        entry |= {"warnings": caught.texts[case]} if caught.texts[case] else {}
         record.add(case, entry)
         return entry
 
     def attempt(case: str, work: Callable[[], T]) -> T | None:
         try:
-            with heard.about(case):
+            with caught.during(case):
                 return work()
         except Exception as error:
             result.failed[case] = _reason(error)
@@ -238,7 +238,7 @@ def convert(
                 result.written[case], result.quality[case] = targets[case], entry["quality"]
 
     try:
-        with heard.listening():
+        with caught.recording():
             ahead: Future[_Read] | None = None
             for number, case in enumerate(chosen):
                 reading = ahead or start(case)
@@ -255,7 +255,7 @@ def convert(
                     continue
                 if number + 1 < len(chosen) and read.source.case.image.size <= LARGE:
                     ahead = start(chosen[number + 1])
-                watch = _Named(progress or Silent(), f"{case} ({number + 1}/{len(chosen)})")
+                watch = _CaseProgress(progress or Silent(), f"{case} ({number + 1}/{len(chosen)})")
                 predict = partial(translator.predict, read.source, uncertainty=uncertainty, progress=watch)
                 if (prediction := attempt(case, predict)) is None:
                     continue
@@ -323,28 +323,28 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _Heard:
-    """By case, what is warned of while a thread works on it; it is shown all the same."""
+class _CaseWarnings:
+    """Records warnings by the case that the thread works on; they are shown too."""
 
     def __init__(self) -> None:
         self.texts: dict[str, list[str]] = defaultdict(list)
         self._here = threading.local()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         with warnings.catch_warnings():
             show = warnings.showwarning
 
-            def hear(message: Warning | str, *rest: Any, **more: Any) -> None:
+            def record_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
                 if (case := getattr(self._here, "case", None)) is not None:
                     self.texts[case].append(str(message))
                 show(message, *rest, **more)
 
-            warnings.showwarning = hear
+            warnings.showwarning = record_warning
             yield
 
     @contextmanager
-    def about(self, case: str) -> Iterator[None]:
+    def during(self, case: str) -> Iterator[None]:
         self._here.case = case
         try:
             yield
@@ -430,7 +430,7 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
 
 
 def _made_by(checkpoints: Sequence[Path], options: Options, output: Path) -> dict[str, Any]:
-    """What decides the values of results, for their record: results of another such model or settings are not kept."""
+    """Model and settings that determine the results, for the record; other results are not resumed."""
     files = [path / FILE_NAME if path.is_dir() else path for path in checkpoints]
     return {
         "model": {
@@ -450,8 +450,8 @@ def _made_by(checkpoints: Sequence[Path], options: Options, output: Path) -> dic
     }
 
 
-def _is(recorded: str, target: Path) -> bool:
-    """Whether a record means that file: the folder of both may have been moved since."""
+def _is_same_file(recorded: str, target: Path) -> bool:
+    """Whether the recorded file is this one; its folder may have been moved."""
     return Path(recorded).name == target.name
 
 
@@ -461,7 +461,7 @@ def _format(output: Path, file_format: str) -> str:
 
 
 def _refuse_own_inputs(files: Mapping[str, Case], targets: Mapping[str, Path]) -> None:
-    """Refuse to write over what is to be read: volumes would be lost, or results translated once more."""
+    """Refuse to overwrite inputs: volumes would be lost, or results translated again."""
     inputs = {path.resolve() for given in files.values() for path in (*given.images, given.body) if path}
     raise_all(
         [f"{target}, from {files[case]}" for case, target in targets.items() if target.resolve() in inputs],
@@ -470,7 +470,7 @@ def _refuse_own_inputs(files: Mapping[str, Case], targets: Mapping[str, Path]) -
 
 
 def _require_writable(folder: Path) -> None:
-    """Refuse before hours of work and not after."""
+    """Check before hours of work that the folder can be written."""
     existing = next((path for path in (folder, *folder.absolute().parents) if os.access(path, os.F_OK)), None)
     if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise InputError(
@@ -492,8 +492,8 @@ def _sha256(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class _Named:
-    """Progress that says which case it is about."""
+class _CaseProgress:
+    """Progress that names the case."""
 
     progress: Progress
     name: str

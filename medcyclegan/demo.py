@@ -29,7 +29,7 @@ from medcyclegan.report.baselines import mean_of
 from medcyclegan.report.report import About, write_report
 
 SPACING_MM = (3.0, 3.0, 4.0)
-TRAINING_HEADS = 16  # of each modality; they take seconds, and few heads are soon learned by heart
+TRAINING_HEADS = 16  # of each modality; they take seconds, and fewer would be overfitted
 EXPERIMENT: dict[str, Any] = {
     "preparation": {"spacing": SPACING_MM},
     "patches": {"size": [72, 88], "flip": True, "matching": "vertex"},
@@ -112,7 +112,7 @@ def run_demo(
         seed: of the phantoms and the training.
         minutes: that it should take in all; decides the number of training steps, at most those of `EXPERIMENT`.
         progress: to report to.
-        tell: is given what was chosen, in words, before the training begins.
+        tell: called with the chosen length, in words, before the training begins.
 
     Returns:
         {"mae": HU, "baselines": {"constant", "lookup_table", "untrained"}, "steps", "seconds", "parts", "report"};

@@ -1,4 +1,4 @@
-"""The one exception for what a user gave and the program cannot use.
+"""The one exception for unusable user input.
 
 Its message says what was given, what is allowed and what to do. The command line prints it without a traceback and
 exits with a code other than 0; everything else that is raised is a fault of this program. Whole tracebacks are shown
@@ -15,7 +15,7 @@ DEBUG = "MEDCYCLEGAN_DEBUG"
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used.
+    """Unusable user input.
 
     Args:
         message: one sentence with what was given and what is allowed.
@@ -39,6 +39,6 @@ def few(names: Sequence[str], most: int = 3) -> str:
 
 
 def show_traceback(error: BaseException) -> None:
-    """Print where an error comes from, with its causes, on standard error, if that is wanted."""
+    """Print the traceback of an error, with its causes, on standard error, if requested."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)

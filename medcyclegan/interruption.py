@@ -1,4 +1,4 @@
-"""Ctrl-C where several processes work: a terminal sends it to each of them, and each should end without a word.
+"""Ctrl-C with several processes: a terminal sends it to each of them, and each should end silently.
 
 A process that is interrupted while it loads libraries or waits for work would print a traceback of its own. So a
 process starts with the signal held back, and afterwards heeds it within a task only, where what is half done is
@@ -19,7 +19,7 @@ _came = False
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Processes that are started within do not see Ctrl-C before `heed_in_tasks`; this one sees it afterwards."""
+    """Processes started in the block ignore Ctrl-C until `heed_in_tasks`; this one gets it afterwards."""
     if not _HOLDS:
         yield
         return

@@ -24,7 +24,7 @@ def free_memory(device: torch.device) -> float:
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds and does not use is free to us.
+        # Memory that the allocator holds but does not use is free for us.
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     info = Path("/proc/meminfo")
     if info.exists():

@@ -1,4 +1,4 @@
-"""The same work for many cases, side by side, where a case that fails leaves the others alone."""
+"""The same work for many cases in parallel; a case that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Warned = list[tuple[str, type[Warning]]]
 
 
 class ProcessPool:
-    """Processes that work on cases side by side; use it in a `with`.
+    """Worker processes for many cases; use it in a `with`.
 
     They are started when there is work for more than one, and stay for the next call, since each takes seconds to load
     its libraries. They share the cores: each computes with as many threads as there are cores for it. Ctrl-C ends them
@@ -93,7 +93,7 @@ class ProcessPool:
                     outcome = future.result()
                     yield running.pop(future), outcome
             except BrokenProcessPool:
-                # Which of the running tasks was to blame shows when each runs alone.
+                # Run each task alone to find the one that was to blame.
                 suspects += running.values()
                 running.clear()
                 self._end()
@@ -115,7 +115,7 @@ class ProcessPool:
             # Forked processes would inherit the locks of libraries' threads and could wait for ever.
             self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (threads,))
         with interruption.held_back():  # it may start a process
-            return self._pool.submit(interruption.task, _listened, function, arguments)
+            return self._pool.submit(interruption.task, _with_warnings, function, arguments)
 
     def _end(self, *, wait: bool = True) -> None:
         if self._pool is not None:
@@ -140,8 +140,8 @@ def _outcome(function: Callable[..., R], arguments: tuple[Any, ...]) -> R | Inpu
         return InputError("it needs more memory than there is.", _MORE_MEMORY)
 
 
-def _listened(function: Callable[..., R], arguments: tuple[Any, ...]) -> tuple[R | InputError, Warned]:
-    """The result and the warnings, which would otherwise end in another process."""
+def _with_warnings(function: Callable[..., R], arguments: tuple[Any, ...]) -> tuple[R | InputError, Warned]:
+    """The result and the warnings, which would otherwise stay in the worker."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = _outcome(function, arguments)
@@ -149,7 +149,7 @@ def _listened(function: Callable[..., R], arguments: tuple[Any, ...]) -> tuple[R
 
 
 def _start_worker(threads: int) -> None:
-    """Processes that share the cores must not each start a thread per core, nor go on when nobody waits for them."""
+    """Limit the threads of a worker that shares the cores, and end it with its parent."""
     interruption.heed_in_tasks()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import SimpleITK as sitk
@@ -160,7 +160,7 @@ def _start_worker(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed tells nobody; its processes would write what they have begun, beside the next ones'."""
+    """End with a killed parent, or this process would go on writing beside those of the next run."""
     if (parent := parent_process()) is not None:
         connection.wait([parent.sentinel])
         os._exit(1)

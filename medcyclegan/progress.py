@@ -1,7 +1,7 @@
-"""What is shown of anything long: a bar in a terminal, plain lines elsewhere, silence in a library call.
+"""Progress of long work: a bar in a terminal, plain lines elsewhere, nothing in library calls.
 
 Library functions take a `Progress` and call `track`; the command line decides which one. Of warnings about many volumes
-it shows one line per kind. Two warnings are of a kind if they differ in nothing but the volume and the numbers.
+it shows one line per kind. Two warnings are of a kind if they differ only in the volume and the numbers.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ def by_kind(warnings: Iterable[str]) -> list[str]:
         warnings: `NAME: text`, where NAME is a volume or a case; others are taken by their text.
 
     Returns:
-        A warning that is the only one of its kind as it is; of several the first, with their number and the first
+        A single warning of its kind unchanged; several as the first one, with their number and the first
         `NAMED` names. The same warning given twice counts once.
     """
     kinds: dict[str, dict[str, None]] = {}
     for warning in warnings:
         name, colon, text = warning.partition(": ")
         kind = re.sub("#+", "#", _NUMBERS.sub("#", text.replace(name, "#"))) if colon and name else warning
-        # What has no words but values, such as a setting and what it is now, has no kind.
+        # Warnings of values only, such as a setting and its new value, have no kind.
         kinds.setdefault(kind if len(_WORD.findall(kind)) >= 3 else warning, {})[warning] = None
     return [_together(list(alike)) for alike in kinds.values()]
 
@@ -121,7 +121,7 @@ def duration(low: float, high: float | None = None) -> str:
     """Seconds in words, of one length or from `low` to `high`: "about 20 to 35 minutes"."""
     high = low if high is None else high
     size, unit = next(((n, u) for n, u in ((3600, "hour"), (60, "minute")) if high >= 1.5 * n), (1, "second"))
-    # Two digits are more than such a figure is good for.
+    # An estimate is not accurate to two digits.
     few, many = (
         f"{value:.0f}" if value >= 3 or unit == "second" else f"{value:.1f}" for value in (low / size, high / size)
     )

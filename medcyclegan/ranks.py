@@ -1,11 +1,11 @@
-"""Several processes that share one training or one conversion, as torchrun starts them.
+"""Distributed training and conversion: several processes, started by torchrun.
 
 A process has a *rank*, counted from 0; the *first* is rank 0, and it alone writes what all of them share. Without
 torchrun there is one process, which is the first, and every function here does nothing.
 
-What crosses between processes inside a step goes over the devices' own connection (NCCL between GPUs, gloo between
-processors). Waiting for the first one, which may write, validate or prepare for a long time, goes over gloo and has
-no time limit of its own: a process that dies closes its connections, and the others notice at once.
+Communication inside a step uses NCCL between GPUs and gloo between CPUs. Waiting for the first process, which may
+write, validate or prepare for a long time, uses gloo without a timeout: a process that dies closes its connections,
+and the others notice at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # for the first process: it may prepare a whole cohort while the others wait
 
-_waiting: Any = None  # the group of connections that waiting goes over; None: the default one
+_waiting: Any = None  # the process group for waiting; None: the default one
 
 
 class LostProcess(ConnectionError):
@@ -36,7 +36,7 @@ def env_rank() -> tuple[int, int]:
     """Rank and number of processes, as torchrun sets them; 0 and 1 without it.
 
     Raises:
-        InputError: if the environment holds something that torchrun does not set.
+        InputError: if the environment variables are not those of torchrun.
     """
     try:
         rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -48,7 +48,7 @@ def env_rank() -> tuple[int, int]:
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process under torchrun, where the device was left open."""
+    """The GPU of this process under torchrun, for the device "auto" or "cuda"."""
     import torch
 
     if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
@@ -120,7 +120,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def is_connection_lost(error: RuntimeError) -> bool:
-    """Whether an exchange failed, as against a fault of this process; gloo has no exception of its own."""
+    """Whether the error is a lost connection and no fault of this process; gloo has no exception of its own."""
     if env_rank()[1] == 1 and rank_and_world()[1] == 1:
         return False
     from torch import distributed
@@ -141,7 +141,7 @@ def from_first(value: T) -> T:
 
 
 def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
-    """Let the first process do what only one may do, then the others what remains.
+    """Run `first` in the first process, then `others` in all other processes.
 
     If it fails, none continues: it raises its own error, and the others point to it.
     """
@@ -161,7 +161,7 @@ def first_then_all(first: Callable[[], T], others: Callable[[], T]) -> T:
 
 
 def maximum(number: int) -> int:
-    """The largest of the processes' numbers; all wait for each other here, the device for none."""
+    """The maximum over the processes; the processes wait for each other, the device does not."""
     if rank_and_world()[1] == 1:
         return number
     import torch

@@ -1,15 +1,15 @@
-"""`run.json` of a conversion: what was made of what, by what; and what is not finished.
+"""`run.json` of a conversion: inputs, outputs, model and settings, and unfinished cases.
 
     format, version, program     what this is, and the versions of the packages that wrote it
     model, settings              checkpoints by hash, direction; what else decides what a result is
     cases                        case id -> input, hashes, output, uncertainty maps, seconds, warnings, quality
     failed                       case id -> reason
-    unfinished                   case id -> the file that was being written; its content is of nobody until it is a case
+    unfinished                   case id -> the file being written; its content belongs to no case yet
     earlier                      records of other models and settings whose results lie in the same folder
     device, seconds              of the process that ended last
 
-A case is noted as unfinished before its files are touched, and becomes a case when they are whole. So whatever is
-killed at whatever moment, the record claims no file that is another model's, and what was interrupted is known as such.
+A case is noted as unfinished before its files are touched, and becomes a case when they are whole. So, whenever a
+process is killed, the record never claims a file of another model, and interrupted cases are known.
 Several processes change the record one after another; a case that two of them write at the same time fails in both.
 """
 
@@ -37,7 +37,7 @@ _HEAD = ("program", "model", "settings", "cases", "unfinished")
 
 @dataclass
 class _Kept:
-    """What the file says, seen from one model with its settings; `failed` is of the other processes."""
+    """The content of the file for one model with its settings; `failed` is of the other processes."""
 
     cases: dict[str, Any] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -78,9 +78,9 @@ class Record:
         return self._kept().unfinished
 
     def begin(self, case: str, output: Path, uncertainty: Sequence[Path] = ()) -> None:
-        """Say that a case's files are going to be written: what is there belongs to no case any more.
+        """Record that a case's files are about to be written; existing files then belong to no case.
 
-        Uncertainty maps of what is written over are removed, since they are not of the new result.
+        Uncertainty maps of overwritten results are removed, since they do not belong to the new result.
         """
         with self._exclusive():
             kept = self._kept()
@@ -90,7 +90,7 @@ class Record:
             self._write(kept, {})
 
     def add(self, case: str, entry: dict[str, Any]) -> None:
-        """Say that a case is finished.
+        """Record that a case is finished.
 
         Raises:
             InputError: another process has begun to write the same file since; what it holds is not known.
@@ -109,7 +109,7 @@ class Record:
             self._write(kept, {})
 
     def _claim(self, kept: _Kept, case: str, output: Path, uncertainty: Sequence[Path]) -> set[str]:
-        """Take the files from every case, of this model or another; gives the maps that are of no case then."""
+        """Remove the files from every case, of this model or another; gives the maps that then belong to no case."""
         written = {output.name, *(path.name for path in uncertainty)}
         stale: set[str] = set()
         every = [kept.cases, *(known["cases"] for known in kept.earlier)]
@@ -123,15 +123,15 @@ class Record:
         return stale - written - {name for known in every for entry in known.values() for name in _uncertainty(entry)}
 
     def is_closed(self) -> bool:
-        """Whether a process has come to its end since the last case was added."""
+        """Whether a process has ended since the last case was added."""
         return "device" in self._read()
 
     def close(self, failed: Mapping[str, str], tail: dict[str, Any]) -> None:
-        """Add what is known in the end. Of several processes the last one to end has it there, with its `tail`."""
+        """Add the final entries. With several processes, those of the last one to end stay, with its `tail`."""
         with self._exclusive():
             kept = self._kept()
             kept.failed |= failed
-            # Nothing is there of what failed cleanly, and so nothing is in doubt.
+            # Cleanly failed cases left no files.
             kept.unfinished = {
                 case: entry
                 for case, entry in kept.unfinished.items()
@@ -261,7 +261,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _identity(content: dict[str, Any]) -> Any:
-    """What two runs share that give the same files: weights and settings, wherever the checkpoint lies."""
+    """What determines the files: weights and settings, wherever the checkpoint is stored."""
     model = content["model"]
     return [c["sha256"] for c in model["checkpoints"]], model["direction"], content["settings"]
 

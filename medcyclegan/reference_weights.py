@@ -1,7 +1,7 @@
 """Weights trained with pytorch-CycleGAN-and-pix2pix as a checkpoint that converts volumes.
 
-Such weights say nothing about their pictures. Whoever imports them states what black and white meant, the size of a
-pixel and the orientation of the slices; the checkpoint then contains it.
+Such weights do not describe their pictures. The user states the values of black and white, the pixel size and the
+orientation of the slices; the checkpoint then contains it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GREY_VALUES = (0.0, 255.0)  # of the reference's pictures
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """What must be known of a generator besides its weights: its architecture, and what its pictures showed.
+    """The description that a generator needs beside its weights: architecture and pictures.
 
     Attributes:
         architecture: resnet_9blocks, resnet_6blocks, unet_256 or unet_128.
@@ -35,8 +35,8 @@ class ReferenceModel:
             resizing, and the distance of the slices.
         orientation: where rows and columns of the pictures ran, see `ImportedGenerator`.
         ct_window: HU that were black (0) and white (255); needed with CT.
-        mr_percentiles: percentiles inside the body that were black and white; needed where MR is translated. MR that is
-            made comes in grey values, 0 to 255.
+        mr_percentiles: percentiles inside the body that were black and white; needed where MR is translated. MR results
+            are in grey values, 0 to 255.
         mr_inverted: the MR pictures were negatives: dark tissue white.
         size: pixels of the pictures, along right and anterior, as the network saw them; by default the reference's
             256 x 256, and 128 x 128 for unet_128.
@@ -52,7 +52,7 @@ class ReferenceModel:
     size: tuple[int, int] | None = None
 
     def problems(self) -> list[str]:
-        """Whatever is missing or impossible."""
+        """Values that are missing or impossible."""
         found = []
         if self.architecture not in ARCHITECTURES:
             found.append(f"architecture '{self.architecture}': one of {', '.join(ARCHITECTURES)} is needed")
@@ -77,7 +77,7 @@ def import_weights(weights: Path, output: Path, model: ReferenceModel) -> None:
     Args:
         weights: `latest_net_G_A.pth` or the like: a generator with instance norm, of one or three channels.
         output: the checkpoint; it must not exist.
-        model: what the weights do not say.
+        model: its description.
 
     Raises:
         InputError: if something given is missing or impossible, or the file holds something else.

@@ -29,7 +29,7 @@ from medcyclegan.trust import TRUSTED, distrust, hidden_code, sealed, under
 
 C = TypeVar("C", bound=type)
 REQUIRED = object()
-UNKNOWN = object()  # there is a default, which is not plain data
+UNKNOWN = object()  # a default that is not plain data
 PLAIN_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 NETWORK = ("torch.nn.modules.module", "Module")
 
@@ -66,7 +66,7 @@ class Part:
         summary: first line of its docstring.
         paper: where the method comes from.
         arguments: by name, in the order of the signature.
-        open_ended: takes further keyword arguments, which cannot be checked.
+        open_ended: takes **kwargs, which cannot be checked.
     """
 
     name: str
@@ -135,7 +135,7 @@ class Registry:
         return found
 
     def find(self, target: str) -> Part | str | None:
-        """The part that a `_target_` names, what is wrong with it, or None if its source cannot be read."""
+        """The part that a `_target_` names, an error message, or None if its source cannot be read."""
         if "." not in target:
             parts = self.parts()
             hint = did_you_mean(target, list(parts))
@@ -165,7 +165,7 @@ class Registry:
         """What is wrong with a leaf; empty if nothing.
 
         Args:
-            leaf: the part and its arguments. What of a dotted path's class cannot be read is told when it is built.
+            leaf: the part and its arguments. A dotted path's class without readable source is checked when it is built.
             allow: modules or packages that the user trusts beside those of `trust.TRUSTED`.
         """
         allowed = tuple(allow)
@@ -179,7 +179,7 @@ class Registry:
         return hidden or ([] if part is None else self._check_arguments(part, leaf))
 
     def complete(self, leaf: Mapping[str, Any]) -> dict[str, Any]:
-        """The leaf with every default spelled out, so that it means the same when the defaults have changed.
+        """The leaf with every default spelled out, so that later changes of defaults do not affect it.
 
         The defaults of classes outside this program belong to their libraries and are left alone.
         """

@@ -1,7 +1,8 @@
 """Classes found in source files by their dotted path, without importing anything.
 
-Importing `monai.networks.nets` takes seconds and running a stranger's package is not reading it. So a dotted path is
-followed as Python would: packages are folders, `from .swin_unetr import SwinUNETR` and `Unet = UNet` point on.
+Importing `monai.networks.nets` takes seconds, and importing a foreign package runs its code. So a dotted path is
+followed in the sources as Python would: packages are folders, `from .swin_unetr import SwinUNETR` and `Unet = UNet`
+are aliases.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _REFUSED_EVENTS = {
     **dict.fromkeys(("subprocess", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"), "start a program"),
     "pickle": "unpickle a file, which runs what is in it",
 }
-_SILENT_EVENTS = ("socket.__new__", "socket.gethostname")  # which reach nobody
+_SILENT_EVENTS = ("socket.__new__", "socket.gethostname")  # without network traffic
 
 
 def under(module: str, packages: Iterable[str]) -> bool:
@@ -48,7 +48,7 @@ def under(module: str, packages: Iterable[str]) -> bool:
 
 
 def origin(target: str) -> tuple[str, bool]:
-    """The module in whose source the class of a dotted path is written, or the path if that cannot be told.
+    """The module that defines the class of a dotted path, or the path itself if that is unknown.
 
     Returns:
         The module, and whether it was read.
@@ -74,7 +74,7 @@ def distrust(target: str, allow: Iterable[str] = ()) -> str | None:
 
 
 def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> None:
-    """Refuse plain data of somebody else, such as a checkpoint's config, that would import and run unknown code.
+    """Refuse foreign plain data, such as a checkpoint's config, that would import and run unknown code.
 
     Every `_target_` in `content` that is a dotted path must be a class of `TRUSTED`, or in a module that the user
     allows. Nothing is imported to find out.
@@ -93,7 +93,7 @@ def require_trusted(content: Any, source: str, allow: Iterable[str] = ()) -> Non
 
 
 def hidden_code(value: Any, where: str = "") -> list[str]:
-    """What in the arguments of a part is not plain data to everybody who may read it, named by its place.
+    """Arguments of a part that are not plain data to every reader, named by their keys.
 
     This program takes them as they are, but MONAI builds what has a `_target_` and evaluates texts that begin with $,
     as soon as the part stands in the config of an exported bundle.
@@ -121,7 +121,7 @@ def sealed(what: str) -> Iterator[None]:
     """Refuse, in this thread, whatever needs the network, another program, unpickling or torch hub's folder.
 
     Raises:
-        InputError: it was tried, even if whoever tried it went on without.
+        InputError: it was tried, even if the caller handled the refusal.
     """
     global _hooked
     if not _hooked:

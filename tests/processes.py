@@ -183,7 +183,7 @@ def join(prepared: str, folder: Path) -> dict[str, Any]:
         codes[f"{run} died"] = together(lambda run=run: trained(run, two, Dies("1", 4)), 2, folder)
     codes["again"] = together(lambda: factory.resume(folder / "again", device="cpu", handlers=[exact]), 2, folder)
     codes["alone"] = [ended(forked(lambda: factory.resume(folder / "alone", device="cpu", handlers=[exact])))]
-    return {"codes": codes, "told": (folder / "rank-0.log").read_text()}
+    return {"codes": codes, "log": (folder / "rank-0.log").read_text()}
 
 
 class Killed(Silent):
@@ -205,8 +205,9 @@ class Killed(Silent):
 def share(run: str, folder: Path) -> dict[str, Any]:
     codes = {}
 
-    def converted(into: str, **more: Any) -> None:
-        result = convert(Path(run), [folder / "mr"], folder / into, Options(device="cpu", **more))
+    def converted(into: str, resume: bool = False, progress: Any = None) -> None:
+        options = Options(device="cpu", resume=resume)
+        result = convert(Path(run), [folder / "mr"], folder / into, options, progress)
         (folder / f"{into}-{os.environ.get('RANK', '')}.json").write_text(
             json.dumps({"written": [*result.written], "skipped": [*result.skipped], "failed": result.failed})
         )
@@ -233,8 +234,8 @@ def bundle(bundle: str, folder: Path) -> dict[str, Any]:
         )
 
     codes = together(trained, 2, folder)
-    told = {log.name: log.read_text() for log in folder.glob("rank-*.log")}
-    return {"codes": codes, "told": told}
+    logs = {log.name: log.read_text() for log in folder.glob("rank-*.log")}
+    return {"codes": codes, "logs": logs}
 
 
 ACTIONS = {"kill": kill, "join": join, "share": share, "bundle": bundle}

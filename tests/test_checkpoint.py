@@ -159,7 +159,7 @@ def test_a_field_that_is_not_what_it_should_be_is_named(
 
 def test_weights_that_do_not_fit_or_are_no_numbers_are_named(whole: dict[str, Any], tmp_path: Path) -> None:
     key, weight = next((k, w) for k, w in whole["ema"]["gen_ab"].items() if w.is_floating_point())
-    for value, told in (
+    for value, message in (
         (torch.full_like(weight, NAN), rf"ema\.gen_ab\.{re.escape(key)} holds values that are not numbers"),
         ("wild", rf"ema\.gen_ab\.{re.escape(key)} is of type str"),
         (weight[..., :1], "ema.gen_ab cannot be used .*size mismatch"),
@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_or_are_no_numbers_are_named(whole: dict[str, An
         content = copy.deepcopy(whole)
         content["ema"]["gen_ab"][key] = value
         torch.save(content, tmp_path / "checkpoint.pt")
-        with pytest.raises(InputError, match=rf"(?s)is damaged: {told}"):
+        with pytest.raises(InputError, match=rf"(?s)is damaged: {message}"):
             factory.load_translator(tmp_path, device="cpu")
 
 
@@ -192,11 +192,11 @@ def test_a_state_that_cannot_be_gone_on_from_is_named(
 ) -> None:
     torch.save(wrong(whole, field, value), tmp_path / "checkpoint.pt")
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(InputError) as told, warnings.catch_warnings():
+    with pytest.raises(InputError) as raised, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         factory.resume(tmp_path, device="cpu")
     section = field.split(".")[0] if field.startswith(("random", "objective")) else ".".join(field.split(".")[:2])
-    assert f"{tmp_path}/checkpoint.pt is damaged: {section} " in str(told.value)
+    assert f"{tmp_path}/checkpoint.pt is damaged: {section} " in str(raised.value)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt"}
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 

@@ -94,10 +94,10 @@ def test_whole_tracebacks_are_shown_where_they_are_wanted(
         monkeypatch.setattr(sys, "argv", ["medcyclegan", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        told = capsys.readouterr().err
+        error = capsys.readouterr().err
         assert ended.value.code == 2
-        assert told.splitlines()[-1] == "error: generator 'my_parts.Net' cannot be built: RuntimeError: of my own"
-        assert ("Traceback" in told, "my_parts.py" in told) == (shown, shown)
+        assert error.splitlines()[-1] == "error: generator 'my_parts.Net' cannot be built: RuntimeError: of my own"
+        assert ("Traceback" in error, "my_parts.py" in error) == (shown, shown)
 
 
 def test_interrupt_saves_and_says_how_to_resume(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ def test_interrupt_saves_and_says_how_to_resume(cohort: phantom.Cohort, tmp_path
     while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in told
-    assert f"medcyclegan train --resume {run}" in told
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error
+    assert f"medcyclegan train --resume {run}" in error
     assert (run / "checkpoint.pt").exists()
 
 
@@ -132,9 +132,9 @@ def test_an_interrupt_while_processes_work_is_one_message(verb: str, cohort: pha
         time.sleep(0.05)
     time.sleep(0.5)  # they load their libraries
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    told, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Traceback" not in told and told.splitlines()[-1] == "error: interrupted."
+    assert "Traceback" not in output and output.splitlines()[-1] == "error: interrupted."
     assert not (tmp_path / "out").exists() or not [*(tmp_path / "out").rglob("*.*")]
 
 
@@ -172,8 +172,8 @@ def test_help_and_config_errors_import_nothing_heavy(arguments: list[str], code:
 
 def test_version_and_help() -> None:
     assert call("--version").stdout.strip() == f"medcyclegan {__version__}"
-    told = call("--help").stdout
-    assert all(verb in told for verb in ("demo", "prepare", "train", "convert", "evaluate"))
+    output = call("--help").stdout
+    assert all(verb in output for verb in ("demo", "prepare", "train", "convert", "evaluate"))
 
 
 @pytest.fixture
@@ -258,11 +258,11 @@ def test_mistakes_have_their_own_message(
     monkeypatch.setattr(sys, "argv", ["medcyclegan", *arguments.split()])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    told = capsys.readouterr().err
-    assert ended.value.code == 2 and "Traceback" not in told
-    assert "error: " in told
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in error
+    assert "error: " in error
     for message in messages:
-        assert message in told
+        assert message in error
 
 
 def test_a_failed_case_is_listed_last_and_the_others_are_done(run: Path, folders: Path) -> None:
@@ -279,8 +279,8 @@ def test_a_failed_case_is_listed_last_and_the_others_are_done(run: Path, folders
 
 def test_existing_results_are_kept_unless_told(run: Path, folders: Path) -> None:
     call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu")
-    told = call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", code=2).stderr
-    assert "exist already" in told and "mr_001_sct.nii.gz" in told
+    error = call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", code=2).stderr
+    assert "exist already" in error and "mr_001_sct.nii.gz" in error
     call("convert", run, folders / "mr", "-o", folders / "out", "-d", "cpu", "--overwrite")
 
 

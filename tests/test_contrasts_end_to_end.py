@@ -38,7 +38,7 @@ from medcyclegan.io.reader import read_volume
 from medcyclegan.losses.contrasts import OfEveryContrast
 from medcyclegan.losses.structure import View
 from medcyclegan.losses.structure.gradient_correlation import GradientCorrelation
-from medcyclegan.plan import make_plan, pretended_gpu
+from medcyclegan.plan import hypothetical_gpu, make_plan
 from medcyclegan.training.checkpoint import load_checkpoint
 from medcyclegan.training.guards import TranslationGuards, silent, spread_ratio
 from medcyclegan.training.probe import Probe, bodies_for
@@ -324,9 +324,9 @@ def test_four_steps_equal_two_and_resume_and_two(two: PreparedCohort, tmp_path: 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         whole = factory.train(chosen, tmp_path / "whole", device="cpu")
-    told = [str(warning.message) for warning in heard]
+    messages = [str(warning.message) for warning in heard]
     left_out = "the identity loss is left out: a has 6 channels and b 3"
-    assert any(left_out in line for line in told) == (objective == "cyclegan")
+    assert any(left_out in line for line in messages) == (objective == "cyclegan")
     first = factory.train(chosen, tmp_path / "parts", device="cpu", handlers=[StopAt(2)])
     assert first.step == 2
     second = factory.resume(tmp_path / "parts", device="cpu")
@@ -353,12 +353,12 @@ def test_validation_scores_the_pair(model: Path, two: PreparedCohort) -> None:
 
 
 def test_a_checkpoint_describes_every_contrast(model: Path, two: PreparedCohort) -> None:
-    told = load_checkpoint(model)["domains"]["a"]
-    assert [channel["preparation"]["name"] for channel in told["channels"]] == ["T1w", "T2w"]
-    assert [channel["scaler"] for channel in told["channels"]] == [
+    domain = load_checkpoint(model)["domains"]["a"]
+    assert [channel["preparation"]["name"] for channel in domain["channels"]] == ["T1w", "T2w"]
+    assert [channel["scaler"] for channel in domain["channels"]] == [
         two.typical_scaler("a", number).to_dict() for number in (0, 1)
     ]
-    assert all(len(case["histograms"]) == 2 for case in told["cohort"])
+    assert all(len(case["histograms"]) == 2 for case in domain["cohort"])
     assert len(load_checkpoint(model)["domains"]["b"]["channels"]) == 1
 
 
@@ -544,6 +544,6 @@ def test_the_folders_can_be_inspected_and_planned_for(folder: Path) -> None:
     # T1 and T2 beside each other are what was asked for.
     assert not [s for s in content["findings"] if s["code"] == "mixed_contrast"]
     data = {"data": {"source": str(folder / "list.json")}}
-    made = make_plan(config.parse(data, "the test"), pretended_gpu(16.0))
+    made = make_plan(config.parse(data, "the test"), hypothetical_gpu(16.0))
     assert made.content["domains"]["a"] == {"name": "MR", "modality": "MR", "contrasts": ["T1w", "T2w"]}
     assert made.experiment().channels("a") == 2 * made.experiment().channels("b")

@@ -253,13 +253,13 @@ def test_checkpoints_of_other_preparations_are_not_fused(run: Path, tmp_path: Pa
 def test_processes_of_torchrun_share_the_cases(run: Path, mr: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "medcyclegan", "convert", str(run), str(mr), "-o", str(out), "-d", "cpu", "--json"]
-    told = []
+    written = []
     for rank in ("0", "1"):
         place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}
         done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, check=True)
-        told.append(set(json.loads(done.stdout)["written"]))
-        assert set(record(out)["cases"]) == set.union(*told)
-    assert told == [{"p1", "p3"}, {"p2"}]
+        written.append(set(json.loads(done.stdout)["written"]))
+        assert set(record(out)["cases"]) == set.union(*written)
+    assert written == [{"p1", "p3"}, {"p2"}]
     assert [path.name for path in out.glob("*.json")] == ["run.json"]
     again = convert(run, [mr], out, Options(resume=True, device="cpu"))  # by one process, from the record of two
     assert set(again.skipped) == {"p1", "p2", "p3"}

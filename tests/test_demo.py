@@ -54,13 +54,13 @@ def test_short_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = verb("demo", "-o", "out", "-d", "cpu", "--json")
     assert done.code == 0, done.error
-    told = json.loads(done.out)
-    assert set(told) == {"mae", "baselines", "steps", "seconds", "parts", "report"}
-    assert told["steps"] == 10 and "10 training steps, all of the demo's" in done.error
-    assert told["seconds"] == pytest.approx(sum(told["parts"].values()))
-    assert set(told["baselines"]) == {"constant", "lookup_table", "untrained"}
+    result = json.loads(done.out)
+    assert set(result) == {"mae", "baselines", "steps", "seconds", "parts", "report"}
+    assert result["steps"] == 10 and "10 training steps, all of the demo's" in done.error
+    assert result["seconds"] == pytest.approx(sum(result["parts"].values()))
+    assert set(result["baselines"]) == {"constant", "lookup_table", "untrained"}
     # What is known of the phantoms: the table is better than the constant, and both than random weights.
-    assert told["baselines"]["lookup_table"] < told["baselines"]["constant"] < told["baselines"]["untrained"]
-    page = (tmp_path / told["report"]).read_text()
-    assert f"{told['mae']:.4g}" in page and page.count("data:image/webp") >= 9
+    assert result["baselines"]["lookup_table"] < result["baselines"]["constant"] < result["baselines"]["untrained"]
+    page = (tmp_path / result["report"]).read_text()
+    assert f"{result['mae']:.4g}" in page and page.count("data:image/webp") >= 9
     assert not re.search(r"(?:src|href)=[\"']?https?:", page)

@@ -79,14 +79,14 @@ def medcyclegan(*arguments: object, code: int = 0) -> subprocess.CompletedProces
 
 def test_foreign_folders_are_graded_as_they_are_by_two_processes(layout: Path, tmp_path: Path) -> None:
     command = ("evaluate", layout / "pred", layout / "ref", "--protocol", "synthrad2025", "--workers", 2)
-    told = json.loads(medcyclegan(*command, "-o", tmp_path / "out", "--json").stdout)
+    summary = json.loads(medcyclegan(*command, "-o", tmp_path / "out", "--json").stdout)
     assert [row["case"] for row in rows(tmp_path / "out")] == list(PATIENTS)
     assert [float(row["mae"]) for row in rows(tmp_path / "out")] == [10, 20, 30]
-    assert told["mask"] == "given" and told["n_expected"] == 3 and told["doubts"] == {}
-    files = told["files"]["1HNA001"]
+    assert summary["mask"] == "given" and summary["n_expected"] == 3 and summary["doubts"] == {}
+    files = summary["files"]["1HNA001"]
     assert files["source"] == str(layout / "ref/1HNA001/mr.mha") and files["mask"].endswith("1HNA001/mask.mha")
     alone = evaluate(layout / "pred", layout / "ref", scoring=Scoring("synthrad2025"))
-    assert json.loads(json.dumps(alone.summary)) == told
+    assert json.loads(json.dumps(alone.summary)) == summary
 
 
 def test_a_missing_case_fails_the_command_unless_allowed(layout: Path, tmp_path: Path) -> None:
@@ -337,13 +337,13 @@ def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path
             volume = read_volume(layout / "pred" / f"sct_{patient}.mha").numpy()[0]
             write_volume(tmp_path / name / f"{patient}.mha", volume + np.float32(extra), GRID)
         evaluate(tmp_path / name, layout / "ref", tmp_path / f"out_{name}", scoring=Scoring("synthrad2023"))
-    told = medcyclegan("compare", tmp_path / "out_a", tmp_path / "out_b", "-o", tmp_path / "compared").stdout
-    assert "mae: out_b - out_a = 5" in told and "rank 1: out_a" in told
+    output = medcyclegan("compare", tmp_path / "out_a", tmp_path / "out_b", "-o", tmp_path / "compared").stdout
+    assert "mae: out_b - out_a = 5" in output and "rank 1: out_a" in output
     assert (tmp_path / "compared/compare.json").exists()
     assert "at least two" in medcyclegan("compare", tmp_path / "out_a", code=2).stderr
     (tmp_path / "empty").mkdir()
-    told = medcyclegan("compare", tmp_path / "out_a", tmp_path / "empty", code=2).stderr
-    assert "empty/summary.json" in told and "FileNotFound" not in told
+    output = medcyclegan("compare", tmp_path / "out_a", tmp_path / "empty", code=2).stderr
+    assert "empty/summary.json" in output and "FileNotFound" not in output
     done = medcyclegan("evaluate", tmp_path / "a", tmp_path / "b", "--unpaired", "-o", tmp_path / "set")
     assert "kid: " in done.stdout and "no substitute for paired scores" in done.stderr
     assert "such as 200,500" in medcyclegan("evaluate", "p", "r", "-o", "o", "--bone", "x", code=2).stderr

@@ -40,12 +40,12 @@ def test_01_python_api(tmp_path: Path) -> None:
 @pytest.mark.skipif(not HEADS.is_dir(), reason="needs ../shared/data/heads")
 def test_02_real_heads(tmp_path: Path) -> None:
     narrow = ["--set", "model.generator.filters=4", "--set", "model.discriminator.filters=4"]
-    told = run_example(
+    output = run_example(
         "02_real_heads.py", "--data", HEADS, "-o", "out", "--steps", 2, "--score-every", 1, *narrow, cwd=tmp_path
     )
-    assert "head: 513235 voxels" in told
-    assert "best constant: MAE 70.1 HU" in told
-    assert "in hand: MAE 64.1 HU" in told
+    assert "head: 513235 voxels" in output
+    assert "best constant: MAE 70.1 HU" in output
+    assert "in hand: MAE 64.1 HU" in output
     with (tmp_path / "out/run/exam.csv").open(newline="") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["1", "2"]
 
@@ -53,41 +53,41 @@ def test_02_real_heads(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_03_memory_in_3d(tmp_path: Path) -> None:
     """One step with and without checkpointing; at this size it saves half of the memory, and a quarter at least."""
-    told = run_example("03_memory_in_3d.py", "--size", 32, 64, 64, "--blocks", 2, "--device", "cpu", cwd=tmp_path)
-    off, on = (float(line.split(" GiB")[0].split()[-1]) for line in told.splitlines())
+    output = run_example("03_memory_in_3d.py", "--size", 32, 64, 64, "--blocks", 2, "--device", "cpu", cwd=tmp_path)
+    off, on = (float(line.split(" GiB")[0].split()[-1]) for line in output.splitlines())
     assert 0.2 < on < 0.75 * off
 
 
 @pytest.mark.slow
 def test_04_methods_compared(tmp_path: Path) -> None:
     few = ["--steps", 2, "--seeds", 0, "--heads", 1, "--test", 1, "--jobs", 1]
-    told = run_example(
+    output = run_example(
         "04_methods_compared.py", "-o", "out", *few, "--methods", "cyclegan", "pix2pix, true pairs", cwd=tmp_path
     )
-    table = [line for line in told.splitlines() if line.startswith("|")]
+    table = [line for line in output.splitlines() if line.startswith("|")]
     assert len(table) == 4 and table[2].startswith("| cyclegan | ")
-    assert told.strip() == (tmp_path / "out/table.md").read_text().strip()
+    assert output.strip() == (tmp_path / "out/table.md").read_text().strip()
 
 
 @pytest.mark.slow
 def test_05_generators_compared(tmp_path: Path) -> None:
     few = ["--steps", 2, "--heads", 1, "--generators", "attention_unet", "swin_unetr"]
-    told = run_example("05_generators_compared.py", "-o", "out", *few, cwd=tmp_path).splitlines()
-    assert [line.split(":")[0] for line in told] == ["best table from intensity to HU", "attention_unet", "swin_unetr"]
+    lines = run_example("05_generators_compared.py", "-o", "out", *few, cwd=tmp_path).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["best table from intensity to HU", "attention_unet", "swin_unetr"]
     assert (tmp_path / "out/generators.png").stat().st_size > 10_000
 
 
 def test_06_handlers(tmp_path: Path) -> None:
-    told = run_example("06_handlers.py", "out", cwd=tmp_path)
-    assert "cycle_a: " in told and "a step takes " in told
+    output = run_example("06_handlers.py", "out", cwd=tmp_path)
+    assert "cycle_a: " in output and "a step takes " in output
 
 
 def test_16_planted_faults(tmp_path: Path, run: Path, cohort: phantom.Cohort) -> None:
     """Even of a network that has learned nothing the maps find voxels that do not come from it."""
-    told = run_example(
+    output = run_example(
         "16_planted_faults.py", run, cohort.test_mr[0], "--ct", cohort.test_ct[0], "--trials", 1, cwd=tmp_path
     )
-    table = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in told.splitlines() if line.startswith("| ")}
+    table = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output.splitlines() if line.startswith("| ")}
     assert set(table) >= {"spread", "structure", "cycle", "combined"} and len(table["spread"]) == 5
     assert all(0 <= float(value) <= 1 for row in list(table.values())[1:] for value in row)
     assert float(table["spread"][0]) > 0.7  # 0.5 is chance
@@ -96,8 +96,8 @@ def test_16_planted_faults(tmp_path: Path, run: Path, cohort: phantom.Cohort) ->
 @pytest.mark.slow
 def test_17_planted_defects(tmp_path: Path) -> None:
     """With the fewest volumes; what it must find is tested in test_inspect.py."""
-    told = run_example("17_planted_defects.py", "-o", "out", "--sound", 2, cwd=tmp_path)
-    assert "4 sound volumes, 35 defects" in told and (tmp_path / "out/inspection.html").exists()
+    output = run_example("17_planted_defects.py", "-o", "out", "--sound", 2, cwd=tmp_path)
+    assert "4 sound volumes, 35 defects" in output and (tmp_path / "out/inspection.html").exists()
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_07_transforms_in_compose(here) -> None:
 
 
 def test_08_generator_in_a_bundle(here, tmp_path: Path) -> None:
-    told = here("08_generator_in_a_bundle.py", "out").splitlines()[-1]
-    assert told == "4 iterations; from (1, 1, 32, 32, 16) to (1, 1, 32, 32, 16)"
+    line = here("08_generator_in_a_bundle.py", "out").splitlines()[-1]
+    assert line == "4 iterations; from (1, 1, 32, 32, 16) to (1, 1, 32, 32, 16)"
     assert json.loads((tmp_path / "out/train.json").read_text())["network"]["_target_"].startswith("medcyclegan.")
 
 
@@ -136,16 +136,16 @@ def test_09_monai_network(here) -> None:
 
 @pytest.mark.slow
 def test_10_segment_mr_with_a_ct_network(here, run: Path) -> None:
-    told = [line.split(": Dice ") for line in here("10_segment_mr_with_a_ct_network.py", run, 60).splitlines()]
-    assert [name for name, _ in told] == ["MR, its percentiles scaled to [0, 1]", "MR, translated", "true CT"]
+    scores = [line.split(": Dice ") for line in here("10_segment_mr_with_a_ct_network.py", run, 60).splitlines()]
+    assert [name for name, _ in scores] == ["MR, its percentiles scaled to [0, 1]", "MR, translated", "true CT"]
     # The run is hardly trained, but the network has seen CTs.
-    assert float(told[2][1]) > 0.5
+    assert float(scores[2][1]) > 0.5
 
 
 @pytest.mark.slow
 def test_11_sct_as_augmentation(here, run: Path) -> None:
-    told = here("11_sct_as_augmentation.py", run, 2).splitlines()
-    assert [line.split(":")[0] for line in told] == ["1 CT", "and 8 sCT", "all 9 CT"]
+    lines = here("11_sct_as_augmentation.py", run, 2).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["1 CT", "and 8 sCT", "all 9 CT"]
 
 
 def test_12_new_generator(here) -> None:
@@ -153,8 +153,8 @@ def test_12_new_generator(here) -> None:
 
 
 def test_13_new_structure_loss(here) -> None:
-    told = here("13_new_structure_loss.py", "out").splitlines()[-1]
-    assert set(json.loads(told.replace("'", '"'))) == {"SmoothStaysSmooth_ab", "SmoothStaysSmooth_ba"}
+    line = here("13_new_structure_loss.py", "out").splitlines()[-1]
+    assert set(json.loads(line.replace("'", '"'))) == {"SmoothStaysSmooth_ab", "SmoothStaysSmooth_ba"}
 
 
 def test_13_is_its_formula(here) -> None:
@@ -174,10 +174,10 @@ def test_13_is_its_formula(here) -> None:
 
 
 def test_14_new_dataset_layout(here) -> None:
-    told = json.loads(here("14_new_dataset_layout.py", "out").splitlines()[-1].replace("'", '"'))
-    assert told["a"] == ["p01_visit1", "p02_visit1"]
-    assert told["b"] == ["p03_visit1", "p04_visit1"]
-    assert told["pairs_a"] == told["pairs_b"] == ["p05_visit1"]
+    lists = json.loads(here("14_new_dataset_layout.py", "out").splitlines()[-1].replace("'", '"'))
+    assert lists["a"] == ["p01_visit1", "p02_visit1"]
+    assert lists["b"] == ["p03_visit1", "p04_visit1"]
+    assert lists["pairs_a"] == lists["pairs_b"] == ["p05_visit1"]
 
 
 @pytest.mark.slow

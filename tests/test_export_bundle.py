@@ -169,7 +169,7 @@ def test_two_processes_train_it_together(bundle: Path, volumes: Path, tmp_path: 
     command = [sys.executable, Path(__file__).parent / "processes.py", "bundle", bundle, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["codes"] == [0, 0], found["told"]
+    assert found["codes"] == [0, 0], found["logs"]
     content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert (content["step"], content["processes"], content["batch"]) == (2, 2, 2)
 

@@ -139,7 +139,7 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
     """A prepared slice, scaled, shown and scaled back by `model.json` alone, is what the translator gives."""
     written = export_run(run, tmp_path / "out", file_format="onnx")["ab"]
     assert written["difference"] <= 1e-3 and written["finished"]
-    told = json.loads((tmp_path / "out" / "model.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / "model.json").read_text())
     translator = factory.load_translator(run, device="cpu")
     translator.window = replace(translator.window, bf16=False)
     source = translator.read(cohort.test_mr[0])
@@ -147,14 +147,14 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
     k = int(source.case.body.sum(axis=(0, 1)).argmax())
 
     low, high = source.case.channels[0].scaler.low, source.case.channels[0].scaler.high
-    assert told["input"]["scaling"]["percentiles_inside_body"] == [0.5, 99.5]
+    assert sidecar["input"]["scaling"]["percentiles_inside_body"] == [0.5, 99.5]
     unit = -(2 * (np.linspace(low, high, 5) - low) / (high - low) - 1)
-    floor = told["input"]["scaling"]["floor"]
-    assert told["input"]["scaling"]["inverted"] is True
+    floor = sidecar["input"]["scaling"]["floor"]
+    assert sidecar["input"]["scaling"]["inverted"] is True
     expected = source.case.channels[0].scaler.apply(np.linspace(low, high, 5))
     np.testing.assert_allclose((unit + 1) * (1 - floor) / 2 + floor, expected, atol=1e-6)
 
-    image, window = source.case.image[0, :, :, k], told["window"]
+    image, window = source.case.image[0, :, :, k], sidecar["window"]
     cut = []
     for axis, wanted in enumerate(window):
         occupied = np.flatnonzero(source.case.body.any(axis=(1 - axis, 2)))
@@ -165,19 +165,19 @@ def test_what_the_sidecar_says_is_enough(run: Path, cohort: phantom.Cohort, tmp_
         cut.append((slice(first, last), (missing // 2, missing - missing // 2)))
     shown = np.pad(image[cut[0][0], cut[1][0]], [pad for _, pad in cut], constant_values=-1)
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
-    made = session.run(None, {told["network"]["input"]["name"]: shown[None, None]})[0][0, 0]
+    made = session.run(None, {sidecar["network"]["input"]["name"]: shown[None, None]})[0][0, 0]
     inner = made[tuple(slice(b, n - a) for (_, (b, a)), n in zip(cut, made.shape, strict=True))]
     there = prediction.values[cut[0][0], cut[1][0], k]
     np.testing.assert_allclose(inner, there, atol=1e-3)
-    output = told["output"]
+    output = sidecar["output"]
     hu = output["low"] + (inner + 1) / 2 * (output["high"] - output["low"])
     np.testing.assert_allclose(hu, Scaler(-1024, 3071).undo(inner), atol=0.01)
-    assert told["spacing_mm"] == list(translator.source.preparations[0].spacing)
+    assert sidecar["spacing_mm"] == list(translator.source.preparations[0].spacing)
 
 
 def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
-    for given, told in (
+    for given, message in (
         ({"output": tmp_path / "there"}, "exists already"),
         ({"file_format": "torchscript"}, "pt2"),
         ({"file_format": "tensorflow"}, "bundle, onnx, pt2, slicer"),
@@ -186,7 +186,7 @@ def test_refusals(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"scores": tmp_path}, "There is no .*summary.json"),
     ):
         arguments: dict[str, Any] = {"output": tmp_path / "new", **given}
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             export_run(run, **arguments)
         assert not (tmp_path / "new").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -64,9 +64,9 @@ def test_a_tanh_is_added_once() -> None:
     ],
 )
 def test_what_is_no_generator_is_refused(network: Any, message: str) -> None:
-    with pytest.raises((TypeError, ValueError)) as told:
+    with pytest.raises((TypeError, ValueError)) as raised:
         adapt_generator(network, 1, 1, 2)
-    assert message in str(told.value)
+    assert message in str(raised.value)
 
 
 def test_monai_discriminator_gives_its_last_features() -> None:

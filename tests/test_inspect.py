@@ -128,17 +128,17 @@ def test_headers_tell_the_same_as_volumes(cohort: phantom.Cohort, tmp_path: Path
         assert whole.grid is not None and header.grid is not None and whole.grid.shape == header.grid.shape
         assert header.percentiles is None and header.anatomy is None
     series = write_series(tmp_path / "series", stored())
-    told = measure_header(series)
-    assert told.problem is None and told.header_modality in ("MR", "CT")
-    assert told.grid is not None and told.grid.shape == tuple(read_volume(series).shape[1:])
+    survey = measure_header(series)
+    assert survey.problem is None and survey.header_modality in ("MR", "CT")
+    assert survey.grid is not None and survey.grid.shape == tuple(read_volume(series).shape[1:])
 
 
 def test_facts_hold_nothing_of_the_patient(tmp_path: Path) -> None:
     series = write_series(tmp_path / "series", stored())
     page = tmp_path / "page.html"
-    told = json.dumps(inspect_cohort({}, [series], output=page).to_dict()) + page.read_text()
+    text = json.dumps(inspect_cohort({}, [series], output=page).to_dict()) + page.read_text()
     assert not [
-        word for word in (*PATIENT.split("^"), "id-4711", "19700102", "20200304", "acc1", "Doctor") if word in told
+        word for word in (*PATIENT.split("^"), "id-4711", "19700102", "20200304", "acc1", "Doctor") if word in text
     ]
 
 
@@ -208,10 +208,10 @@ def test_below_the_criterion_nothing_is_said(sound: Survey, changes: dict[str, o
 
 def test_not_finite_is_mended_only_outside_the_body(sound: Survey) -> None:
     for inside, safe in ((0, True), (1, False), (None, False)):
-        (told,) = [
+        (finding,) = [
             s for s in volume_findings(changed(sound, not_finite=5, not_finite_inside=inside)) if s.code == "not_finite"
         ]
-        assert told.fixable is safe
+        assert finding.fixable is safe
 
 
 def test_every_rule_has_a_severity_and_a_criterion_and_errors_come_first(sound: Survey) -> None:
@@ -220,9 +220,9 @@ def test_every_rule_has_a_severity_and_a_criterion_and_errors_come_first(sound: 
         changed(sound, metal_ml=1.0),
         Volume("b", "y", "CT", Survey(Path("y"), problem="y: torn. Mend it.")),
     ]
-    told = all_findings(members, {"b": "CT"})
-    assert [s.severity for s in told] == sorted((s.severity for s in told), key=SEVERITIES.index)
-    assert str(told[0]) == "y: torn. Mend it."
+    findings = all_findings(members, {"b": "CT"})
+    assert [s.severity for s in findings] == sorted((s.severity for s in findings), key=SEVERITIES.index)
+    assert str(findings[0]) == "y: torn. Mend it."
 
 
 @pytest.mark.parametrize("marker", [True, False])
@@ -242,8 +242,8 @@ def test_a_mirrored_head_is_told_by_what_the_others_carry_on_one_side(sound: Sur
         signatures = np.rint(127 * other / np.abs(other).max(axis=(1, 2, 3), keepdims=True)).astype(np.int8)
         facts = replace(sound, file=Path(str(number)), anatomy=replace(sound.anatomy, signatures=signatures))
         members.append(Volume("b", str(number), "CT", facts))
-    told = [(s.code, s.file) for s in all_findings(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
-    assert told == ([("mirrored", "7")] if marker else [("symmetric", "")])
+    findings = [(s.code, s.file) for s in all_findings(members, {"b": "CT"}) if s.code in ("mirrored", "symmetric")]
+    assert findings == ([("mirrored", "7")] if marker else [("symmetric", "")])
 
 
 def test_duplicates_are_told_across_formats_types_and_domains(cohort: phantom.Cohort, tmp_path: Path) -> None:
@@ -330,9 +330,9 @@ def test_everything_wrong_is_told_at_once(folders: tuple[Path, Path]) -> None:
     (a / "torn.nii.gz").write_bytes(whole[:-3000])
     (a / "no_gzip.nii.gz").write_bytes(gzip.decompress(whole))
     code, out, _ = call("--a", a, "--b", b, "--json", "--workers", 2)
-    told = json.loads(out)
+    result = json.loads(out)
     assert code == 1
-    wrong = {(Path(s["file"]).name, s["code"]) for s in told["findings"] if s["severity"] == "error"}
+    wrong = {(Path(s["file"]).name, s["code"]) for s in result["findings"] if s["severity"] == "error"}
     assert wrong >= {
         ("empty.nii.gz", "unreadable"),
         ("läuft im Kreis.nii", "unreadable"),
@@ -344,11 +344,11 @@ def test_everything_wrong_is_told_at_once(folders: tuple[Path, Path]) -> None:
         ("mr_002.nii", "same_id"),
         ("mr_002.nii.gz", "same_id"),
     }
-    assert all(s["file"] and s["remedy"] for s in told["findings"] if s["severity"] == "error")
-    remarks = [s["message"] for s in told["findings"] if s["code"] == "header" and "no_gzip" in s["file"]]
+    assert all(s["file"] and s["remedy"] for s in result["findings"] if s["severity"] == "error")
+    remarks = [s["message"] for s in result["findings"] if s["code"] == "header" and "no_gzip" in s["file"]]
     assert len(remarks) == 1 and "not compressed, other than its name says" in remarks[0]
-    assert {Path(p).name for p in told["left_out"]} == {"notes.txt", "loop"}
-    assert len(told["volumes"]) == 4 + 8
+    assert {Path(p).name for p in result["left_out"]} == {"notes.txt", "loop"}
+    assert len(result["volumes"]) == 4 + 8
 
 
 def test_what_may_not_be_read_is_told(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,8 +363,8 @@ def test_what_may_not_be_read_is_told(folders: tuple[Path, Path], monkeypatch: p
     original = survey_module.read_values
     monkeypatch.setattr(survey_module, "read_values", refuse)
     result = inspect_cohort({"a": folders[0]})
-    (told,) = result.findings
-    assert told.code == "unreadable" and "Permission denied" in told.message and "may read" in told.remedy
+    (finding,) = result.findings
+    assert finding.code == "unreadable" and "Permission denied" in finding.message and "may read" in finding.remedy
 
 
 def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,9 +500,9 @@ def test_headers_alone_find_what_headers_tell(folders: tuple[Path, Path]) -> Non
     nifti(a / "thick.nii", np.asarray(image.dataobj), image.affine @ np.diag([0.2, 0.2, 2, 1]))
     (a / "empty.nii").write_bytes(b"")
     code, out, _ = call("--a", a, "--headers", "--json")
-    told = json.loads(out)
-    assert code == 1 and told["headers_only"]
-    assert {(Path(s["file"]).name, s["code"]) for s in told["findings"]} == {
+    result = json.loads(out)
+    assert code == 1 and result["headers_only"]
+    assert {(Path(s["file"]).name, s["code"]) for s in result["findings"]} == {
         ("thick.nii", "thick_slices"),
         ("empty.nii", "unreadable"),
     }
@@ -549,8 +549,8 @@ def test_a_kind_is_told_once_with_a_count_and_the_first_names(tmp_path: Path) ->
 def test_real_heads() -> None:
     """What is true of these volumes, by eye, but for the "table": that is the blurred rim of an average of many CT."""
     result = inspect_cohort({}, [REAL])
-    told = {m.survey.file.name: set(codes(result, m.survey.file.name)) for m in result.volumes}
-    assert {name: found for name, found in told.items() if found} == {
+    codes_of = {m.survey.file.name: set(codes(result, m.survey.file.name)) for m in result.volumes}
+    assert {name: found for name, found in codes_of.items() if found} == {
         "ct_gantry_tilt": {"unreadable"},
         "mr_two_orientations": {"unreadable"},
         "nib_example_nifti2.nii.gz": {"unreadable"},

@@ -51,8 +51,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_prediction_is_within_a_fifth_of_what_a_process_takes(name: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", STEP, json.dumps(EXPERIMENTS[name])]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    predicted, taken = json.loads(told.stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    predicted, taken = json.loads(done.stdout.splitlines()[-1])
     print(f"{name}: predicted {predicted / 2**30:.2f} GiB, taken {taken / 2**30:.2f} GiB")
     assert predicted == pytest.approx(taken, rel=0.2)
 

@@ -353,9 +353,9 @@ def test_scans_that_profile_matching_drops_are_named_and_counted(domain: str, mo
     starts = {"a": [0.0] * 2, "b": [0.0] * len(given["b"])} | {domain: [0.0, 0.0, *[50.0] * 5]}
     at_heights(monkeypatch, *starts["a"], *starts["b"])
     arguments: dict[str, Any] = {"shape": PatchSpec((16, 16)), "batch_size": 1, "steps": 30, "seed": 0}
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as caught:
         dataset = drawn(given["a"], given["b"], matching="profile", **arguments)
-    (line,) = [str(w.message) for w in told if "leaves out" in str(w.message)]
+    (line,) = [str(w.message) for w in caught if "leaves out" in str(w.message)]
     assert f"5 of 7 scans of {domain} as a whole, and in all 71 % of the slices" in line
     assert "hip0, hip1, hip2 and 2 more" in line
     assert dataset.left_out == pytest.approx({"a": 0.0, "b": 0.0} | {domain: 5 / 7})

@@ -30,7 +30,7 @@ def pelvis(domain: Domain) -> Domain:
 
 
 def test_every_choice_has_a_reason_and_the_whole_is_an_experiment() -> None:
-    for machine in (CPU, *(plan.pretended_gpu(gib) for gib in (8, 24, 141))):
+    for machine in (CPU, *(plan.hypothetical_gpu(gib) for gib in (8, 24, 141))):
         made = plan.decide(MR, CT, machine)
         keys = {f"{section}.{key}" for section, values in made.content.items() for key in values}
         assert keys == set(made.reasons) and all(made.reasons.values())
@@ -40,7 +40,7 @@ def test_every_choice_has_a_reason_and_the_whole_is_an_experiment() -> None:
 
 
 def test_memory_decides_on_batch_width_and_boxes() -> None:
-    small, middle, large = (plan.decide(MR, CT, plan.pretended_gpu(gib)) for gib in (8, 24, 141))
+    small, middle, large = (plan.decide(MR, CT, plan.hypothetical_gpu(gib)) for gib in (8, 24, 141))
     assert large.content["patches"]["spatial_dims"] == 3 and large.content["training"]["batch_size"] == 1
     assert small.content["patches"]["spatial_dims"] == middle.content["patches"]["spatial_dims"] == 2
     assert small.content["training"]["batch_size"] < middle.content["training"]["batch_size"]
@@ -49,13 +49,13 @@ def test_memory_decides_on_batch_width_and_boxes() -> None:
 
 
 def test_too_little_memory_narrows_the_network_and_then_refuses() -> None:
-    tight = plan.decide(MR, CT, plan.pretended_gpu(2))
+    tight = plan.decide(MR, CT, plan.hypothetical_gpu(2))
     assert tight.content["model"]["generator"]["filters"] < 64 and tight.content["training"]["batch_size"] == 1
     assert "to fit into memory" in tight.reasons["model.generator"]
     with pytest.raises(InputError, match=r"no experiment fits into 0\.5 GiB"):
-        plan.decide(MR, CT, plan.pretended_gpu(0.5))
+        plan.decide(MR, CT, plan.hypothetical_gpu(0.5))
     with pytest.raises(InputError, match="above 0"):
-        plan.pretended_gpu(-1)
+        plan.hypothetical_gpu(-1)
 
 
 def test_a_processor_gets_coarse_voxels_and_a_narrow_network() -> None:
@@ -66,9 +66,9 @@ def test_a_processor_gets_coarse_voxels_and_a_narrow_network() -> None:
 
 
 def test_spacing_is_the_median_unless_the_body_would_not_fit() -> None:
-    head = plan.decide(MR, CT, plan.pretended_gpu(24)).content
+    head = plan.decide(MR, CT, plan.hypothetical_gpu(24)).content
     assert head["preparation"]["spacing"] == [0.84, 0.84, 1.3]  # 215 mm need 0.84 mm in 256 voxels
-    made = plan.decide(pelvis(MR), pelvis(CT), plan.pretended_gpu(24)).content
+    made = plan.decide(pelvis(MR), pelvis(CT), plan.hypothetical_gpu(24)).content
     assert made["preparation"]["spacing"][0] == 1.65  # 420 / 256, up
     assert made["patches"]["size"][0] == 256 and made["patches"]["size"][1] == 176
 
@@ -86,7 +86,7 @@ def test_only_heads_are_mirrored_and_matched_from_the_vertex() -> None:
 
 def test_thick_slices_stay_slices() -> None:
     thick = {"spacing": (0.9, 0.9, 6.0)}
-    made = plan.decide(replace(MR, **thick), replace(CT, **thick), plan.pretended_gpu(141))
+    made = plan.decide(replace(MR, **thick), replace(CT, **thick), plan.hypothetical_gpu(141))
     assert made.content["patches"]["spatial_dims"] == 2 and "neighbors" not in made.content["patches"]
     assert "6 mm thick" in made.reasons["patches.spatial_dims"]
 
@@ -104,8 +104,8 @@ def test_volumes_that_cannot_be_used_are_told(cohort: phantom.Cohort, tmp_path: 
     (mr / "broken.nii.gz").write_bytes(b"no volume")
     found = describe(from_folders(mr, cohort.train_ct[0].parent).a, "MR")
     assert found.measured == len(cohort.train_mr) + 1 and len(found.problems) == 1
-    (told,) = (line for line in plan.decide(found, CT, CPU).warnings if "cannot be used" in line)
-    assert "1 of 3 MR volumes" in told and "broken.nii.gz" in told and "\n" not in told
+    (warning,) = (line for line in plan.decide(found, CT, CPU).warnings if "cannot be used" in line)
+    assert "1 of 3 MR volumes" in warning and "broken.nii.gz" in warning and "\n" not in warning
 
 
 def test_a_training_without_a_config_is_planned(
@@ -129,9 +129,9 @@ def test_the_verb_prints_a_plan_and_its_figures(cohort: phantom.Cohort, tmp_path
     file = tmp_path / "plan.yaml"
     done = CliRunner().invoke(cli.app, ["plan", *folders, "--gpu-memory", "24", "-o", str(file), "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["seconds"] is None and 0 < told["memory_bytes"] < 24 * plan.GIB
-    assert config.load(file).training.steps == told["experiment"]["training"]["steps"]
+    printed = json.loads(done.stdout)
+    assert printed["seconds"] is None and 0 < printed["memory_bytes"] < 24 * plan.GIB
+    assert config.load(file).training.steps == printed["experiment"]["training"]["steps"]
     assert "# Expected time: not known" in file.read_text()
     # Without --json it says how to train, in words that work as they stand.
     done = CliRunner().invoke(cli.app, ["plan", *folders, "--gpu-memory", "24", "-o", str(file)])

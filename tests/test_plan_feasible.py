@@ -18,7 +18,7 @@ from medcyclegan.factory.cohorts import resolve
 from medcyclegan.plan import make
 
 CPU = plan.Machine("cpu", "processor with 2 cores", 16 * plan.GIB, False, 2)
-LARGE = plan.pretended_gpu(141)
+LARGE = plan.hypothetical_gpu(141)
 
 
 def volume(
@@ -37,11 +37,11 @@ def volume(
 
 
 def cohort(folder: Path, a: dict[str, Any], b: dict[str, Any]) -> config.Experiment:
-    for domain, told in (("a", a), ("b", b)):
-        for number in range(told.get("count", 2)):
+    for domain, given in (("a", a), ("b", b)):
+        for number in range(given.get("count", 2)):
             name = f"{domain}{number}"
             volume(
-                folder / domain, name, told["shape"], told["spacing"], ct=domain == "b", shear=told.get("shear", 0.0)
+                folder / domain, name, given["shape"], given["spacing"], ct=domain == "b", shear=given.get("shear", 0.0)
             )
     data = {"a": str(folder / "a"), "b": str(folder / "b")}
     return config.parse({"data": data}, "the test")
@@ -125,9 +125,9 @@ def test_the_plan_names_its_data_from_anywhere(tmp_path: Path, monkeypatch: pyte
 def test_time_is_told_with_its_spread() -> None:
     made = plan.Plan("x", {"training": {"steps": 6000}}, step_time=factory.StepTime(0.25, 0.2, 0.35, 12))
     assert made.seconds == (1200, 1500, 2100)
-    told = plan.expected_time(made)
-    assert told.startswith("about 20 to 35 minutes on this machine, as busy as it is now.") and "12 steps" in told
-    assert "0.25 s in the median and 0.2 to 0.35 s" in told
+    time = plan.expected_time(made)
+    assert time.startswith("about 20 to 35 minutes on this machine, as busy as it is now.") and "12 steps" in time
+    assert "0.25 s in the median and 0.2 to 0.35 s" in time
 
 
 def test_a_volume_much_thinner_than_the_others_is_named(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_landmark_shares_are_those_of_the_corrected_volume_in_the_body(cohort: p
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"interpolation": "cubic"}, "interpolation"),
         ({"mr_standardization": "z-score"}, "mr_standardization"),
@@ -203,8 +203,8 @@ def test_landmark_shares_are_those_of_the_corrected_volume_in_the_body(cohort: p
         ({"crop_margin": -2.0}, "crop_margin"),
     ],
 )
-def test_what_is_not_allowed_is_told(given: dict, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_is_not_allowed_is_told(given: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         config.parse({"preparation": given}, "the test")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         Preparation("MR", (1.0, 1.0, 1.0), **given)

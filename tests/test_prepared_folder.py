@@ -108,8 +108,8 @@ def header(**fields: Any) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         raw = path.read_bytes()
         length = int.from_bytes(raw[8:10], "little")
-        told = {"descr": "<i2", "fortran_order": True, "shape": (1, 16, 18, 14)} | fields
-        path.write_bytes(raw[:10] + repr(told).encode().ljust(length - 1) + b"\n" + raw[10 + length :])
+        header_fields = {"descr": "<i2", "fortran_order": True, "shape": (1, 16, 18, 14)} | fields
+        path.write_bytes(raw[:10] + repr(header_fields).encode().ljust(length - 1) + b"\n" + raw[10 + length :])
 
     return write
 
@@ -205,9 +205,9 @@ def test_a_folder_of_an_earlier_format_is_refused_by_name_and_made_anew(
     cases = {group: list(keys) for group, keys in record["cases"].items()}
     (folder / "prepared.json").write_text(json.dumps({**record, "version": 4, "cases": cases}))
     for case in folder.glob("*/*/case.json"):
-        told = read_record(case)
-        del told["checksums"]
-        case.write_text(json.dumps(told))
+        stored = read_record(case)
+        del stored["checksums"]
+        case.write_text(json.dumps(stored))
     with pytest.raises(
         InputError, match=r"another version .*\(format 4, now 5\). Prepare the same volumes into it again"
     ):

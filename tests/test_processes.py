@@ -95,7 +95,7 @@ def test_a_process_that_dies_ends_the_training_which_then_goes_on(joined: tuple[
     found, folder = joined
     for run in ("again", "alone"):
         assert found["codes"][f"{run} died"] == [1, -9]
-    assert "another process of this training has ended, at step 4" in found["told"] and "--resume" in found["told"]
+    assert "another process of this training has ended, at step 4" in found["log"] and "--resume" in found["log"]
     assert found["codes"]["again"] == [0, 0] and found["codes"]["alone"] == [0]
     # As many processes as before give the same bits, another number the same to within rounding.
     two, again, alone = (load_checkpoint(folder / run) for run in ("two", "again", "alone"))
@@ -128,10 +128,10 @@ def test_torchrun_ends_with_a_message_and_the_run_goes_on(prepared: PreparedCoho
     workers = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
     assert len(workers) == 1
     workers[0].kill()
-    _, told = process.communicate(timeout=1200)  # only ends what would wait for days
+    _, error = process.communicate(timeout=1200)  # only ends what would wait for days
     assert process.returncode not in (0, None)
-    assert "another process of this training has ended" in told and f"train --resume {run}" in told
-    assert "find_unused_parameters" not in told
+    assert "another process of this training has ended" in error and f"train --resume {run}" in error
+    assert "find_unused_parameters" not in error
     done = load_checkpoint(run)["step"]
     shorter = ["--set", f"training.steps={done + 2}", "--allow-changes"]
     resumed = subprocess.run(

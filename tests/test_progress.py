@@ -22,8 +22,8 @@ def test_warnings_of_a_kind_are_one_line_with_their_number_and_three_names() -> 
         )
         if n != 100 or "mL" not in line
     ]
-    told = by_kind(warnings)
-    assert told == [
+    lines = by_kind(warnings)
+    assert lines == [
         "the header gives its lengths in microns; they are taken as millimetres. "
         "(100 like this: /d/p1.nii.gz, /d/p2.nii.gz, /d/p3.nii.gz, ...)",
         "1.5 mL at the body were overwritten (99 like this: p1, p2, p3, ...; the numbers are those of p1)",
@@ -44,8 +44,8 @@ def test_what_is_of_no_kind_stays_as_it_is() -> None:
     assert by_kind([]) == []
     # Twice of one volume, with both numbers; of two volumes both names; whatever volumes are called.
     assert by_kind(["p1: gap of 3 mm found", "p1: gap of 5 mm found"]) == ["p1: gap of 3 mm found; gap of 5 mm found"]
-    told = by_kind([f"p1: gap of {n} mm found" for n in range(2, 7)])
-    assert told == ["p1: gap of 2 mm found; gap of 3 mm found; gap of 4 mm found; and 2 more"]
+    lines = by_kind([f"p1: gap of {n} mm found" for n in range(2, 7)])
+    assert lines == ["p1: gap of 2 mm found; gap of 3 mm found; gap of 4 mm found; and 2 more"]
     assert by_kind(["1: lost 1 mL of body", "34: lost 34 mL of body"]) == [
         "lost 1 mL of body (2 like this: 1, 34; the numbers are those of 1)"
     ]

@@ -68,17 +68,17 @@ def test_a_head_like_those_trained_on_is_not_flagged(heads: phantom.Cohort, know
 def test_strangers_are_flagged(heads: phantom.Cohort, known: list[Features]) -> None:
     volume, ct = read_volume(heads.test_mr[0]), read_volume(heads.test_ct[0])
 
-    def told(changed: MetaTensor) -> str:
+    def flags_of(changed: MetaTensor) -> str:
         return " | ".join(flags(features(changed), known, "MR", ["T1w"]))
 
     coarse = volume.clone()
     coarse.affine[:3, int(np.abs(coarse.affine[2, :3].numpy()).argmax())] *= 2
-    assert "spacing head-foot is 8 mm" in told(coarse) and "liters" in told(coarse)
-    assert "unlike those in training" in told(ct + 1024)
+    assert "spacing head-foot is 8 mm" in flags_of(coarse) and "liters" in flags_of(coarse)
+    assert "unlike those in training" in flags_of(ct + 1024)
     hu = ct.numpy()[0]
     labels, _ = ndimage.label(ndimage.binary_opening((hu > 0) & (hu < 70)))
     brain = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
-    assert "skull-stripped?" in told(volume * torch.from_numpy(brain)[None])
+    assert "skull-stripped?" in flags_of(volume * torch.from_numpy(brain)[None])
     case = prepared(volume)
     other = (2 * ((case.image + 1) / 2) ** 4 - 1).astype(np.float32)
     assert "another sequence" in " ".join(flags(features(volume, other), known, "MR", ["T1w"]))

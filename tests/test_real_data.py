@@ -80,5 +80,5 @@ def test_convert(folder: Path, run: Path) -> None:
 def check_refusals(failed: dict[str, str]) -> None:
     assert set(failed) == {case_id(name) for name in REFUSED}
     for name, reason in REFUSED.items():
-        told = failed[case_id(name)]
-        assert name in told and reason in told and "\n" not in told, told
+        reason_given = failed[case_id(name)]
+        assert name in reason_given and reason in reason_given and "\n" not in reason_given, reason_given

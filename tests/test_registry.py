@@ -116,15 +116,15 @@ def test_list_prints_every_part_with_paper_and_arguments(kind: str, capsys: pyte
             app(["list", kind, *options], standalone_mode=True)
         except SystemExit as ended:
             assert not ended.code
-        told = capsys.readouterr().out
+        output = capsys.readouterr().out
         names = [name for registry in LISTED[kind] for name in registry.parts()]
         if options:
-            assert [part["name"] for part in json.loads(told)[kind]] == names
-            for part in json.loads(told)[kind]:
+            assert [part["name"] for part in json.loads(output)[kind]] == names
+            for part in json.loads(output)[kind]:
                 assert part["summary"] and part["paper"]
                 assert all(a["required"] or "default" in a for a in part["arguments"])
         else:
-            assert all(name in told for name in names)
+            assert all(name in output for name in names)
 
 
 def test_list_is_instant_and_imports_no_torch() -> None:

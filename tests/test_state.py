@@ -151,11 +151,11 @@ def test_stopped_before_the_first_checkpoint_it_begins_again(experiment: Experim
 class TestAChangedExperiment:
     def test_is_refused_key_by_key_unless_it_is_wanted(self, stopped: Path) -> None:
         new = ["training.steps=3", "training.learning_rate=0.001", "training.log_every=1"]
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as raised:
             factory.resume(stopped, new=factory.NewSettings(overrides=new), device="cpu")
         for line in ("training.steps: 4 -> 3", "training.learning_rate: 0.0002 -> 0.001", "--allow-changes"):
-            assert line in str(told.value)
-        assert "log_every" not in str(told.value)
+            assert line in str(raised.value)
+        assert "log_every" not in str(raised.value)
         assert load_checkpoint(stopped)["step"] == 2
         with pytest.warns(UserWarning, match=r"goes on from step 2 with training\.steps: 4 -> 3"):
             assert factory.resume(stopped, new=factory.NewSettings(overrides=new, allowed=True), device="cpu").step == 3
@@ -267,9 +267,9 @@ class TestAChangedExperiment:
         if where == "beside":
             shutil.copytree(prepared.folder, strangers)
             for case in (strangers / "a").iterdir():
-                told = json.loads((case / "case.json").read_text())
-                told["key"]["content"]["image"] = "0"
-                (case / "case.json").write_text(json.dumps(told))
+                stored = json.loads((case / "case.json").read_text())
+                stored["key"]["content"]["image"] = "0"
+                (case / "case.json").write_text(json.dumps(stored))
         if where == "far":
             with pytest.raises(InputError, match=r"are not at .*old/x any more\. Say .* --set data\.source=FOLDER"):
                 factory.resume(run, device="cpu")

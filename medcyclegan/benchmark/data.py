@@ -1,4 +1,4 @@
-"""Patches read from a prepared folder against what training consumes."""
+"""Patches read from a prepared folder, against the consumption of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured: an experiment, data of its shape, and our trainer and the reference on it."""
+"""The experiments that are timed, data of their shape, and our trainer and the reference on them."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def options(
 def main() -> None:
     """Run the command line and turn what went wrong into a message and an exit code."""
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # its errors are raised too, and told below
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # its errors are raised too, and reported below
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

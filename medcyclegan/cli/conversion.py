@@ -18,30 +18,29 @@ def convert(
         list[Path],
         typer.Argument(
             metavar="INPUT...",
-            help="Volumes, DICOM series, or folders of them; of a model of several contrasts one for each, in order.",
+            help="Volumes, DICOM series, or folders of them; for a model of several contrasts one of each, in order.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file for a single volume.")],
     direction: Annotated[str, typer.Option(help="ab: source to target; ba: back.")] = "ab",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Leave out cases that are finished.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip cases that are finished.")] = False,
     file_format: Annotated[
         str, typer.Option("--format", help="nifti, mha, nrrd, or dicom: a CT series in a folder of its own.")
     ] = "nifti",
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write uncertainty maps too.")] = False,
     masks: MaskFolder = None,
     planes: Annotated[
-        str | None, typer.Option(metavar="PLANE,...", help="Fuse slices along these: axial,coronal,sagittal.")
+        str | None,
+        typer.Option(metavar="PLANE,...", help="Fuse translations along these planes: axial,coronal,sagittal."),
     ] = None,
-    flips: Annotated[bool, typer.Option("--flips", help="Fuse with the mirrored volume.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Fuse with the left-right mirrored volume.")] = False,
     fuse: Annotated[str, typer.Option(help="mean or median.")] = "mean",
     ensemble: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="Fuse with this further run or checkpoint.")
+        list[Path] | None, typer.Option(metavar="RUN", help="Fuse with this other run or checkpoint; repeatable.")
     ] = None,
-    norm_statistics: Annotated[str, typer.Option(help="Of instance norms: window, neighbors or volume.")] = "window",
-    which: Annotated[
-        str, typer.Option("--checkpoint", help="Of a run: last, or best, that of the best validation.")
-    ] = "last",
+    norm_statistics: Annotated[str, typer.Option(help="For instance norms: window, neighbors or volume.")] = "window",
+    which: Annotated[str, typer.Option("--checkpoint", help="Of a run: last, or best (by validation).")] = "last",
     device: Device = "auto",
     allow: Allow = None,
     as_json: AsJson = False,

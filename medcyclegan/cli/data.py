@@ -21,15 +21,15 @@ def inspect(
     given: Given,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="PAGE.html", help="A page to write.")] = None,
     fix: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="New folder for copies of what can be mended safely.")
+        Path | None, typer.Option(metavar="DIR", help="New folder for repaired copies, where a repair is safe.")
     ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Read headers only; for thousands of files.")] = False,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Look at every volume of a cohort and say what is suspicious and what to do. Exit code 1 if there are errors.
+    """Check every volume of a cohort; say what is suspicious and what to do. Exit code 1 if there are errors.
 
-    In place of DATA, volumes and folders of them can be given, which are looked at as of no domain.
+    Instead of DATA, volumes and folders of volumes can be given, without domains.
     """
     from medcyclegan import factory
     from medcyclegan.progress import Terminal
@@ -77,13 +77,13 @@ def _to_inspect(given: Given) -> tuple[Experiment, dict[str, Path], list[Path]]:
 def datalist(
     given: Given,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="COHORT.json", help="The datalist to write.")],
-    val: Annotated[float, typer.Option(help="Share of the patients that validate.")] = 0.0,
+    val: Annotated[float, typer.Option(help="Share of the patients for validation.")] = 0.0,
     test: Annotated[float, typer.Option(help="Share of the patients kept for testing.")] = 0.0,
     folds: Annotated[int | None, typer.Option(help="Number of folds for cross-validation, instead of --val.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Find the volumes of a cohort, split them by patient, and write them down for prepare, train and MONAI."""
+    """Find the volumes of a cohort, split them by patient, and write a datalist for prepare, train and MONAI."""
     experiment = given.experiment()
     from medcyclegan import factory
     from medcyclegan.cohort.splits import SplitPlan
@@ -144,9 +144,9 @@ def plan(
         Path | None, typer.Option("--output", "-o", help="A YAML file; default: standard output.")
     ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GIB", help="Plan for a GPU of this much memory, which need not be here.")
+        float | None, typer.Option(metavar="GIB", help="Plan for a GPU of this much memory, present or not.")
     ] = None,
-    hours: Annotated[float, typer.Option(help="What a training on a processor may take.")] = 12.0,
+    hours: Annotated[float, typer.Option(help="Longest time that a training on a CPU may take.")] = 12.0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -155,7 +155,7 @@ def plan(
     from medcyclegan import plan as planning
     from medcyclegan.progress import Terminal
 
-    where = planning.this_machine(device) if gpu_memory is None else planning.pretended_gpu(gpu_memory)
+    where = planning.this_machine(device) if gpu_memory is None else planning.hypothetical_gpu(gpu_memory)
     made = planning.make_plan(experiment, where, hours=hours, progress=Terminal())
     for line in made.warnings:
         warn(line)

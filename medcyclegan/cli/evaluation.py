@@ -31,20 +31,23 @@ def evaluate(
     calibration: Annotated[Path | None, typer.Option(help="JSON: HU to stopping power and electron density.")] = None,
     range_maps: Annotated[bool, typer.Option("--range-maps", help="Write maps of the range errors.")] = False,
     tissues: Annotated[
-        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="HU below which is air, above which is bone.")
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="HU thresholds: air is below LOW, bone above HIGH."),
     ] = None,
-    bone: Annotated[str | None, typer.Option(help="HU above which bone surfaces are compared: 200,500.")] = None,
+    bone: Annotated[str | None, typer.Option(help="HU thresholds for comparing bone surfaces: 200,500.")] = None,
     resample: Annotated[bool, typer.Option("--resample", help="Bring PRED onto the grid of REF.")] = False,
     register: Annotated[bool, typer.Option("--register", help="Move PRED rigidly onto REF first.")] = False,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Grade what there is; list the rest.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score the cases that are there; list the rest.")
+    ] = False,
     unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="Compare the two sets only, without pairs. Says much less.")
+        bool, typer.Option("--unpaired", help="Compare the two sets as a whole, without pairs; says much less.")
     ] = False,
     device: Annotated[str, typer.Option("--device", "-d", help="For SSIM and MS-SSIM: cpu, cuda or cuda:N.")] = "cpu",
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Grade synthetic volumes against references, paired by case id, in Hounsfield units."""
+    """Score synthetic volumes against references, paired by case id, in Hounsfield units."""
     from medcyclegan.evaluation.evaluate import evaluate_pairs
     from medcyclegan.evaluation.metrics.tissue import Tissues
     from medcyclegan.evaluation.pairing import find_cases
@@ -146,7 +149,9 @@ def compare(
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Folders that evaluate wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the tables.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Which scores; by default mae, psnr, ssim, ms_ssim.")] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Compare the cases that all have.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Compare the cases that all evaluations have.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluations of the same patients: paired differences, tests, and a ranking with its stability."""

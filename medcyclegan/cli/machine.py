@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medcyclegan.cli.options import Allow, AsJson, Device, Output, Overrides, Paths, parted
+from medcyclegan.cli.options import Allow, AsJson, Device, Output, Overrides, Paths, split_paths
 from medcyclegan.cli.printing import note, print_json, say
 from medcyclegan.errors import InputError
 
@@ -16,7 +16,7 @@ def demo(
     output: Output = Path("medcyclegan-demo"),
     device: Device = "auto",
     seed: int = 0,
-    minutes: Annotated[float, typer.Option(help="What it should take; more minutes, more training steps.")] = 5.0,
+    minutes: Annotated[float, typer.Option(help="Time to take; more minutes, more training steps.")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
     """Make phantom patients, train on them unpaired, convert, evaluate, and write a report. About 5 minutes."""
@@ -46,14 +46,14 @@ def benchmark(
     overrides: Overrides = None,
     size: Annotated[str, typer.Option(help="Voxels of a patch or slice: 128, or 96,96,96.")] = "",
     batch: Annotated[int, typer.Option(help="Patches of each domain per step.")] = 1,
-    steps: Annotated[int, typer.Option(help="Of which medians are taken.")] = 10,
-    slices: Annotated[int, typer.Option(help="Of the volume that convert translates.")] = 12,
+    steps: Annotated[int, typer.Option(help="Steps to time; medians are shown.")] = 10,
+    slices: Annotated[int, typer.Option(help="Slices of the volume to convert.")] = 12,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time of a training step goes.")] = False,
     allow: Allow = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine against a plain reference, timed in turn within one run.
+    """Time this machine against a plain reference, alternating within one run.
 
     `benchmark data` takes a prepared folder; `benchmark convert RUN MR_VOLUME` takes a model and a volume of yours.
     """
@@ -61,7 +61,7 @@ def benchmark(
 
     if what not in BENCHMARKS:
         raise InputError(f"benchmark measures {', '.join(BENCHMARKS)}, not '{what}'.")
-    file, data = parted(paths)
+    file, data = split_paths(paths)
     counts, taken = BENCHMARKS[what]
     own_model = what == "convert" and bool(data)
     if len(data) not in counts or (own_model and (file or overrides or size)):

@@ -32,7 +32,7 @@ Paths = Annotated[
     typer.Argument(
         metavar="EXPERIMENT.yaml|DATA",
         help="A .yaml file is the experiment, anything else the data: a prepared folder, a datalist, a CSV, or a "
-        "folder in a known layout. It is recognized by itself.",
+        "folder in a known layout. It is detected by itself.",
     ),
 ]
 MaskFolder = Annotated[Path | None, typer.Option(help="Folder of body masks with the same case ids.")]
@@ -46,23 +46,21 @@ class Given:
     paths: Paths = None
     a: Annotated[Path | None, typer.Option(help="Folder of volumes of the source domain, MR, instead of DATA.")] = None
     b: Annotated[Path | None, typer.Option(help="Folder of volumes of the target domain, CT, instead of DATA.")] = None
-    fold: Annotated[int | None, typer.Option(help="Which fold of DATA, a datalist, validates.")] = None
+    fold: Annotated[int | None, typer.Option(help="Validation fold of DATA, a datalist.")] = None
     layout: Annotated[
         str | None,
-        typer.Option(help="Of DATA: folders, cyclegan, decathlon, synthrad, bids, dicom or csv; default: what fits."),
+        typer.Option(help="Of DATA: folders, cyclegan, decathlon, synthrad, bids, dicom or csv; default: detected."),
     ] = None
     contrast_a: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[,NAME]...",
-            help="Which kind of scans of DATA is a, e.g. T1w or '*t1*'; T1w,T2w become channels in this order.",
+            help="Which scans of DATA are a, e.g. T1w or '*t1*'; T1w,T2w become channels in this order.",
         ),
     ] = None
-    contrast_b: Annotated[
-        str | None, typer.Option(metavar="NAME[,NAME]...", help="Which kind of scans of DATA is b.")
-    ] = None
+    contrast_b: Annotated[str | None, typer.Option(metavar="NAME[,NAME]...", help="Which scans of DATA are b.")] = None
     patient: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Its first group, in a path in DATA, names the patient.")
+        str | None, typer.Option(metavar="REGEX", help="Searched in paths in DATA; its first group is the patient.")
     ] = None
     overrides: Overrides = None
     allow: Allow = None
@@ -70,15 +68,15 @@ class Given:
     @property
     def file(self) -> Path | None:
         """The YAML file of the experiment."""
-        return parted(self.paths)[0]
+        return split_paths(self.paths)[0]
 
     @property
     def sources(self) -> list[Path]:
         """The paths that are data."""
-        return parted(self.paths)[1]
+        return split_paths(self.paths)[1]
 
     def data(self) -> dict[str, Any]:
-        """What names the data, by the keys of `config.Data`; what is not given is None."""
+        """The options that name data, by the keys of `config.Data`; None where not given."""
         if len(self.sources) > 1:
             raise InputError(
                 f"DATA is one path, got {', '.join(map(str, self.sources))}.",
@@ -94,8 +92,8 @@ class Given:
         return config.load(self.file, self.overrides or (), allow=self.allow or (), data={**self.data(), **more})
 
 
-def parted(paths: list[Path] | None) -> tuple[Path | None, list[Path]]:
-    """The experiment among the paths of a verb, which is a .yaml or .yml file, and the others, which are data."""
+def split_paths(paths: list[Path] | None) -> tuple[Path | None, list[Path]]:
+    """Split the paths given to a verb into the experiment (a .yaml or .yml file), if any, and the data."""
     files = [path for path in paths or () if path.suffix.lower() in (".yaml", ".yml")]
     if len(files) > 1:
         raise InputError(f"an experiment is one YAML file, got {', '.join(map(str, files))}.")
@@ -103,7 +101,7 @@ def parted(paths: list[Path] | None) -> tuple[Path | None, list[Path]]:
 
 
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb for typer: parameters that are dataclasses are spread into an option per field, and it takes --debug."""
+    """Make a typer command of a verb: one option per field of its dataclass parameters, and --debug."""
     hints = get_type_hints(verb, include_extras=True)
     spread: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}  # type: ignore[misc]
     taken = []

@@ -27,7 +27,7 @@ NOTICES = Notices(lambda text: note(f"warning: {text}"))
 
 
 def warn(text: str) -> None:
-    """Warn, once what is alike has come together."""
+    """Warn; similar warnings are printed together."""
     NOTICES.take(text)
 
 

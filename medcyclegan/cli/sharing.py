@@ -22,7 +22,7 @@ def export(
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a trained run into something that other programs run, with a model card."""
+    """Export a trained run for other programs, with a model card."""
     from medcyclegan.export.formats import export_run
 
     written = export_run(
@@ -50,7 +50,7 @@ def import_weights(
     weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A *_net_G*.pth with instance norm.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="CHECKPOINT", help="A new file.")],
     architecture: Annotated[str, typer.Option(help="resnet_9blocks, resnet_6blocks, unet_256 or unet_128.")],
-    modalities: Annotated[tuple[str, str], typer.Option(help="What it takes and gives, for example MR CT.")],
+    modalities: Annotated[tuple[str, str], typer.Option(help="Source and target, for example MR CT.")],
     spacing: Annotated[
         tuple[float, float, float],
         typer.Option(help="Pixel size along right and anterior as the network saw it, and slice distance, mm."),
@@ -58,7 +58,7 @@ def import_weights(
     orientation: Annotated[
         str,
         typer.Option(
-            help="Where rows and columns of the pictures ran; PL is down to posterior, right to the left side."
+            help="Directions of the pictures' rows and columns; PL: down to posterior, right to the patient's left."
         ),
     ],
     ct_window: Annotated[

@@ -21,7 +21,7 @@ def train(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new folder for the run.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue a run; needs nothing else.")] = None,
     allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Continue with what a config or --set gives now.")
+        bool, typer.Option("--allow-changes", help="With --resume: take new settings from a config or --set.")
     ] = False,
     device: Device = "auto",
     as_json: AsJson = False,

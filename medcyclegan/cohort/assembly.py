@@ -1,4 +1,4 @@
-"""From a root in a known layout to a cohort with its splits.
+"""Assemble a cohort with its splits from a folder in a known layout.
 
 The scans of the layout, those of the chosen contrasts and domains, copies left out, patients split, pairs found. The
 result becomes a `Cohort` at once, or a datalist on disk, see `cohort.datalist`.
@@ -36,7 +36,7 @@ class Assembly:
         folds: patient -> fold, empty where there are none.
         pairs: (a, b) of one patient on one grid.
         failed: images that cannot be read, with the reason.
-        notes: what the user ought to know, one line each.
+        notes: for the user, one line each.
         about: how it was made, plain data.
         contrasts: "a", "b" -> the names of the contrasts, in order, where several were joined.
     """
@@ -50,7 +50,7 @@ class Assembly:
     contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def cohort(self) -> Cohort:
-        """What is trained and validated on; scans that cannot be read are in it, for preparation to report."""
+        """The cohort for training and validation, with unreadable scans, which preparation will report."""
         a, b = (
             tuple(Case(s.case, s.images, s.body) for s in self.scans if (s.domain, s.split) == (domain, "train"))
             for domain in DOMAINS
@@ -63,7 +63,7 @@ class Assembly:
         return check_cohort(Cohort(a, b, pairs, self.contrasts), str(self.about["root"]))
 
     def counts(self) -> dict[str, int]:
-        """How many entries every list of the datalist has."""
+        """Number of entries of every list of the datalist."""
         return {name: len(entries) for name, entries in self._lists(Path()).items()}
 
     def write(self, path: Path) -> None:
@@ -97,7 +97,7 @@ class Assembly:
         }
 
     def _shared(self, scan: Scan, body: Path | None, folder: Path) -> dict[str, Any]:
-        """What entries of cases and of pairs have in common: the body mask, and the fold of those trained on."""
+        """Keys that entries of cases and of pairs share: the body mask, and the fold of training patients."""
         entry: dict[str, Any] = {"body": _relative(body, folder)} if body else {}
         return entry | ({"fold": self.folds[scan.patient]} if scan.split == "train" and self.folds else {})
 
@@ -121,7 +121,7 @@ def assemble(selection: Selection, split: SplitPlan = AS_IN_LAYOUT, progress: Pr
     surveys, failed = survey_images((image for scan in taken for image in scan.images), progress=progress)
     refuse_one_as_two(taken, surveys)
     taken, copies = without_copies(taken, surveys)
-    # What cannot be read validates nothing and tests nothing.
+    # Unreadable scans are not used for validation or test.
     unread = [replace(scan, split=scan.split or "train") for scan in taken if _unread(scan, failed)]
     taken, folds = split_scans([scan for scan in taken if not _unread(scan, failed)], split)
     _require_training(taken, failed)
@@ -139,7 +139,7 @@ def _unread(scan: Scan, failed: Mapping[Path, str]) -> bool:
 
 
 def _require_training(scans: Sequence[Scan], failed: Mapping[Path, str]) -> None:
-    """Somebody of each domain is trained on."""
+    """Require a training scan in each domain."""
     trained = {scan.domain for scan in scans if scan.split == "train"}
     problems = [
         f"domain {domain}: {sum(scan.domain == domain for scan in scans)} scans, all of which validate or test"

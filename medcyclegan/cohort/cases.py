@@ -1,4 +1,4 @@
-"""The cases of a cohort, and what every cohort has to fulfill, whatever named it: two folders, a datalist, a layout.
+"""The cases of a cohort, and the checks that every cohort has to pass: from folders, a datalist or a layout.
 
 A *case* is one patient of one domain: a volume, or one per channel, and optionally a body mask. A *pair* is one patient
 in both domains on one grid; pairs serve validation and are never trained on.
@@ -29,7 +29,7 @@ class Case:
         id: unique within the domain; serves as a file name.
         images: the file of each channel, in order.
         body: the file of the body mask, on the grid of the first.
-        levels: how 2D images are understood; of no meaning for volumes.
+        levels: how pixels of 2D images are read; not used for volumes.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Cohort:
 
 
 def contrast_names(count: int) -> tuple[str, ...]:
-    """What contrasts are called that nobody has named."""
+    """Default names of contrasts."""
     return tuple(f"contrast {number}" for number in range(1, count + 1))
 
 
@@ -127,7 +127,7 @@ def _folder_cases(folder: Path, masks: Path | None) -> tuple[Case, ...]:
 
 
 def check_cohort(cohort: Cohort, source: str) -> Cohort:
-    """The cohort, if every case has a file and a name of its own that can serve as a file name.
+    """The cohort, if every case has existing files and a unique id that can serve as a file name.
 
     Raises:
         InputError: naming files that are not there or are listed twice, ids that are no file name or occur twice (upper
@@ -186,7 +186,7 @@ def no_case_id(id: str) -> str | None:
 
 
 def _file_problems(cases: tuple[Case, ...]) -> Iterator[str]:
-    """What is wrong with the files of a case, or of both halves of a pair."""
+    """Problems of the files of a case, or of both halves of a pair."""
     images, body = [image for case in cases for image in case.images], cases[0].body
     for file in (*images, body) if body else images:
         try:

@@ -1,6 +1,6 @@
 """Several MR contrasts of one patient joined into one case, whose channels they become.
 
-Words used here. *Contrast*: what one scan of a patient shows, "T1w" or "T2w", in the words of its layout. *Order*: that
+Words used here. *Contrast*: the kind of one scan of a patient, "T1w" or "T2w", as its layout names it. *Order*: that
 in which the user names the contrasts; it is the order of the channels.
 """
 
@@ -20,7 +20,7 @@ _SESSION = re.compile(r"(?:^|_)(ses-[^_]+)")
 
 @dataclass(frozen=True)
 class Joined:
-    """What became of the scans of one domain.
+    """The scans of one domain, joined into cases.
 
     Attributes:
         scans: one per case, of all its contrasts.
@@ -44,13 +44,13 @@ def named_contrasts(wanted: str | None, kinds: Iterable[str]) -> list[str]:
     return [part.strip() for part in wanted.split(",") if part.strip()] or [wanted]
 
 
-def shows(scan: Scan, pattern: str) -> bool:
-    """True if a scan is of the kind that a name with * and ? stands for, in any letter case."""
+def matches(scan: Scan, pattern: str) -> bool:
+    """True if the scan's kind matches a name with the wildcards * and ?, in any letter case."""
     return fnmatch.fnmatchcase(scan.kind.lower(), pattern.lower())
 
 
 def join_contrasts(scans: Sequence[Scan], patterns: Sequence[str]) -> Joined:
-    """One case of the scans of one patient that show the contrasts, in their order.
+    """Join the scans of each patient that have the contrasts into one case, in this order.
 
     Scans of one case id belong together. Where case ids differ between contrasts, as in DICOM, the scans of a patient
     do, of one session where BIDS has several.
@@ -62,7 +62,7 @@ def join_contrasts(scans: Sequence[Scan], patterns: Sequence[str]) -> Joined:
     problems = []
     slots: dict[Scan, int] = {}
     for scan in scans:
-        fitting = [index for index, pattern in enumerate(patterns) if shows(scan, pattern)]
+        fitting = [index for index, pattern in enumerate(patterns) if matches(scan, pattern)]
         if len(fitting) > 1:
             both = " and ".join(f"'{patterns[index]}'" for index in fitting)
             problems.append(f"{scan.image} ({scan.kind}) fits {both}; name the contrasts so that each scan fits one")

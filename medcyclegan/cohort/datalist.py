@@ -1,4 +1,4 @@
-"""Datalists: JSON files with the cases of a cohort, and with what is kept for its validation and test.
+"""Datalists: JSON files with the cases of a cohort for training, validation and test.
 
 A datalist has the lists `a`, `b` and optionally `pairs`:
 
@@ -12,7 +12,7 @@ Several MR *contrasts* of a patient are a list of files, in one order throughout
 
     {"a": [{"image": ["t1/001.nii.gz", "t2/001.nii.gz"], "contrast": ["T1w", "T2w"]}, ...], ...}
 
-What `medcyclegan datalist` writes has more keys and lists, which training leaves alone:
+What `medcyclegan datalist` writes has more keys and lists, which training ignores:
 
     {"about": {...},                                       how it was made
      "a": [{"image": "mr/001.nii.gz", "case": "001", "patient": "001", "site": "...", "fold": 0}, ...],
@@ -102,7 +102,7 @@ def _listed(value: str | list[str]) -> list[str]:
 
 
 def _named_contrasts(content: Mapping[str, Any], path: Path) -> dict[str, tuple[str, ...]]:
-    """Domain -> what its entries call their contrasts, of domains whose entries have several."""
+    """Domain -> the names of its contrasts, for domains whose entries have several."""
     names: dict[str, tuple[str, ...]] = {}
     problems = []
     for domain in DOMAINS:
@@ -121,7 +121,7 @@ def _named_contrasts(content: Mapping[str, Any], path: Path) -> dict[str, tuple[
 
 
 def _without_fold(content: dict[str, Any], fold: int | None, path: Path) -> dict[str, Any]:
-    """Training without the fold that validates, and the pairs of that fold."""
+    """The training entries without the validation fold, and the pairs of that fold."""
     folds = {entry.get("fold") for name in DOMAINS for entry in content[name]}
     if folds == {None}:
         if fold is not None:

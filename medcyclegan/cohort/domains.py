@@ -1,4 +1,4 @@
-"""Which scans of a layout are domain a and which are domain b: by modality, and by the contrast that is asked for."""
+"""Which scans of a layout are domain a and which are domain b: by modality, and by the chosen contrast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medcyclegan.cohort.cases import DOMAINS, no_case_id
-from medcyclegan.cohort.contrasts import Joined, join_contrasts, named_contrasts, shows
+from medcyclegan.cohort.contrasts import Joined, join_contrasts, matches, named_contrasts
 from medcyclegan.cohort.layouts.scan import Scan, text
 from medcyclegan.errors import InputError, raise_all
 from medcyclegan.io.reader import case_id
@@ -22,12 +22,12 @@ class Selection:
     Attributes:
         root: a folder, or a CSV.
         modalities: "a" and "b" -> "MR" or "CT".
-        layout: its name; None for the one that fits.
+        layout: its name; None: detected.
         contrasts: "a" and "b" -> which kind of scans to take, a name with * and ?; needed where there are several.
-            Several names with commas between them are joined as channels in their order, per patient; who lacks one
-            is left out with a note.
+            Several names, separated by commas, are joined as channels in this order, per patient; patients who lack
+            one are left out with a note.
         patient: regular expression whose first group, in the path of a scan under the root without its ending, is the
-            patient; None where names tell as far as the layout knows.
+            patient; None: as the layout derives it from names.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class Chosen:
     Attributes:
         scans: those taken, each with its domain.
         contrasts: "a", "b" -> the names of the contrasts, in order, where several were joined.
-        notes: what is not taken, and who lacks a contrast, one line each.
+        notes: scans left out, and patients who lack a contrast, one line each.
     """
 
     scans: list[Scan]
@@ -53,7 +53,7 @@ class Chosen:
 
 
 def choose_scans(scans: Sequence[Scan], selection: Selection) -> Chosen:
-    """Of all scans of a layout those of each domain, those of several contrasts joined.
+    """Choose the scans of each domain from a layout, and join several contrasts.
 
     Raises:
         InputError: a domain has no scans or scans of several kinds; contrasts to be joined are ambiguous; a scan fits
@@ -121,7 +121,7 @@ def _of_domain(scans: Sequence[Scan], domain: str, modality: str, wanted: str | 
                 "?, or join them as channels with commas between their names"
             )
         return Joined(tuple(fitting), (), (), tuple(problems))
-    shown = [[s for s in fitting if shows(s, pattern)] for pattern in patterns]
+    shown = [[s for s in fitting if matches(s, pattern)] for pattern in patterns]
     problems = [
         f"no scans of this domain and contrast '{pattern}'"
         for pattern, found_scans in zip(patterns, shown, strict=True)
@@ -139,7 +139,7 @@ def _of_domain(scans: Sequence[Scan], domain: str, modality: str, wanted: str | 
 
 
 def _kinds(scans: Iterable[Scan]) -> str:
-    """What there is, for messages: "12 CT, 12 MR T1w"."""
+    """A count per kind, for messages: "12 CT, 12 MR T1w"."""
     counts = Counter(" ".join(filter(None, (f"domain {s.domain}" * bool(s.domain), s.modality, s.kind))) for s in scans)
     return ", ".join(f"{count} scans of {kind or 'unknown kind'}" for kind, count in sorted(counts.items()))
 

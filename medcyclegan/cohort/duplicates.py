@@ -1,4 +1,4 @@
-"""The same scan under two names: found by what the voxels hold, whatever the format and the order of the axes."""
+"""Duplicate scans under two names, found by their voxels, whatever the format and the order of the axes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def survey_images(
     failed: dict[Path, str] = {}
     pool = ThreadPoolExecutor(workers or min(8, cores()))
     try:
-        # What is odd about a readable volume is reported when it is prepared.
+        # Warnings about readable volumes are reported during preparation.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             results = zip(listed, pool.map(_survey, listed), strict=True)
@@ -51,14 +51,14 @@ def survey_images(
 
 def _survey(image: Path) -> Survey | str:
     try:
-        # Whether color is wanted is asked when the volume is prepared; it tells copies apart as well as gray.
+        # Whether color is accepted is checked during preparation; gray is enough to find copies.
         return measure_volume(read_volume(image, GrayLevels(gray=True)), anatomy=False)
     except (InputError, OSError) as error:
         return str(error)
 
 
 def refuse_one_as_two(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> None:
-    """Two contrasts of a case are not the same voxels."""
+    """Refuse cases of which two contrasts have the same voxels."""
     problems = []
     for scan in scans:
         digests = [surveys[image].digest for image in scan.images if image in surveys]
@@ -68,7 +68,7 @@ def refuse_one_as_two(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> 
 
 
 def without_copies(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> tuple[list[Scan], list[str]]:
-    """One scan of every group of copies, with the owners of copies united into one patient, and what was done.
+    """One scan of every group of copies, its patients merged into one, and notes on what was done.
 
     Raises:
         InputError: copies are in both domains, or on two sides of the split.
@@ -93,7 +93,7 @@ def without_copies(scans: Sequence[Scan], surveys: Mapping[Path, Survey]) -> tup
         else:
             dropped |= set(copies[1:])
             notes.append(f"copies of one scan, of which only the first is taken: {files}")
-            # Somebody without a name gets none by this.
+            # Patients without a name stay without one.
             owners.append({scan.patient for scan in copies if scan.patient})
     raise_all(crossing, "the same scan is in both domains; take one away:")
     raise_all(leaking, "copies of one scan are in more than one of train, val and test; keep one:")

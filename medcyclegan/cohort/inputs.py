@@ -1,4 +1,4 @@
-"""What a conversion reads: by case id its volumes, one per contrast, and its body mask.
+"""The inputs of a conversion: by case id its volumes, one per contrast, and its body mask.
 
 A folder holds volumes, or is in the SynthRAD layout: a folder per case with `mr` or `cbct`, `ct` and `mask`, at any
 depth. Of that one kind of volume is taken, the one that the model translates, and the masks are the bodies.
@@ -156,7 +156,7 @@ def _misnamed(inputs: Sequence[Path], found: Sequence[Mapping[str, Path]], chann
 
 
 def _short_ids(volumes: Mapping[str, Path], channel: str) -> dict[str, Path]:
-    """Case ids without what all of a channel end with: its name, or nnU-Net's number of it."""
+    """Case ids without the ending that all of a channel share: its name, or nnU-Net's channel number."""
     for ending in (re.escape(channel), r"\d{4}"):
         found = [re.fullmatch(rf"(.+)[_\-. ]({ending})", case, re.IGNORECASE) for case in volumes]
         if all(found) and len({match.group(2).lower() for match in found if match}) == 1:

@@ -1,4 +1,4 @@
-"""What the data at a path is, recognized from the path itself, so that one argument names all data.
+"""Detect what kind of data is at a path, so that one argument names all data.
 
 A *prepared folder* is what `medcyclegan prepare` wrote, a *datalist* a JSON file with the lists a and b, a *layout* a
 folder in one of the conventions of `layouts`, or a table (CSV) that lists its volumes.
@@ -18,7 +18,7 @@ RECORD = "prepared.json"  # of a prepared folder
 
 
 class Kind(Enum):
-    """What data can be."""
+    """The kinds of data."""
 
     PREPARED = "a prepared folder"
     DATALIST = "a datalist"
@@ -31,7 +31,7 @@ FILES = {".json": Kind.DATALIST, ".csv": Kind.LAYOUT}
 
 
 def recognize(path: Path, options: Mapping[str, object] | None = None) -> Kind:
-    """What the data at a path is. Whether a folder fits a layout is seen when it is read.
+    """The kind of data at a path. Whether a folder fits a layout is checked when it is read.
 
     Args:
         path: what is given as data.

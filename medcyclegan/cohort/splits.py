@@ -1,12 +1,12 @@
-"""Who is trained on, who validates, who is kept for the end: whole patients, by a seed, balanced over sites.
+"""Splits into training, validation and test: by patient, seeded, balanced over sites.
 
 Words used here. *Stratum*: patients of the same sites with scans in the same domains. *Fold*: one of k parts, each of
 which validates once.
 
-*Leak*: something of one patient on both sides of a split.
+*Leak*: data of one patient on both sides of a split.
 
-The order in a stratum is that of a hash of seed and patient, so the split depends on neither the order in which a
-machine lists files nor a random generator.
+Patients in a stratum are ordered by a hash of seed and patient, so the split depends on neither the order of files nor
+a random generator.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AS_IN_LAYOUT = SplitPlan()
 
 
 def with_split_of_patient(scans: Sequence[Scan]) -> list[Scan]:
-    """Scans without a split get that of their patient, so that nobody is parted.
+    """Scans without a split get that of their patient, so that no patient is in two splits.
 
     Raises:
         InputError: a patient is on two sides.

@@ -1,1 +1,1 @@
-"""From files to patches: which cases there are, what is wrong with them, the prepared cache, and drawing from it."""
+"""From files to patches: preparation, the prepared cache, and drawing patches from it."""

@@ -1,4 +1,4 @@
-"""Variation of training patches: small movements, and what differs between MR scans of the same head."""
+"""Augmentation of training patches: small movements, and MR bias field, gamma and noise."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ BACKGROUND = -1.0
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Varies one patch; the same seed gives the same variation. Everything is off by default.
+    """Augments one patch; the same seed gives the same result. Everything is off by default.
 
     Movements are drawn uniformly from -limit to limit and made in millimeters, so that a rotation in anisotropic voxels
     is a rotation of the head. All movements are one interpolation (linear), beyond whose border lies background. The
-    intensity part is for MR only: HU mean something. Of several contrasts, movement and receive field are one, since
-    the patient and the coil are, while each contrast has an exponent and noise of its own.
+    intensity part is for MR only, since HU are absolute. Several contrasts share movement and bias field, as they share
+    patient and coil; gamma and noise are drawn per contrast.
 
     Args:
         spacing: of the patch's spatial axes in mm.
@@ -35,7 +35,7 @@ class Augmentation:
         noise: standard deviation, as a share of the intensity range.
         inverted: the patch's MR is dark where the scan is bright.
         floor: lowest value inside the body, below which nothing may come: see `Scaler`.
-        contrasts: how many the channels of a patch are, one after the other.
+        contrasts: number of contrasts among the channels of a patch.
     """
 
     spacing: tuple[float, ...]
@@ -108,7 +108,7 @@ class Augmentation:
             parts = share.chunk(alone)
             share = torch.cat([torch.as_tensor(transform(part)).clamp(0, 1) for part in parts])
         varied = 1 - share.numpy() if self.inverted else share.numpy()
-        # Outside the body there is background, not noise: preparation put it there.
+        # Outside the body the prepared image is background without noise.
         return np.where(body, self.floor + varied * (1 - self.floor), patch).astype(np.float32)
 
     def _intensity_transforms(self) -> list[RandBiasField | RandAdjustContrast | RandGaussianNoise]:

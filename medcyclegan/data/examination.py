@@ -1,4 +1,4 @@
-"""The first look at the files of a case: what they are, and whether the same ones were prepared before."""
+"""Examine the files of a case before preparation, and reuse what an earlier preparation stored."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from medcyclegan.survey.volume import Survey, measure_volume
 
 @dataclass(frozen=True)
 class Source:
-    """What the first look at a case's files found.
+    """The examined files of a case.
 
     Attributes:
         content: hashes of the files.
         surveys: of the channels, in order.
-        findings: why to look at them, one line each.
+        findings: what is suspicious, one line each.
         stored: case.json of an earlier preparation of the same content.
     """
 
@@ -39,7 +39,7 @@ class Source:
     def grid(self) -> Grid:
         """Of the first channel."""
         grid = self.surveys[0].grid
-        assert grid is not None  # what has none cannot be read
+        assert grid is not None  # a volume without a grid cannot be read
         return grid
 
     @property
@@ -79,7 +79,7 @@ def examine(job: Case, folder: Path, modality: str) -> Source:
             stored_surveys = [Survey.from_dict(survey) for survey in stored["surveys"]]
             surveys = [replace(s, file=image) for s, image in zip(stored_surveys, job.images, strict=True)]
     except (ValueError, KeyError, TypeError):
-        pass  # nothing usable is stored: the case is made anew
+        pass  # nothing usable is stored: the case is prepared again
     if surveys is None:
         surveys, stored = _measured(job), None
     if len(surveys) > 1 and modality == "MR" and (ct := [str(s.file) for s in surveys if s.kind == "hu"]):
@@ -100,10 +100,10 @@ def _measured(job: Case) -> list[Survey]:
 
 
 def _findings(job: Case, surveys: Sequence[Survey], modality: str) -> Iterator[str]:
-    """What `inspect` would say of each volume by itself, notes and what preparation says elsewhere aside."""
+    """The findings of `inspect` on single volumes, without notes and without what preparation reports itself."""
     for survey in surveys:
         if survey.single_slice:
-            continue  # it says too little
+            continue  # too unspecific
         for finding in volume_findings(Volume("", job.id, modality, survey)):
             if finding.severity != NOTE and finding.code not in ("modality", "no_body"):
                 yield str(finding)

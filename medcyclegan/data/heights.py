@@ -1,4 +1,4 @@
-"""Where the slices of different scans lie in the same anatomy: their cross-section areas laid over each other.
+"""Heights of slices that are comparable between scans, by aligning profiles of cross-section area.
 
 The area of the body rises and falls along its axis in the same way in every patient. Each scan's profile is shifted and
 stretched until it fits that of all scans, so that slices of one height show the same anatomy although one scan ends
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-# What is tried: stretches, and shifts in widths; a head is about 1.3 widths high.
+# The search grid: stretches, and shifts in widths; a head is about 1.3 widths high.
 _STRETCHES = np.linspace(0.88, 1.12, 7)
 _SHIFTS = np.linspace(-1.2, 1.2, 241)
 # Share of the shorter of both profiles that must overlap, or a few slices could fit anywhere.
 _OVERLAP = 0.7
-# Per squared stretch: between two fits that are alike, the one that changes the size less.
+# Penalty per squared stretch: of two similar fits, the one with less stretch is taken.
 _STIFFNESS = 0.01
 _ROUNDS = 3
 _STEP = 0.02  # of the common profile, widths
@@ -39,8 +39,8 @@ def profile_heights(areas: Sequence[npt.ArrayLike], distance: float = 1.0) -> li
         distance: from slice to slice, mm, the same in all scans.
 
     Returns:
-        Per scan (slices,), in widths, rising; nan of a scan that overlaps the common profile too little wherever it is
-        shifted.
+        Per scan (slices,), in widths, rising; nan for a scan that overlaps the common profile too little at every
+        shift.
     """
     scans = []
     for area in areas:
@@ -65,7 +65,7 @@ def profile_heights(areas: Sequence[npt.ArrayLike], distance: float = 1.0) -> li
 
 
 def _fitted(place: Floats, profile: Floats, places: Floats, common: Floats) -> Floats:
-    """The heights of one scan: its places, stretched and shifted onto the common profile; nan if they fit nowhere."""
+    """One scan's places stretched and shifted onto the common profile: its heights; nan if no shift overlaps enough."""
     best, chosen = np.inf, np.full(len(place), np.nan)
     step = float(np.median(np.diff(place))) if len(place) > 1 else 1.0
     fewest = _OVERLAP * min(len(place), np.ptp(places) / step)

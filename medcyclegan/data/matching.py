@@ -1,4 +1,4 @@
-"""Slices of matching height: how high each lies in the body, and which ones have a partner in the other domain.
+"""Slices of matching height: the relative height of each slice, and its partners in the other domain.
 
 Heights are rising, (slices,) of a scan, in units that depend on the way to measure them: see `patches.Sampling`.
 """
@@ -15,7 +15,7 @@ from medcyclegan.data.slices import PatchSource
 from medcyclegan.errors import few
 
 MATCH_TOLERANCE = 0.05  # matched patches differ by at most this, in units of `relative_height`
-MOST_FAR = 0.1  # share of matched patches that may differ by more before it is told
+MOST_FAR = 0.1  # share of matched patches that may differ by more without a warning
 CUT_SHARE = 0.4  # of the largest area: a head's uppermost slice is far smaller, even at slices of 8 mm
 
 Heights = Mapping[str, Sequence[npt.NDArray[np.float64]]]
@@ -23,7 +23,7 @@ Chosen = Mapping[str, Sequence[npt.NDArray[np.intp]]]  # of every scan
 
 
 def relative_height(areas: Sequence[int], matching: str) -> npt.NDArray[np.float64]:
-    """Where each slice lies in the body: see `patches.Sampling`.
+    """The relative height of each slice: see `patches.Sampling`.
 
     Args:
         areas: voxels of body in every slice along the axis.
@@ -41,7 +41,7 @@ def relative_height(areas: Sequence[int], matching: str) -> npt.NDArray[np.float
 
 
 def warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
-    """A scan that begins inside the head has a large uppermost slice, and no vertex to measure heights from."""
+    """Warn of scans that are cut inside the head (a large uppermost slice): they have no vertex."""
     areas = {case.id: case.slices.areas[axis] for case in cases}
     cut = [name for name, area in areas.items() if area[np.flatnonzero(area)[-1]] > CUT_SHARE * max(area)]
     if cut:
@@ -53,7 +53,7 @@ def warn_of_cut_heads(cases: Sequence[PatchSource], axis: int) -> None:
 
 
 def with_partners(heights: Heights, slices: Chosen) -> dict[str, list[npt.NDArray[np.intp]]]:
-    """Of every scan of "a" and "b", the slices at whose height the other domain has one; of some scans perhaps none."""
+    """Per scan of "a" and "b", the slices with a partner at their height in the other domain; maybe none."""
     kept = {}
     for domain, other in (("a", "b"), ("b", "a")):
         there = np.concatenate([h[k] for h, k in zip(heights[other], slices[other], strict=True)])
@@ -66,7 +66,7 @@ def with_partners(heights: Heights, slices: Chosen) -> dict[str, list[npt.NDArra
 
 
 def reached(heights: Heights, slices: Chosen, matching: str) -> int:
-    """How many slices of b are drawn for any slice of a; warns where many partners are far from its height."""
+    """Number of slices of b that are drawn for slices of a; warns if many partners are far from their height."""
     wanted = np.sort(np.concatenate([h[k] for h, k in zip(heights["a"], slices["a"], strict=True)]))
     count, far = 0, 0
     for of_scan, eligible in zip(heights["b"], slices["b"], strict=True):

@@ -1,8 +1,8 @@
 """Registered pairs: both halves show one patient on one grid, and a patch of a pair is one place in both.
 
-Words used here. *Halves*: the volumes of a and of b. *Common body*: voxels that lie in the body of both halves. It
-decides where a patch is cut and what it shows. Outside it at least one half is background, because its mask ends there
-and not because the patient does: from such a place a network would learn to erase or to invent tissue.
+Words used here. *Halves*: the volumes of a and of b. *Common body*: voxels that lie in the body of both halves. Patches
+are cut around it and show only it. Outside it at least one half is background, because its mask ends there and not the
+patient: a network would learn to erase or invent tissue.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from medcyclegan.data.slices import PatchSource, Slices
 from medcyclegan.errors import few, raise_all
 from medcyclegan.io.grid import SAME_GRID_MM, SAME_GRID_VOXELS, on_one_grid
 
-SMALLEST_COMMON = 0.9  # share of each half's body that lies in the other's; below, it is told
+SMALLEST_COMMON = 0.9  # share of each half's body that lies in the other's; below, there is a warning
 
 
 def require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource], common: Mapping[str, Slices]) -> None:
-    """Refuse what is no list of pairs; tell of pairs whose bodies differ much.
+    """Refuse cases that are no pairs; warn of pairs whose bodies differ much.
 
     Args:
         a, b: halves; where they have a `grid`, where they lie is compared too.
-        common: id of each pair whose halves lie on one grid -> what both show.
+        common: id of each pair whose halves lie on one grid -> the slices that both show.
 
     Raises:
         InputError: naming every case that has no partner of its id at its place, lies on another grid or shares no
@@ -58,7 +58,7 @@ def require_pairs(a: Sequence[PatchSource], b: Sequence[PatchSource], common: Ma
 
 
 def _misfit(a: PatchSource, b: PatchSource) -> str | None:
-    """Why two halves of one id do not lie on each other."""
+    """Why the two halves of a pair do not match."""
     if a.slices.shape != b.slices.shape:
         return f"{a.id}: a is {a.slices.shape} and b {b.slices.shape} voxels on the working grid"
     grids: list[Any] = [getattr(half, "grid", None) for half in (a, b)]

@@ -2,9 +2,9 @@
 
 A *patch* is (C s, *spatial) of a case with C channels: two axes and s = 1 for a slice, s = 2 k + 1 for a slice with k
 neighbors on either side (2.5D), three axes and s = 1 for a box; all slices of the first channel come first, then all of
-the second. What step s sees is a function of (seed, s) alone: no state is
-kept, so a resumed training goes on as if it had not stopped, and neither the number of reading processes nor that of
-training ones changes anything. Of several training processes, each cuts its own part of every batch.
+the second. The batch of step s is a function of (seed, s) alone: no state is
+kept, so a resumed training continues as if it had not stopped, and neither the number of workers nor that of training
+processes changes a batch. Of several training processes, each cuts its own part of every batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PLANES: dict[str, int] = {
     "axial": 2,
 }  # the axis of the working grid that a slice is cut across
 TRIES = 20
-LEAST_FILLED = 0.25  # of a patch by the largest volume: below, the networks would mostly see background
+LEAST_FILLED = 0.25  # of a patch, by the largest volume; below, the networks would mostly see background
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Matching = Literal["any", "extent", "vertex", "profile"]
@@ -42,7 +42,7 @@ Matching = Literal["any", "extent", "vertex", "profile"]
 
 @dataclass(frozen=True)
 class PatchSpec:
-    """Which part of a volume one patch is.
+    """The dimensions, size and orientation of a patch.
 
     Args:
         size: voxels along the patch's axes: two for slices (right and anterior for axial ones, the remaining axes in
@@ -78,23 +78,23 @@ class Sampling:
     Every case is equally likely, then every eligible slice of it (for boxes: every eligible height of their middle).
     The domains are drawn independently of each other, or, with `matching`, the patch of b at a height similar to a's:
 
-    - "extent": share of the way from the lowest to the highest slice with body, for scans that cover the same anatomy;
+    - "extent": relative height between the lowest and highest slice with body, for scans of the same anatomy;
     - "vertex": distance from the top of the body in units of the body's width, for heads, whose top is in the scan
       while their lower end depends on the coverage;
-    - "profile": by the cross-section areas of all scans laid over each other (`heights.profile_heights`), whatever part
-      of the body each covers. Patches of a whose height no scan of b has are left out, and b is drawn from those that
-      have it.
+    - "profile": by aligning the profiles of cross-section area (`heights.profile_heights`), whatever part of the body
+      each scan covers. Slices of a at heights that no scan of b has are left out, and b is drawn from the scans
+      that have the height.
 
     Args:
         shape: of the patches. What is longer than the patch is cropped at random where the body is, what is shorter is
             placed at random and surrounded by background.
         batch_size: patches of each domain in a step, all processes together.
         steps: length of the training.
-        seed: what the drawing depends on besides the step.
+        seed: of the drawing, together with the step.
         minimum_body: a slice is eligible if its body area is at least this share of the largest in its volume.
         flip: mirror left and right with probability 1/2.
         matching: "any", "extent", "vertex" or "profile"; of no meaning for pairs.
-        augmentation: "a", "b" -> what else is varied; of pairs, movements must be the same.
+        augmentation: "a", "b" -> its augmentation; for pairs, movements must be the same.
         spacing: of the working grid, mm; of meaning for `matching` "profile" only.
     """
 
@@ -116,11 +116,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Share:
-    """Which patches of every batch are those of one training process.
+    """The share of one training process in every batch.
 
     A batch is cut into micro-batches that are worked through one after another (gradient accumulation), and each of
-    them into one share per process: rank r has the r-th share of every micro-batch. Together the processes see what one
-    alone would.
+    them into one share per process: rank r has the r-th share of every micro-batch. Together the processes see the
+    batch of a single process.
     """
 
     rank: int = 0
@@ -157,9 +157,9 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         b: cases of domain b.
         sampling: how patches are drawn.
         share: which of them are this process's.
-        common: of pairs: id -> what both halves show. Then b has the same patients as a in the same order, on the same
-            grids (see `data.pairs`), and the patch of b is of the same patient and place as that of a: one box around
-            the body that both halves have in common, outside which both are background, mirrored and moved alike.
+        common: for pairs: id -> the slices that both halves show. Then b has the same
+            patients as a in the same order, on the same grids (see `data.pairs`), and the patch of b is at the same
+            place as that of a: in the common body, outside which both are background, mirrored and moved alike.
 
     Item: {"a": (B, C, *size), "b": ...}, float32 in [-1, 1], and {"body_a": ..., "body_b": ...}, bool of that shape:
     the B patches of this process, micro-batch by micro-batch.
@@ -169,7 +169,7 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
             a patch.
 
     Raises:
-        InputError: if a case has nothing to learn from, paired cases do not fit, or no height is in both domains.
+        InputError: if a case has no usable slice, paired cases do not fit, or no height is in both domains.
         ValueError: if the batch cannot be cut like that, or paired patches would be moved apart.
     """
 
@@ -234,7 +234,7 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         return {"a": every[:count], "b": every[count:]}
 
     def _keep_common(self) -> dict[str, list[str]]:
-        """Leave out what no scan of the other domain has at its height; the ids of scans that are left out whole."""
+        """Leave out slices at heights that the other domain lacks; gives the ids of scans that are left out whole."""
         kept = with_partners(self.heights, self.slices)
         lost = {}
         for domain in ("a", "b"):
@@ -271,7 +271,7 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(np.stack(patches)) for name, patches in drawn.items()}
 
     def describe(self, step: int) -> str:
-        """The cases and positions that item `step` shows, of all processes together, in words."""
+        """The cases and positions in item `step` of all processes, in words."""
         random = np.random.default_rng([self.sampling.seed, 0, step])
         what = "box around axial slice" if self.shape.spatial_dims == 3 else f"{self.shape.plane} slice"
         shown = []
@@ -281,7 +281,7 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         return ", ".join(shown)
 
     def _draw(self, random: np.random.Generator) -> dict[str, tuple[int, int, int]]:
-        """For a patch of each domain: its case, its middle slice, and the seed of all else about it."""
+        """For a patch of each domain: its case, its middle slice, and the seed of its crop and augmentation."""
         index = int(random.integers(len(self.cases["a"])))
         k = int(random.choice(self.slices["a"][index]))
         if self.paired:
@@ -295,7 +295,7 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         return {d: (*place, seeds.get(d, int(random.integers(2**31)))) for d, place in places.items()}
 
     def _partners(self, index: int, k: int) -> npt.NDArray[np.intp]:
-        """Cases of b from which the partner of this slice of a may come."""
+        """Cases of b that have a partner for this slice of a."""
         if self.matching != "profile":
             return np.arange(len(self.cases["b"]))
         apart = [
@@ -313,9 +313,9 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
         return int(random.choice(near))
 
     def _patches(self, cases: dict[str, PatchSource], middle: int, seed: int) -> dict[str, tuple[Floats, Bools]]:
-        """Cut, place, mirror and vary the patch of one case, or alike those of both halves of a pair.
+        """Crop, mirror and augment the patch of one case, or in the same way the patches of a pair.
 
-        It is placed anew while a patch shows too little.
+        The crop is drawn again while a patch shows too little.
         """
         boxes = self.shape.spatial_dims == 3
         slabs = [self._slab(case.body[None], middle) for case in cases.values()]
@@ -369,7 +369,7 @@ class TrainingPatches(Dataset[dict[str, Tensor]]):
 
 
 def require_fitting(dataset: TrainingPatches) -> None:
-    """Refuse a training whose batches or patches are out of proportion to its volumes, before it begins.
+    """Refuse a training whose batches or patches are too large for its volumes.
 
     Raises:
         InputError: if a batch holds more patches than a domain has slices to learn from, or even the largest volume
@@ -410,7 +410,7 @@ def _of_every_channel(inside: Bools, patch: Floats) -> Bools:
 
 
 def _require_moving_alike(augmentation: Mapping[str, Augmentation]) -> None:
-    """Halves of a pair that moved apart would not be one place any more."""
+    """Refuse augmentations that move the halves of a pair differently."""
     movements = {
         (vary.spacing, vary.rotate, vary.scale, vary.translate, vary.resize_jitter) for vary in augmentation.values()
     }

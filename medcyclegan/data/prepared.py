@@ -1,7 +1,7 @@
 """Prepare a cohort into a folder: see `prepared_folder` for what it holds.
 
-A case is made again exactly when its files' content or the settings have changed, or what is stored is damaged.
-Everything is written beside and then renamed, so a crash leaves whole cases only; the next preparation goes on there.
+A case is prepared again only if its files' content or the settings have changed, or the stored case is damaged.
+Writes are atomic, so a crash leaves complete cases only, and the next preparation continues from there.
 A case is named by its place in the folder, "a/001" for example.
 """
 
@@ -28,7 +28,7 @@ from medcyclegan.data.prepared_folder import (
     kept_alone,
     open_prepared,
     opened,
-    remove_strangers,
+    remove_former_cases,
 )
 from medcyclegan.data.registered import register_onto, save_picture
 from medcyclegan.data.slices import measure_slices
@@ -56,11 +56,11 @@ class Job:
 
     Attributes:
         case: its files.
-        source: what the first look at them found.
+        source: the examined files.
         preparations: of each channel.
         folder: where it goes.
-        fixed: of b of a pair that is moved: the case of a onto which, and the modality of that.
-        key: what decides its values; a stored case with this key is not made again.
+        fixed: for b of a registered pair: the case of a that stays fixed, and its modality.
+        key: everything that its values depend on; a stored case with this key is reused.
     """
 
     case: Case
@@ -82,10 +82,10 @@ def prepare_cohort(
 ) -> PreparedCohort:
     """Prepare every case of a cohort into `output`, reusing what is already there and unchanged.
 
-    Cases that fail are listed in the result and leave the others alone. The number of workers changes no value.
+    Cases that fail are listed in the result and do not stop the others. The number of workers changes no value.
 
     Args:
-        cohort: which cases there are.
+        cohort: the cases.
         output: a new folder, or an earlier prepared one.
         preparations: "a" and "b" -> how each of its channels is prepared. The cohort decides what they leave open: the
             spacing, the median of all volumes per axis rounded to 0.01 mm, and the landmarks of "nyul", fitted on the
@@ -142,7 +142,7 @@ def _prepare(
             "register_pairs": register_pairs,
         },
     )
-    remove_strangers(output, set(done))
+    remove_former_cases(output, set(done))
     return opened(output)
 
 
@@ -161,7 +161,7 @@ def _partner(name: str) -> str:
 
 
 def _succeeded(results: Iterable[tuple[str, Any]], failed: Failed) -> dict[str, Any]:
-    """What went well; the reasons of the others go into `failed`."""
+    """The results of tasks that succeeded; the reasons of the others go into `failed`."""
     found = {}
     for name, result in results:
         if isinstance(result, InputError):
@@ -191,7 +191,7 @@ def _names(channels: Sequence[Preparation]) -> str:
 
 
 def _with_spacing(preparations: Preparations, grids: Sequence[Grid]) -> Preparations:
-    """Where no spacing is chosen, the median over all volumes, along right, anterior, superior, mm."""
+    """If no spacing is set, set the median over all volumes, along right, anterior, superior, mm."""
     median = tuple(float(s) for s in np.median([grid.spacing[grid.ras_order] for grid in grids], axis=0).round(2))
     return {
         domain: tuple(replace(channel, spacing=channel.spacing or median) for channel in channels)
@@ -200,7 +200,7 @@ def _with_spacing(preparations: Preparations, grids: Sequence[Grid]) -> Preparat
 
 
 def _lone_halves(sources: Mapping[str, Source]) -> Failed:
-    """Halves of b that have nothing to be moved onto."""
+    """Halves of b whose half of a is missing for the registration."""
     reason = "its partner in a could not be read, so that there is nothing to move it onto."
     return {name: reason for name in sources if name.startswith("pairs_b/") and _partner(name) not in sources}
 
@@ -230,9 +230,9 @@ def _with_landmarks(
     pool: ProcessPool,
     failed: Failed,
 ) -> Preparations:
-    """Of MR that is standardized by "nyul", the landmarks of each channel; other preparations as they are.
+    """Set the landmarks of channels that are standardized by "nyul"; other preparations stay unchanged.
 
-    What every training case contributes is kept in `output` for the next time.
+    The shares of every training case are stored in `output` for the next time.
     """
     fitted = {d: p for d, p in preparations.items() if (p[0].modality, p[0].mr_standardization) == ("MR", "nyul")}
     if not fitted:
@@ -301,7 +301,7 @@ def _store_changed(jobs: Mapping[str, Job], pool: ProcessPool, failed: Failed) -
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a stored case, or nothing."""
+    """The damage of a stored case, or an empty string."""
     try:
         return " ".join(open_case(folder).damage())
     except InputError as error:
@@ -336,7 +336,7 @@ def _store(job: Job) -> None:
 
 
 def _warnings(name: str, output: Path) -> list[str]:
-    """What is suspicious about a case that was prepared."""
+    """Warnings about a prepared case."""
     case = open_case(output / name)
     messages = [f"{name}: {line}" for line in misplaced(case.channels)]
     if case.blanked_ml:
@@ -364,7 +364,7 @@ def _check_modalities(sources: Mapping[str, Source], modalities: Mapping[str, st
 def _common_slices(
     output: Path, cases: Mapping[str, Sequence[str]], keys: Mapping[str, str], pool: ProcessPool
 ) -> dict[str, dict[str, Any]]:
-    """What both halves show of every patient in a and b on one grid, measured again only where a half is another."""
+    """The common slices of every patient in a and b on one grid, measured again only if a half has changed."""
     try:
         known = read_record(output / "prepared.json").get("common", {})
     except InputError:

@@ -1,13 +1,13 @@
 """A prepared folder: every case of a cohort once, on its working grid, memory-mapped.
 
     PREPARED/prepared.json      the record: what was prepared, how, the key of every case, and what failed
-    PREPARED/landmarks.json     what every volume contributes to the landmarks of "nyul"
+    PREPARED/landmarks.json     decile shares of every volume, for the landmarks of "nyul"
     PREPARED/a/<case>/...       a case, see `stored_case`; likewise b, and pairs_a and pairs_b, the validation pairs
     PREPARED/pairs_b/<case>/registration.png    how b lies on a, where pairs are registered
-    PREPARED/.lock              see `atomic.folder_lock`: who prepares keeps all others out, who trains keeps those out
+    PREPARED/.lock              see `atomic.folder_lock`: exclusive for preparation, shared for training
 
-The record is written last. A case whose key is not the one in the record is of another preparation, one that was
-interrupted for example, and the folder is refused.
+The record is written last. A case whose key is not in the record is of another preparation, for example
+an interrupted one, and the folder is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation
 
 FORMAT = "medcyclegan-prepared"
-VERSION = 5  # raise it when the preparation of the same input gives other values
+VERSION = 5  # raise it when preparing the same input gives other values
 GROUPS = ("a", "b", "pairs_a", "pairs_b")
 
 
@@ -48,8 +48,8 @@ class PreparedCohort:
         failed: "group/case" -> why it could not be prepared.
         warnings: what was suspicious, one line each.
         register_pairs: whether b of each pair was moved onto a.
-        common: id of every patient in a and b on one grid -> what both halves show.
-        digest: of the record; another one after every preparation that changed anything.
+        common: id of every patient in a and b on one grid -> the slices that both halves show.
+        digest: of the record; changes with every preparation that changed anything.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class PreparedCohort:
         return tuple(preparation.name for preparation in self.preparations[domain])
 
     def fingerprint(self) -> str:
-        """The same for every copy of this cohort, another one if any training volume or its preparation is another."""
+        """A digest of the training volumes and their preparation; the same for every copy of this cohort."""
         digest = hashlib.blake2b(digest_size=16)
         for group in ("a", "b"):
             for case in self.cases[group]:
@@ -91,7 +91,7 @@ class PreparedCohort:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let nobody prepare this folder while the block runs.
+        """Lock this folder against preparation while the block runs.
 
         Raises:
             InputError: it is being prepared at this moment, or was since it was opened.
@@ -102,7 +102,7 @@ class PreparedCohort:
             yield
 
     def typical_scaler(self, domain: str, channel: int = 0) -> Scaler:
-        """The median of the training volumes' scalers: what a translation into this domain is scaled back with.
+        """The median of the training volumes' scalers: it scales translations into this domain back.
 
         Args:
             domain: "a" or "b".
@@ -120,7 +120,7 @@ class PreparedCohort:
 
 
 def open_prepared(folder: Path) -> PreparedCohort:
-    """Open a prepared folder; of the arrays, headers and sizes are looked at. `PreparedCohort.verify` reads them.
+    """Open a prepared folder; only headers and sizes of arrays are checked. `PreparedCohort.verify` reads them.
 
     Raises:
         InputError: if it is none, is being prepared, was made by another version, or holds a case that is damaged or of
@@ -132,7 +132,7 @@ def open_prepared(folder: Path) -> PreparedCohort:
 
 
 def opened(folder: Path) -> PreparedCohort:
-    """`open_prepared` for who keeps the folder already."""
+    """`open_prepared` for callers that hold the folder's lock."""
     content = _own_record(folder)
     digest = content.pop("digest", "")
     if digest != key_digest(content):
@@ -158,7 +158,7 @@ def opened(folder: Path) -> PreparedCohort:
 
 
 def read_own(folder: Path) -> dict[str, Any] | None:
-    """The content of prepared.json, its digest not looked at; None where there is none or it is not of this program.
+    """The content of prepared.json without checking its digest; None if there is none or it is not of this program.
 
     Raises:
         InputError: it is there and cannot be read.
@@ -221,7 +221,7 @@ def _refuse(folder: Path, problems: list[str], most: int = 10) -> None:
 
 @contextmanager
 def _read_alone(folder: Path) -> Iterator[None]:
-    """Refuse to read what is being written."""
+    """Refuse to read a folder that is being prepared."""
     with ExitStack() as stack:
         try:
             stack.enter_context(folder_lock(folder, shared=True))
@@ -232,7 +232,7 @@ def _read_alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def kept_alone(output: Path) -> Iterator[None]:
-    """Keep everybody else out of the folder, and clear away what a killed preparation was writing."""
+    """Lock the folder, and remove what a killed preparation left half written."""
     new = not output.exists()
     try:
         with ExitStack() as stack:
@@ -248,13 +248,13 @@ def kept_alone(output: Path) -> Iterator[None]:
                 sweep(folder)
             yield
     finally:
-        # What was refused leaves nothing behind.
+        # A refusal leaves no new folder behind.
         if new and output.is_dir() and [entry.name for entry in output.iterdir()] == [".lock"]:
             shutil.rmtree(output)
 
 
 def check_output(output: Path) -> None:
-    """Refuse what is no folder of ours: preparing replaces and removes what lies in the folders of its groups."""
+    """Refuse folders of other content: preparing replaces and removes files in the folders of its groups."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -294,8 +294,8 @@ def _visible(folder: Path) -> Iterator[Path]:
     return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def remove_strangers(output: Path, done: set[str]) -> None:
-    """Delete prepared cases that the cohort does not have any more."""
+def remove_former_cases(output: Path, done: set[str]) -> None:
+    """Delete prepared cases that are no longer in the cohort."""
     for group in GROUPS:
         if (output / group).is_dir():
             for folder in _visible(output / group):

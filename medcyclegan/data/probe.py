@@ -1,4 +1,4 @@
-"""The probe: fixed patches of a cohort, by which a training is watched."""
+"""The probe: fixed patches of a cohort, for watching a training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Validation pairs that do not lie on each other yet: b is moved onto a, rigidly, or refused.
+"""Rigid registration of validation pairs: b is moved onto a, or the pair is refused.
 
-A pair that is off by a few millimetres grades every model wrongly, so a registration has to prove itself: it is done
-in both directions, and both must undo each other. Words used here. *Fixed*: a, which stays. *Moving*: b.
+A pair that is off by a few millimetres gives every model wrong scores, so a registration is checked: it is done in
+both directions, and these must be inverse to each other. Words used here. *Fixed*: a, which stays. *Moving*: b.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from medcyclegan.transforms.body import body_mask
 from medcyclegan.transforms.geometry import resample, working_grid
 from medcyclegan.transforms.registration import HU_WINDOW, align, percentile_window, with_rim
 
-# Both directions together may leave a voxel of the body this far from where it began (mm, mean).
+# Inverse consistency: largest mean distance of the body's voxels after both directions (mm).
 CONSISTENCY_MM = 3.0
-# Of the two bodies where both were scanned, after the registration.
+# Dice of the two bodies where both were scanned, after the registration.
 SMALLEST_DICE = 0.85
 # Share of the fixed body that the moving volume must cover.
 SMALLEST_COVER = 0.5
-AIR = {"CT": -1024.0, "MR": 0.0}  # where the moving volume has nothing
+AIR = {"CT": -1024.0, "MR": 0.0}  # outside the moving volume
 _PICTURE_MM = 1.5
 _SQUARE_MM = 24.0
 
@@ -47,12 +47,12 @@ def register_onto(
         modalities: of both, "MR" or "CT".
 
     Returns:
-        `moving` (1, X, Y, Z) on the grid of `fixed`, -1024 HU or 0 where it has nothing; (X, Y, Z) bool, where it has
-        something; a picture (H, W, 3) of both in squares by turns; and shift_mm, rotation_degrees, consistency_mm, dice
+        `moving` (1, X, Y, Z) on the grid of `fixed`, -1024 HU or 0 outside it; (X, Y, Z) bool, its field of view;
+        a checkerboard picture (H, W, 3) of both; and shift_mm, rotation_degrees, consistency_mm, dice
         and covered as plain data.
 
     Raises:
-        InputError: the registration failed or did not prove itself.
+        InputError: the registration failed or did not pass the checks.
     """
     names = [str(volume.meta.get("filename_or_obj") or role) for volume, role in ((fixed, "a"), (moving, "b"))]
     still, source = grid_of(fixed), grid_of(moving)
@@ -118,7 +118,7 @@ _REMEDY = "Register them with a tool of your own and leave preparation.register_
 
 
 def _window(values: np.ndarray, body: npt.NDArray[np.bool_], modality: str) -> tuple[float, float]:
-    """What of the values carries position."""
+    """The intensity window for the registration."""
     return HU_WINDOW if modality == "CT" else percentile_window(values, body)
 
 
@@ -135,7 +135,7 @@ def _starts(bodies: Sequence[npt.NDArray[np.bool_]], grids: Sequence[Grid]) -> l
     for fixed, moving in (centers, tops):
         start = np.eye(4)
         start[:3, 3] = moving - fixed
-        # A registration finds its way over a few millimeters by itself.
+        # A registration converges over a few millimeters by itself.
         if all(np.linalg.norm(start[:3, 3] - other[:3, 3]) > 5 for other in starts):
             starts.append(start)
     return starts
@@ -160,7 +160,7 @@ def _consistency(
     windows: tuple[tuple[float, float], tuple[float, float]],
     modality: str,
 ) -> float:
-    """How far from where it began a voxel ends when the fixed volume, pushed aside, is registered back; mm, mean."""
+    """Mean distance of the body's voxels from their start after registering forth and back, mm."""
     push = np.eye(4)
     push[:3, 3] = (5.0, -5.0, 5.0)
     found = align(moved, _placed(fixed, grid, push, grid, AIR[modality]), near, grid, windows=(windows[1], windows[0]))
@@ -178,7 +178,7 @@ def _picture(
     grid: Grid,
     windows: tuple[tuple[float, float], tuple[float, float]],
 ) -> npt.NDArray[np.uint8]:
-    """Three slices through the middle of the body, in squares of both volumes by turns, side by side."""
+    """Three slices through the middle of the body, checkerboards of both volumes, side by side."""
     even = working_grid(grid, (_PICTURE_MM,) * 3)
     gray = [
         np.clip((resample(v, grid, even, fill=low) - low) / (high - low), 0, 1)

@@ -1,4 +1,4 @@
-"""Which slices of a prepared volume can be learned from: measured once, when it is prepared."""
+"""The usable slices of a prepared volume, measured once during preparation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from medcyclegan.data.stored_image import StoredImage
 from medcyclegan.data.windows import BACKGROUND, Bools, Floats
 from medcyclegan.errors import InputError
 
-CONTRAST = 0.05  # a flatter patch is not shown: instance norm would blow its noise up
+CONTRAST = 0.05  # flatter patches are not used: instance norm would amplify their noise
 
 
 @dataclass(frozen=True)
 class Slices:
-    """What the slices of a volume show, or of a pair: where both halves have body, and both show something.
+    """Body area and contrast of the slices of a volume, or of a pair, where both halves need both.
 
     Attributes:
         areas: for each axis of the working grid, voxels of body in every slice across it.
@@ -43,13 +43,13 @@ class Slices:
         return np.flatnonzero(self.areas[axis])
 
     def eligible(self, name: str, minimum_body: float, axis: int = 2) -> npt.NDArray[np.intp]:
-        """Slices across `axis` that can be learned from, rising.
+        """Usable slices across `axis`, rising.
 
-        Nearly constant ones are left out, because instance norm blows them up.
+        Nearly constant ones are left out, because instance norm amplifies their noise.
 
         Args:
             name: of the case or pair, for the message.
-            minimum_body: share of the largest area from which on there is enough body.
+            minimum_body: smallest area of a usable slice, as a share of the largest.
             axis: of the working grid.
 
         Raises:
@@ -74,7 +74,7 @@ class Slices:
 
 
 class PatchSource(Protocol):
-    """A prepared case as far as patches are concerned."""
+    """A prepared case, as patches are drawn from it."""
 
     @property
     def id(self) -> str: ...
@@ -91,12 +91,12 @@ class PatchSource(Protocol):
 
     @property
     def slices(self) -> Slices:
-        """What is known of it without reading the arrays."""
+        """Its slices, known without reading the arrays."""
         ...
 
 
 def measure_slices(images: Sequence[Floats | StoredImage], body: Bools) -> Slices:
-    """What the slices of a volume show, or of both halves of a pair.
+    """Measure the slices of a volume, or of both halves of a pair.
 
     Args:
         images: of each volume, (C, X, Y, Z).

@@ -1,12 +1,12 @@
-"""One prepared case on disk, and how it is noticed that it is damaged or another one than was meant.
+"""One prepared case on disk, with digests that detect damage and mix-ups.
 
     <case>/case.json    the record: grids, channels, the key, a checksum of each array, and a digest of all that
     <case>/image.npy    int16, [-1, 1] times 32767, (C, X, Y, Z), an axial slice with all its channels contiguous
     <case>/body.npy     bool, (X, Y, Z)
 
-Words used here. *Record*: a JSON file with a digest of its own content. *Key*: what a case was made from, the hashes of
-its files and the settings. The checksums are CRC-32: they notice damage (every changed bit, and every changed run of up
-to 32 bits), not malice.
+Words used here. *Record*: a JSON file with a digest of its own content. *Key*: hashes of a case's files
+and the settings. The checksums are CRC-32: they notice damage (every changed bit, and every changed run of up to 32
+bits), not malice.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class StoredCase:
     grid: Grid
     source_grid: Grid
     channels: tuple[Channel, ...]
-    image_files: tuple[Path, ...]  # where each channel came from
+    image_files: tuple[Path, ...]  # of each channel
     features: Features
     slices: Slices
     blanked_ml: float = 0.0  # of an MR that was defaced, mL
-    key: str = ""  # digest of what it was made from
+    key: str = ""  # digest of its files and settings
     checksums: Mapping[str, int] = field(default_factory=dict)  # "image.npy", "body.npy" -> CRC-32 of the file
 
     @property
@@ -70,7 +70,7 @@ class StoredCase:
         return sum((self.folder / name).stat().st_size for name in self.checksums)
 
     def damage(self) -> Iterator[str]:
-        """What is wrong with the arrays, found by reading all of them; nothing if they are as they were written."""
+        """Damage of the arrays, found by reading all of them; empty if there is none."""
         for name, wanted in self.checksums.items():
             try:
                 found = checksum(self.folder / name)
@@ -127,10 +127,10 @@ def _channel(content: Mapping[str, Any]) -> Channel:
 
 
 def open_case(folder: Path) -> StoredCase:
-    """Open a case, without reading its arrays further than their headers and sizes.
+    """Open a case; only headers and sizes of its arrays are read.
 
     Raises:
-        InputError: it is missing, unreadable or damaged, as far as that shows.
+        InputError: it is missing, unreadable or visibly damaged.
     """
     content = read_record(folder / "case.json")
     try:
@@ -215,5 +215,5 @@ def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDA
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # whatever numpy finds in a header that is damaged
+    except Exception as error:  # numpy raises many kinds for a damaged header
         raise InputError(f"{path} is damaged: its header cannot be read ({error}).") from None

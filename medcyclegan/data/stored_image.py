@@ -26,7 +26,7 @@ def encode(image: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
 
 
 class StoredImage:
-    """A stored image as an array of float32 in [-1, 1]: what is indexed is decoded, the rest is not read.
+    """A stored image as an array of float32 in [-1, 1]: only what is indexed is read and decoded.
 
     Args:
         stored: (C, X, Y, Z) int16 from `encode`, memory-mapped as a rule.

@@ -1,4 +1,4 @@
-"""Where a patch is cut from a volume, and what is cut: windows and stacks of slices, (C, *spatial)."""
+"""Cropping patches from a volume: windows and stacks of slices, (C, *spatial)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Values = TypeVar("Values", bound=np.generic)
 def choose_window(
     body: Bools, size: Sequence[int], random: np.random.Generator, middle: dict[int, int] | None = None
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where to cut a patch from a volume, and where in the patch to place it.
+    """Choose a random crop of a volume, and its position in the patch.
 
     Args:
         body: (C, *spatial).

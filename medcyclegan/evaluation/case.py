@@ -1,4 +1,4 @@
-"""Grading one case: read its volumes, doubt them, bring them together, and compute every score that is asked for."""
+"""Score one case: read its volumes, check them, bring them onto one grid, and compute the scores."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Case:
         notes: doubts about the volumes, what was done to them, and the reason of every score that is not finite.
         angles: quantity to gantry angle to (mean, 95th percentile of |range error|, mean range error), mm.
         classes: class of the label maps to (Dice, HD95 in mm).
-        doubtful: how many of the notes, the first ones, are doubts.
+        doubtful: number of notes that are doubts; they come first.
     """
 
     scores: Mapping[str, Score]
@@ -110,7 +110,7 @@ def score_case(
     tissues: Tissues | None = None,
     device: str = "cpu",
 ) -> dict[str, Score]:
-    """Every metric of the protocol on one case that needs no millimetres.
+    """Every voxel-wise metric of the protocol on one case.
 
     Args:
         reference: (X, Y, Z), HU.
@@ -242,7 +242,7 @@ def grade(name: str, files: CaseFiles, scoring: Scoring, maps: Path | None = Non
 
 
 def read_hu(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], Grid, list[str]]:
-    """A CT: its HU (X, Y, Z), its grid, and what the reader warned of.
+    """A CT: its HU (X, Y, Z), its grid, and the reader's warnings.
 
     Raises:
         InputError: the file cannot be read, or holds values that no CT has.
@@ -256,7 +256,7 @@ def _read_warned(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32],
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         volume = read_volume(path)
-    # MONAI warns of its own optional parts, which says nothing of the file.
+    # MONAI's warnings about its own optional packages are not about the file.
     remarks = [
         str(warning.message)
         for warning in caught

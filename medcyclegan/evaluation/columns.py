@@ -45,7 +45,7 @@ class Heading:
     Attributes:
         label: words, such as "MAE bone".
         unit: such as "HU"; empty where there is none or it is unknown.
-        better: which direction is better; None where neither is, as for the share of a tissue.
+        better: which direction is better; None if neither is, as for the share of a tissue.
     """
 
     label: str

@@ -107,8 +107,8 @@ def compare(
         The comparison; its `summary` names every patient and score that was left out.
 
     Raises:
-        InputError: fewer than two results, one that cannot be read, other protocols, masks or patients, or a metric
-            that a result lacks or that has no better direction; all that is wrong is named.
+        InputError: fewer than two results, one that cannot be read, different protocols, masks or patients, or a metric
+            that a result lacks or that has no better direction; every problem is named.
     """
     if len(results) < 2:
         raise InputError(f"{len(results)} result was given; at least two are compared.", "Give the folders of two.")
@@ -163,7 +163,7 @@ def _read_all(folders: Sequence[Path]) -> list[Result]:
 
 
 def _unique_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell the folders apart."""
+    """The shortest distinct ends of the paths."""
     whole = [folder.resolve() for folder in folders]
     if len(set(whole)) < len(whole):
         raise InputError(f"The same result is given twice: {', '.join(map(str, folders))}.")
@@ -184,7 +184,7 @@ def _read(folder: Path, name: str) -> Result:
 
 
 def _common_cases(read: Sequence[Result], allow_missing: bool) -> tuple[list[str], dict[str, list[str]]]:
-    """The patients that all have, and for each result those of the others that it lacks."""
+    """The patients that all results have, and per result the patients that it lacks."""
     every = list(dict.fromkeys(case for result in read for case in result.cases))
     absent = {result.name: [case for case in every if case not in result.cases] for result in read}
     if not allow_missing:
@@ -263,7 +263,7 @@ def _ranking(
             for result in read
         ]
     )
-    # Infinity is a rank like any other (identical images); nothing can be said of what is undefined.
+    # Infinity can be ranked (identical images), nan cannot.
     if np.isnan(losses).any():
         which = [case for j, case in enumerate(cases) if np.isnan(losses[:, j]).any()]
         return None, f"scores of {', '.join(which)} are undefined"

@@ -1,9 +1,9 @@
 """Distances between two sets of volumes without pairs: do the synthetic CTs, as a set, look like real CTs?
 
-That is far less than a paired score: a set of sharp, realistic CTs of the wrong anatomy is at distance 0. Use it to
+That says far less than a paired score: a set of sharp, realistic CTs of the wrong anatomy is at distance 0. Use it to
 monitor a training without pairs, not to say that an sCT is right.
 
-The *features* of a slice are fixed formulas, so that nothing is downloaded and a number can be repeated anywhere. Every
+The *features* of a slice are fixed formulas, so nothing is downloaded and results are reproducible. Every
 axial slice that shows enough body, at 2 mm, in HU clipped to [-1024, 2000] and divided by 1000, is described by
 
 - its histogram in the body: the shares of 32 equal bins (32 numbers);
@@ -101,7 +101,7 @@ def squared_mmd(x: Floats, y: Floats) -> tuple[float, float]:
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or len(x) < 2 or len(y) < 2:
         raise ValueError(f"two sets of at least 2 rows of one length are needed, got {x.shape} and {y.shape}")
     mean, spread = y.mean(axis=0), y.std(axis=0)
-    # A feature that never changes in the reference has no scale of its own; what departs from it still counts.
+    # A feature that is constant in the reference has no scale; deviations from it still count.
     spread = np.where(spread > 1e-6, spread, 1.0)
     x, y = (x - mean) / spread, (y - mean) / spread
     d = x.shape[1]
@@ -129,7 +129,7 @@ def compare_distributions(
 
     Returns:
         What the file holds: `distances` (kid, mmd, wasserstein_hu), `null` (the same between two halves of the
-        references, if there are at least 2: what no difference looks like), counts and the warning.
+        references, if there are at least 2: the distances to expect without any difference), counts and the warning.
 
     Raises:
         InputError: a path does not exist, or a volume cannot be read or shows no body; all of them are listed.

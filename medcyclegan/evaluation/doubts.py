@@ -10,7 +10,7 @@ import numpy as np
 
 from medcyclegan.evaluation.metrics.score import Inside, Volume
 
-# Every CT of a patient shows air; without any, the intercept was probably lost and water reads about 1000.
+# Every CT of a patient contains air; otherwise the intercept was probably lost and water is about 1000.
 AIR_BELOW_HU = -200.0
 # The middle fifth of a body's voxels is soft tissue, which lies within this of 0 HU: fat at -100, muscle at 60.
 _SOFT_HU = 200.0
@@ -27,7 +27,7 @@ _METAL_HU, _METAL_SHARE = 3000.0, 0.02
 
 
 def value_doubts(kind: str, volume: Volume, inside: Inside) -> list[str]:
-    """What is doubtful about the values of one volume.
+    """Doubts about the values of one volume.
 
     Args:
         kind: "prediction" or "reference", for the sentences.

@@ -1,6 +1,6 @@
-"""Grading synthetic CTs against reference CTs: pair the files, score each case, write tables and a summary.
+"""Scoring synthetic CTs against reference CTs: pair the files, score each case, write tables and a summary.
 
-It grades anybody's sCT and knows nothing of how one was made. Nothing is resampled or moved unless that is asked for:
+It scores any sCT, however it was made. Nothing is resampled or moved unless requested:
 a prediction must lie on the reference's grid, or its case fails by name.
 """
 
@@ -107,7 +107,7 @@ def evaluate_pairs(
     if scoring.range_maps and any(files.target is None for files in pairing.cases.values()):
         raise InputError("Maps of range errors are made of targets: give --targets.")
     if folder is not None:
-        # Now, since a folder that cannot be used must not cost the user the whole evaluation.
+        # Checked first: an unusable folder must not cost the user the whole evaluation.
         _open(folder)
         maps = folder / RANGE_MAPS if scoring.range_maps else None
         if scoring.segment:
@@ -144,7 +144,7 @@ def _open(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"Nothing can be written to the output folder {folder} ({error}).", "Give another.") from error
     sweep(folder)
-    for earlier in (RANGE_MAPS, SEGMENTATIONS):  # they would pass for this one's
+    for earlier in (RANGE_MAPS, SEGMENTATIONS):  # they would seem to be of this one
         shutil.rmtree(folder / earlier, ignore_errors=True)
 
 
@@ -172,6 +172,6 @@ def _attempt(name: str, files: CaseFiles, scoring: Scoring, maps: Path | None) -
         return grade(name, files, scoring, maps)
     except (InputError, MemoryError):
         raise
-    # A damaged file can make a reader raise anything at all; it must cost this case only, and be seen.
+    # A damaged file can make a reader raise anything; it must fail this case only, and be reported.
     except Exception as error:
         raise InputError(f"{type(error).__name__}: {error}") from error

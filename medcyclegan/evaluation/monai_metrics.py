@@ -1,4 +1,4 @@
-"""The masked metrics as MONAI metrics and Ignite handlers, for anybody's evaluator.
+"""The masked metrics as MONAI metrics and Ignite handlers, for any evaluator.
 
 Tensors are (B, 1, X, Y, Z) in HU with a mask of the same shape, or lists of (1, X, Y, Z); channels are scored one by
 one. A network's output is turned into HU by the `output_transform` of the handler. Scores are those of `evaluate`,

@@ -5,7 +5,7 @@ removed from either id, or the prefix of the SynthRAD challenges: `p01_sct`, `sc
 `p01_mask` all mean the case `p01`. Anything ambiguous or left over is refused, with every name.
 
 Words used here. *Role*: what a file is for: pred, ref, mask, source (the MR, which only a report shows), pred_labels,
-ref_labels (label maps) and target (where range errors are asked for). *SynthRAD layout*: a folder per patient, at any
+ref_labels (label maps) and target (voxels of the range errors). *SynthRAD layout*: a folder per patient, at any
 depth, with `ct`, `mr` or `cbct`, `mask` and, for predictions, `sct`. *Template*: a path below the folder of a role with
 {case} once and any number of *.
 """
@@ -47,7 +47,7 @@ class CaseFiles:
         mask: where it is graded.
         source: MR, any unit.
         pred_labels, ref_labels: label maps.
-        target: mask of the voxels whose range errors are asked for.
+        target: mask of the voxels of the range errors.
     """
 
     pred: Path
@@ -61,7 +61,7 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What there is to grade.
+    """The cases to score.
 
     Attributes:
         cases: case id to its files, in the order of the references.
@@ -82,7 +82,7 @@ def pair(
     spare_allowed: bool = False,
     missing_allowed: bool = False,
 ) -> dict[str, str]:
-    """One of `others` for every reference.
+    """Match one of `others` to every reference.
 
     Args:
         references: case ids of the references.
@@ -243,7 +243,7 @@ def cases_from_csv(path: Path, *, allow_missing: bool = False) -> Pairing:
 def _is_there(path: Path) -> bool:
     try:
         return split_choice(path)[0].exists()
-    except OSError:  # the name is longer than any
+    except OSError:  # the name is too long
         return False
 
 
@@ -286,7 +286,7 @@ def _patients(folder: Path, stem: str) -> dict[str, Path]:
         patient = place.rpartition("/")[2]
         volume = next((volumes[name] for name in wanted if name in volumes), None)
         if volume is None:
-            # A reference folder whose patients have an MR but no CT is incomplete, which must not pass for fewer.
+            # Reference patients with an MR but no CT are missing references, not fewer patients.
             incomplete.append(patient)
         elif patient in found:
             twice.append(f"{patient}: {found[patient]} and {volume}")

@@ -24,9 +24,9 @@ class Protocol:
         low: HU to which PSNR, SSIM and MS-SSIM clip from below, and the value outside the mask.
         high: HU to which they clip from above.
         metrics: names of the headline metrics, in the order in which they are shown.
-        families: what is measured beyond them: further comparisons of intensities, errors per tissue, surfaces of bone,
-            errors of range.
-        organizers: label maps are scored as SynthRAD2025 does where nothing is found.
+        families: other groups of metrics: other intensity metrics, errors per tissue, bone surfaces,
+            range errors.
+        organizers: label maps without any class found are scored as SynthRAD2025 does.
     """
 
     name: str

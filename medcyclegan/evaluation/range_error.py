@@ -1,4 +1,4 @@
-"""Errors of water-equivalent path length, in millimeters: what a difference in HU means for a beam.
+"""Errors of water-equivalent path length, in millimeters: the effect of HU errors on a beam.
 
 It is no dose calculation and needs no treatment-planning system. It says how far from its planned range a proton would
 stop (relative stopping power), and how much more water-equivalent matter a photon beam would cross (relative electron
@@ -66,7 +66,7 @@ def load_calibration(path: str | os.PathLike[str] | None = None) -> dict[str, Cu
             ascending), `value` (as many, at least 0) and `source` (text). None takes the table in the package.
 
     Raises:
-        InputError: the file is missing, no JSON, or not of this form; all that is wrong is named.
+        InputError: the file is missing, no JSON, or not of this form; every problem is named.
     """
     if path is None:
         name = "the package's calibration"

@@ -28,7 +28,7 @@ class Case:
         name: as the user named it.
         scores: column to value; nan where undefined.
         voxels: how many were graded; None where that was not recorded.
-        notes: what the evaluation had to say about it; the reason, if it failed.
+        notes: the evaluation's notes on it; the reason, if it failed.
         failed: True if it could not be scored.
     """
 
@@ -49,7 +49,7 @@ class Results:
         cases: in the order of the table.
         statistics: score -> {n, mean, sd, median, q1, q3, ci_low, ci_high}; None for what is not recorded.
         reasons: score -> why its mean is no number.
-        no_interval: why a score has no interval; empty where they all have one, or no reason is recorded.
+        no_interval: why a score has no interval; empty if all have one, or no reason is recorded.
         files: case -> its volumes; without the cases whose volumes were not recorded.
         summary: all that summary.json holds.
     """
@@ -70,7 +70,7 @@ class Results:
 
     @property
     def order_by(self) -> str | None:
-        """The score that tells a good case from a bad one: the MAE, else the first; None where there is no score."""
+        """The score by which cases are sorted: the MAE, else the first; None if there is no score."""
         return "mae" if "mae" in self.columns else next(iter(self.columns), None)
 
 

@@ -1,4 +1,4 @@
-"""How synthetic CTs are scored: one description, given once and refused at once where it cannot be used."""
+"""How synthetic CTs are scored: one description, checked as a whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scoring:
 
     Attributes:
         protocol: name of the metrics and the HU range, see `medcyclegan.evaluation.protocol`.
-        tissues: thresholds that part air, soft tissue and bone.
+        tissues: thresholds between air, soft tissue and bone.
         bone: thresholds in HU at which bone surfaces are compared.
         angles: gantry angles of the range errors, degrees.
         calibration: HU to relative stopping power and electron density, from `load_calibration`.
@@ -33,7 +33,7 @@ class Scoring:
         device: where SSIM and MS-SSIM are computed: "cpu", "cuda" or "cuda:N".
 
     Raises:
-        InputError: one of them cannot be used.
+        InputError: a value cannot be used.
     """
 
     protocol: str = "native"

@@ -39,7 +39,7 @@ class LabelScores:
     Attributes:
         dice: mean over the counted classes of the reference; a class that the prediction misses counts 0.
         hd95: mean over the classes that both have, mm.
-        classes_found: part of the counted classes of the reference that the prediction has at all, [0, 1].
+        classes_found: share of the reference's counted classes that the prediction has, [0, 1].
         classes: class to its own agreement.
         notes: how to read the means.
     """

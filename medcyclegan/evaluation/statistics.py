@@ -1,7 +1,7 @@
 """Statistics of a cohort from the scores of its patients: intervals, paired tests, effect sizes and rankings.
 
-The unit is always the patient, never the voxel. Every draw comes from a generator with a stated seed, so that the same
-table gives the same interval anywhere.
+The unit is always the patient, never the voxel. Random draws are seeded, so the same table gives the same
+interval anywhere.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def ranking(losses: Floats, *, resamples: int = 1000, seed: int = SEED) -> Ranki
     draws = np.random.default_rng(seed).integers(0, n, (resamples, n))
     resampled = stats.rankdata(per_patient[:, draws].mean(axis=2).round(12), axis=0)  # (methods, resamples)
     taus = [float(stats.kendalltau(rank, resampled[:, i]).statistic) for i in range(resamples)]
-    # A resampled cohort in which all methods tie orders nothing, so it agrees with nothing.
+    # If all methods tie in a resampled cohort, there is no order to agree with.
     taus = [0.0 if math.isnan(tau) else tau for tau in taus]
     low, high = np.percentile(resampled, (2.5, 97.5), axis=1)
     return Ranking(

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: the scores of a cohort, their statistics, and the files that hold them."""
+"""The result of an evaluation: the scores of a cohort, their statistics, and the files with them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _over_cases(
 def _statistics(values: Iterable[float]) -> dict[str, Any]:
     """Mean, sample standard deviation, quartiles (linear interpolation), range and interval of the defined values.
 
-    What cannot be a JSON number is None, with its reason under "reasons".
+    A value that is not finite is None, with its reason under "reasons".
     """
     everything = np.array(list(values), dtype=np.float64)
     known = np.sort(everything[~np.isnan(everything)])
@@ -151,7 +151,7 @@ def _quantile(ordered: npt.NDArray[np.float64], q: float) -> float:
 
 
 def write(folder: Path, result: Evaluation) -> None:
-    """Write all files; the summary goes last, so where there is one it belongs to the tables beside it."""
+    """Write all files, the summary last: where it exists, the tables are complete."""
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
     rows: list[dict[str, object]] = []
     per_angle: list[dict[str, object]] = []

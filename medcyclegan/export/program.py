@@ -48,7 +48,7 @@ class Program:
     smallest: int
 
     def shape_rule(self) -> str:
-        """What images it takes, in words."""
+        """The sizes of images that it takes, in words."""
         if self.size is not None:
             return f"exactly {' x '.join(map(str, self.size))} voxels"
         return f"any size of at least {self.smallest} voxels along every axis"

@@ -1,4 +1,4 @@
-"""The cohort of an experiment: named, prepared, and what it decides about the experiment."""
+"""The cohort of an experiment: finding and preparing it, and completing the experiment from it."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def cohort(experiment: Experiment, progress: Progress | None = None) -> Cohort:
 
 
 def source_kind(experiment: Experiment) -> Kind | None:
-    """What `data.source` is; None where there is none.
+    """The kind of `data.source`; None if there is none.
 
     Raises:
-        InputError: it is nothing that is known, or a key of `data` says how to read what it is not.
+        InputError: it is of no known kind, or a key of `data` is for another kind.
     """
     data = experiment.data
     given = {key: getattr(data, key) for key in config.OF_SOURCE}
@@ -172,7 +172,7 @@ def verified(folder: Path, progress: Progress) -> PreparedCohort:
 
 
 def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
-    """Fill in what the prepared cohort decides, and refuse what contradicts it."""
+    """Fill in the settings that the prepared cohort determines, and refuse contradictions."""
     problems, contrasts = [], {}
     settings = experiment.preparation
     for domain in ("a", "b"):
@@ -183,7 +183,7 @@ def resolve(experiment: Experiment, prepared: PreparedCohort) -> Experiment:
                 f"domains.{domain}.modality is {wanted}, but {prepared.folder} was prepared as {done.modality}"
             )
         named, made = getattr(experiment.domains, domain).contrasts, prepared.channels(domain)
-        # What the only channel is called does not matter.
+        # The name of an only channel does not matter.
         if named and named != made and max(len(named), len(made)) > 1:
             problems.append(
                 f"domains.{domain}.contrasts is {', '.join(named)}, but {prepared.folder} was prepared with "

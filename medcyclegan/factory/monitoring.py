@@ -1,4 +1,4 @@
-"""What is attached to a trainer: curves, pictures, checkpoints, guards and validation."""
+"""Handlers attached to a trainer: curves, pictures, checkpoints, guards and validation."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def attach_monitors(trainer: TranslationTrainer, training: Training, describe_st
     """Attach guards, curves and pictures, validation, checkpoints and MLflow, in this order.
 
     Guards and validation are in every process, since all must go back together, and schedules and early stopping follow
-    the scores; only the first process writes and speaks.
+    the scores; only the first process writes and prints.
 
     Args:
         trainer: gets the handlers.
         training: what it is made from.
-        describe_step: the cases and positions that a step was shown.
+        describe_step: gives the cases and positions of a step.
     """
     recorder = _recorder(training) if ranks.is_first() else None
     checkpoints = _checkpoints(training) if ranks.is_first() else None
@@ -171,7 +171,7 @@ def _probe(training: Training) -> Probe:
 
 
 def _record(recorder: RunRecorder, training: Training) -> Record:
-    """Writes what a validation measured, and histograms in the target's unit of what it looked at."""
+    """Writes the results of a validation, and histograms of its images in the target's unit."""
 
     def record(step: int, values: dict[str, float], probe: Probe, images: dict[str, Tensor]) -> None:
         shown = {f"real_{d}": (probe.real[d], probe.bodies[d]) for d in ("a", "b")}

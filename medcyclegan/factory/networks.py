@@ -71,7 +71,7 @@ def make_objective(experiment: Experiment) -> Objective:
 
 
 def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, object]) -> None:
-    """Refuse parts that put an image of one domain where one of the other belongs, if these have other channels."""
+    """Refuse parts that need the same number of channels in both domains if the domains differ in it."""
     a, b = (experiment.channels(domain) for domain in ("a", "b"))
     if a == b:
         return
@@ -95,7 +95,7 @@ def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, obj
 
 
 def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMemory | None:
-    """What a training step will take; None where it cannot be predicted.
+    """The memory of a training step; None if it cannot be predicted.
 
     Args:
         experiment: resolved, at least its patches.size.

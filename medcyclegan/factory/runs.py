@@ -44,7 +44,7 @@ LEFTOVERS_S = 10.0  # readers of a training that was killed notice it after five
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left; `left_out` is the share of the slices of "a" and "b" that were never shown."""
+    """The result of a training; `left_out` is the share of the slices of "a" and "b" that were never used."""
 
     run: Path
     checkpoint: Path
@@ -133,7 +133,7 @@ def resume(
 
     Args:
         run: the folder of the run; or a checkpoint in it, to go back to that.
-        new: what shall be other than it was.
+        new: changed settings.
         device, progress, handlers: as in `train`. With other processes, a step still takes the same patches.
         allow: as in `load_translator`.
 
@@ -184,7 +184,7 @@ def resume(
 
 @dataclass(frozen=True)
 class _Stopped:
-    """A training that stopped: the experiment that it had, resolved and as it was given, and its checkpoint."""
+    """A stopped training: its experiment, resolved and as given, and its checkpoint."""
 
     resolved: dict[str, Any]
     given: dict[str, Any]
@@ -214,12 +214,12 @@ def _stopped(run: Path, allow: tuple[str, ...]) -> _Stopped:
 
 
 def _changes(stopped: _Stopped, new: NewSettings, run: Path, allow: tuple[str, ...]) -> list[Change]:
-    """What the new settings change, all of which may change and is wanted."""
+    """The changes in the new settings, after checking that they are allowed."""
     own = None if new.config_file else stopped.resolved
     wanted = _given(config.load(new.config_file, new.overrides, base=own, allow=allow))
     with reading(run, "given"):
         found = changes(stopped.resolved, stopped.given, wanted)
-    # Where the same cases lie changes nothing, and that they are the same is looked at later.
+    # Another path to the same cases is no change; that they are the same is checked later.
     own_place = [change for change in found if change.key == "data.source" and stopped.cohort]
     require_allowed([change for change in found if change not in own_place], str(run), allow=new.allowed)
     return found
@@ -251,10 +251,10 @@ def _changed_checkpoint(stopped: _Stopped, found: list[Change], experiment: Expe
 
 
 def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
-    """Where the prepared data of a run lie, which may have been moved, with the run or apart from it.
+    """Find the prepared data of a run, which may have been moved with or without the run.
 
-    Looked for are the last parts of the recorded path below the run's folder and those above it: as they lay to each
-    other before. What is found must be the same cases.
+    The last parts of the recorded path are searched below the run's folder and its parents, as if both had been moved
+    together. The cases found must be the same.
 
     Args:
         recorded: where they were.
@@ -262,7 +262,7 @@ def _find_prepared(recorded: Path, run: Path, cohort: str | None) -> Path:
         cohort: their fingerprint; None where it is not known, as before the first checkpoint.
 
     Raises:
-        InputError: they are neither there nor near the run.
+        InputError: they are found neither there nor near the run.
     """
     if recorded.exists():
         return recorded

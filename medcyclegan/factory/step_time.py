@@ -1,4 +1,4 @@
-"""How long a training step takes on this machine, as busy as it is now."""
+"""Time of a training step on this machine under its present load."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def make_trainer(training: Training, handlers: Sequence[Any] = ()) -> Translatio
 
     Args:
         training: what is trained, on what, and from where.
-        handlers: further MONAI or ignite handlers to attach, in every process.
+        handlers: other MONAI or ignite handlers to attach, in every process.
     """
     experiment, device, settings = training.experiment, training.device, training.experiment.training
     _refuse_single_slices(training.prepared, experiment.patches)
@@ -123,7 +123,7 @@ def _require_fitting_objective(objective: Objective, training: Training) -> None
 
 
 def _require_memory(experiment: Experiment, device: torch.device) -> None:
-    """Refuse at once what would run out of memory after a while."""
+    """Refuse at the start a training that would run out of memory."""
     memory = predict_memory(experiment, bf16=wants_bf16(experiment.training.precision, device), device=device.type)
     if memory is None:
         return
@@ -141,7 +141,7 @@ def _require_memory(experiment: Experiment, device: torch.device) -> None:
 
 
 def _augmentation(experiment: Experiment, prepared: PreparedCohort) -> dict[str, Augmentation]:
-    """How each domain's patches are varied; empty if not at all."""
+    """The augmentation of each domain's patches; empty if there is none."""
     settings = experiment.augmentation
     if settings == config.Augmentation():
         return {}

@@ -1,4 +1,4 @@
-"""A training about to start or resume: what its trainer, checkpoints and monitors are made from."""
+"""A training about to start or resume, from which its trainer, checkpoints and monitors are made."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Training:
 
     @cached_property
     def domains(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint says of each domain, so that converting needs nothing else."""
+        """The description of each domain in a checkpoint, all that conversion needs."""
         return {
             domain: {
                 "name": getattr(self.experiment.domains, domain).name,
@@ -117,6 +117,6 @@ def shared_batch(settings: config.Training, processes: int, checkpoint: Mapping[
 
 
 def _features(cases: Sequence[StoredCase]) -> list[dict[str, Any]]:
-    """What the training volumes are like, of at most `DESCRIBED` of them, so that conversion can flag unlike ones."""
+    """Features of at most `DESCRIBED` training volumes, so that conversion can flag volumes unlike them."""
     every = max(1, -(-len(cases) // DESCRIBED))
     return [case.features.to_dict() for case in cases[::every]]

@@ -150,7 +150,7 @@ def _require_truth(**values: object) -> None:
 
 
 def _require_usable(preparation: Preparation) -> None:
-    """Raise a ValueError for values that no volume can be prepared with."""
+    """Raise a ValueError for values with which no volume can be prepared."""
     _require_truth(mr_inverted=preparation.mr_inverted, mr_exclude_blanked=preparation.mr_exclude_blanked)
     if preparation.crop_margin is not None and not math.isfinite(preparation.crop_margin):
         raise ValueError(f"crop_margin is {preparation.crop_margin}")
@@ -199,13 +199,13 @@ def choose_checkpoint(path: Path, which: str) -> Path:
 
 
 def _description(target: str, path: Path, step: int) -> str:
-    """What the header of a result says; NIfTI has 79 characters, and what matters most comes first."""
+    """The description in the header of a result, most important first; NIfTI has 79 characters."""
     run = path.resolve() if path.is_dir() else path.resolve().parent
     return f"synthetic {target}, not for clinical use, medcyclegan {__version__}, model {run.name} step {step}"
 
 
 def load_untrained(path: str | Path, *, device: str = "auto") -> Translator:
-    """The translator that a run began with: the same preparation and network with its initial weights."""
+    """The untrained translator of a run: the same preparation and network with its initial weights."""
     translator = load_translator(path, device=device)
     experiment = _experiment(load_checkpoint(Path(path)), Path(path))
     translator.generator.load_state_dict(make_networks(experiment)["gen_ab"].state_dict())

@@ -1,8 +1,8 @@
-"""One volume translated in several ways, fused into one result.
+"""Test-time augmentation and ensembles: several translations of one volume, fused.
 
 Words used here. *Member*: one translation of the volume, by one checkpoint along one plane, mirrored or not.
-*Mirrored*: left and right exchanged before the network and back afterwards. Left and right alone, because a patient is
-about symmetric there and nowhere else.
+*Mirrored*: left and right exchanged before the network and back afterwards. Only left and right, the one
+near symmetry of a patient.
 """
 
 from __future__ import annotations

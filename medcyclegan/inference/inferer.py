@@ -18,7 +18,7 @@ from medcyclegan.inference.tiles import BACKGROUND
 
 
 class _Function(nn.Module):
-    """Anything that can be called, as a module."""
+    """A function as a module."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -60,11 +60,11 @@ class TranslatorInferer(Inferer):
         """Translate.
 
         Args:
-            inputs: (B, 1, X, Y, Z) on the working grid, axes RAS, in [-1, 1]; what is exactly -1 is background.
+            inputs: (B, 1, X, Y, Z) on the working grid, axes RAS, in [-1, 1]; exactly -1 is background.
             network: (B, C, *spatial) in [-1, 1] to the same shape and range.
 
         Returns:
-            (B, 1, X, Y, Z) float32 in [-1, 1] on the device of `inputs`; background where there is none but background.
+            (B, 1, X, Y, Z) float32 in [-1, 1] on the device of `inputs`; background where `inputs` is.
         """
         if inputs.ndim != 5 or inputs.shape[1] != 1:
             raise ValueError(f"inputs are (B, 1, X, Y, Z), got {tuple(inputs.shape)}")

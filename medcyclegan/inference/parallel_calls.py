@@ -1,4 +1,4 @@
-"""Calls of a network in several threads of a processor.
+"""Calls of a network in several CPU threads.
 
 Splitting single convolutions over cores gains less than giving each core calls of its own.
 """
@@ -18,7 +18,7 @@ THREADS = 2  # more hold more windows in memory, and two already keep two cores 
 
 
 def runs_in_threads(device: torch.device) -> bool:
-    """Whether calls on this device gain by threads: on a processor with two cores or more."""
+    """Whether threads speed calls up on this device: on a CPU with two cores or more."""
     return device.type == "cpu" and torch.get_num_threads() > 1
 
 
@@ -31,7 +31,7 @@ def in_threads(call: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, 
     """
 
     def without_gradients(item: T) -> R:
-        with torch.inference_mode():  # which belongs to a thread
+        with torch.inference_mode():  # which is per thread
             return call(item)
 
     cores = torch.get_num_threads()
@@ -46,4 +46,4 @@ def in_threads(call: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, 
             for first, future in waiting:
                 yield first, future.result()
     finally:
-        torch.set_num_threads(cores)  # what threads begin with that are made later
+        torch.set_num_threads(cores)  # the default for threads started later

@@ -1,4 +1,4 @@
-"""The quality record of one conversion: is this volume like those trained on, and which parts of the result to check.
+"""The quality record of one conversion: is the volume like the training volumes, and which parts need a check.
 
 Words used here. *Cohort*: the features (`survey.features`) of the training volumes, as a checkpoint stores them.
 *Flag*: one sentence that says what is unlike the cohort.
@@ -23,19 +23,19 @@ _AXES = ("left-right", "front-back", "head-foot")
 _TOLERANCE = 1.5
 # Earth mover's distance of histograms over [-1, 1] below which nothing is unusual.
 _SAME_HISTOGRAM = 0.12
-# A channel is mistaken for another where its histogram is less than half as far from that one's.
+# A channel counts as exchanged if another channel's histogram is less than half as far as its own.
 _MISTAKEN = 0.5
 _LIKE_ITSELF = 0.05
-# A head of thick slices shows no skull either, which is why a brain's volume must be small too.
+# In thick slices a head shows no skull either; so a brain must have a small volume too.
 _BRAIN_OF_HEAD = 0.8
 SPREAD_THRESHOLD_HU = 100.0
-# A slice differs from its neighbors by more than this, and by so many times the usual.
+# A slice is flagged if it differs from its neighbors by more than this, and by so many times the median.
 _JUMP_HU = 15.0
 _JUMP_TIMES = 6.0
 
 
 def flags(found: Features, cohort: Sequence[Features], modality: str, channels: Sequence[str]) -> list[str]:
-    """What of a volume is unlike the training cohort, one sentence each; empty where nothing is.
+    """How a volume differs from the training cohort, one sentence each; empty if it does not.
 
     Args:
         found: features of the volume.
@@ -79,7 +79,7 @@ def flags(found: Features, cohort: Sequence[Features], modality: str, channels: 
 def _exchanged(
     given: Sequence[Sequence[float]], known: Sequence[npt.NDArray[np.float64]], names: Sequence[str]
 ) -> list[str]:
-    """Whether channels look like other ones of the training than those that they were given as."""
+    """Channels that look like another channel of the training, probably exchanged."""
     mistaken = []
     for number, histogram in enumerate(given):
         distances = [_distance(np.array(histogram), histograms) for histograms in known]

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def slice_means(volume: np.ndarray, mask: np.ndarray, axis: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each slice inside a mask that its two neighbors share with it, and that of the neighbors.
+    """Mean of each slice in the mask shared with its two neighbors, and the mean of the neighbors there.
 
     Args:
         volume: (X, Y, Z), any unit.

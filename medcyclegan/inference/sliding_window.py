@@ -3,8 +3,8 @@
 Instance norm makes a generator's output depend on how much background it sees. So windows are shown as in training: a
 slice larger than the training window is cut to the body's bounding box, a smaller one is surrounded with background up
 to the window. Where statistics are gathered first (see `statistics`), they are gathered in that way; with the
-statistics frozen the amount of background does not matter any more, and the second pass over slices sees the body with
-a margin only.
+statistics frozen the amount of background no longer matters, and the second pass over slices sees only the body and a
+margin.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from medcyclegan.progress import Progress, Silent
 
 MARGIN = 4  # voxels kept around the body where a slice is larger than the training window
 FROZEN_MARGIN = 16  # voxels kept around the body once statistics are frozen
-FROZEN_MULTIPLE = 16  # windows of few different sizes, and no uneven ones for networks that halve them
+FROZEN_MULTIPLE = 16  # few window sizes, and even ones for networks that halve them
 GATHERED = 48  # slices at most whose statistics are gathered, evenly spaced
 
 Voxel = TypeVar("Voxel", bound=np.generic)
@@ -91,7 +91,7 @@ class SlidingWindow:
         return replace(self, roi_size=plane_window(self.roi_size, self.plane, plane), plane=plane)
 
     def stacked(self, volume: npt.NDArray[Voxel]) -> npt.NDArray[Voxel]:
-        """(C, X, Y, Z) as a view (C, N, *spatial): all slices, or the one volume that patches are cut from."""
+        """(C, X, Y, Z) as a view (C, N, *spatial): all slices, or in 3D the whole volume with N = 1."""
         return volume[:, None] if self.spatial_dims == 3 else np.moveaxis(volume, ACROSS[self.plane] + 1, 1)
 
 
@@ -107,7 +107,7 @@ def translate_volume(
 ) -> npt.NDArray[np.float32]:
     """Run a generator over a volume, once, along the plane of `window`.
 
-    Slices without body are background and not shown at all. A 2.5D generator takes and gives 2 n + 1 neighboring slices
+    Slices without body are background and skipped. A 2.5D generator takes and gives 2 n + 1 neighboring slices
     as channels; every slice gets the mean of its up to 2 n + 1 predictions, which errs less than the middle one.
 
     Args:
@@ -152,14 +152,14 @@ def translate_volume(
             runner.gather(_windows(stacks, part, frame, window.neighbors), part.tolist())
     statistics: Statistics = "window"
     if pooled:
-        # Tiles of one volume are all at the same place, and share all of their statistics.
+        # All tiles of one volume share one position, and so their statistics.
         statistics = window.norm_statistics if slicewise else "volume"
 
     def translated(part: npt.NDArray[np.intp]) -> tuple[_Frame, npt.NDArray[np.float32]]:
         shown = _body_frame(np.asarray(mask[part].any(axis=0)), frame) if pooled and slicewise else frame
         return shown, runner(_windows(stacks, part, shown, window.neighbors), part.tolist(), statistics).cpu().numpy()
 
-    # Statistics are frozen for one call after the other; without them, calls know nothing of each other.
+    # Frozen statistics are set per call, so calls run one by one; without them calls are independent.
     threads = slicewise and not pooled and runs_in_threads(window.device)
     parts = batches(places, THREADS if threads else 1)
     watched = watch.track(parts, len(parts), f"translating {what}")
@@ -174,12 +174,12 @@ def _blend(
     calls: Iterable[tuple[npt.NDArray[np.intp], tuple[_Frame, npt.NDArray[np.float32]]]],
     window: SlidingWindow,
 ) -> None:
-    """Write the mean of the predictions of every place into `into`, (C', N, *spatial).
+    """Write the mean of the predictions of every voxel into `into`, (C', N, *spatial).
 
     Args:
         into: background.
         mask: (N, *spatial), the body.
-        calls: places, and what of them was shown and predicted, (B, C' (2 n + 1), *shape).
+        calls: slice indices, the shown region, and its prediction (B, C' (2 n + 1), *shape).
         window: how the network is run.
     """
     count = np.zeros(mask.shape, np.uint16) if window.neighbors else None  # predictions of every voxel
@@ -210,7 +210,7 @@ def _blend(
 
 @dataclass(frozen=True)
 class _Frame:
-    """What of a slice or volume is shown: a region of it and the background around that."""
+    """The part of a slice or volume that is shown: a region and the background around it."""
 
     region: tuple[slice, ...]
     padding: tuple[tuple[int, int], ...]
@@ -223,7 +223,7 @@ class _Frame:
 
     @property
     def inner(self) -> tuple[slice, ...]:
-        """Where the region lies in what is shown."""
+        """The region within the shown window."""
         return tuple(
             slice(before, before + r.stop - r.start) for r, (before, _) in zip(self.region, self.padding, strict=True)
         )

@@ -1,4 +1,4 @@
-"""Instance-norm statistics that neighboring windows share, so that the translated volume has no jumps in brightness.
+"""Instance-norm statistics shared by neighboring windows, against brightness jumps between slices.
 
 Instance norm (Ulyanov et al. 2016, eq. 4) subtracts from each channel its mean over one window and divides by its
 standard deviation there. Two neighboring slices or tiles show a little more or less skull, and the same tissue comes
@@ -59,7 +59,7 @@ class SharedNormNetwork(nn.Module):
                     if _has_window_statistics(child) and not isinstance(module, _SharedNorm):
                         setattr(module, name, _SharedNorm(child))
             for module in self.network.modules():
-                # This copy lives for one volume: layers may keep what they make of its weights.
+                # This copy lives for one volume, so layers may cache transformed weights.
                 if callable(cache := getattr(module, "cache_kernels", None)):
                     cache()
         self.norms = [module for module in self.network.modules() if isinstance(module, _SharedNorm)]
@@ -74,7 +74,7 @@ class SharedNormNetwork(nn.Module):
         return result
 
     def gather(self, positions: Sequence[float]) -> None:
-        """Keep the statistics of the windows shown next, (B,) slice indices of theirs."""
+        """Keep the statistics of the next windows; `positions` are their slice indices, (B,)."""
         self._positions.extend(positions)
         for norm in self.norms:
             norm.gathering, norm.frozen = True, None
@@ -88,16 +88,16 @@ class SharedNormNetwork(nn.Module):
 
     @property
     def gathered(self) -> int:
-        """How many windows statistics are kept of."""
+        """Number of windows whose statistics are kept."""
         return len(self._positions)
 
     def free(self) -> None:
-        """Every window its own statistics, and nothing kept of them."""
+        """Back to statistics per window; gathered ones are dropped."""
         for norm in self.norms:
             norm.gathering, norm.frozen = False, None
 
     def freeze(self, positions: Sequence[float], statistics: Statistics) -> None:
-        """Use pooled statistics for the windows shown next, (B,) slice indices of theirs."""
+        """Use pooled statistics for the next windows; `positions` are their slice indices, (B,)."""
         if not self._positions:
             raise ValueError("freeze needs statistics, and none were gathered")
         there = torch.tensor(self._positions, dtype=torch.float64)
@@ -107,7 +107,7 @@ class SharedNormNetwork(nn.Module):
             step = torch.diff(there.unique()).median().item() if len(there.unique()) > 1 else 1.0
             distance = torch.tensor(list(positions), dtype=torch.float64)[:, None] - there
             distance = distance / max(NEIGHBORS_SD, step)
-            # Where the nearest gathered window is far, it counts alone instead of every weight vanishing.
+            # If all gathered windows are far, the nearest one counts alone, since all weights would underflow.
             nearest = distance.abs().min(dim=1, keepdim=True).values
             weights = torch.exp(-0.5 * (distance**2 - nearest**2))
         weights = weights / weights.sum(dim=1, keepdim=True)

@@ -1,8 +1,8 @@
-"""Windows of a volume shown to a network: as many at a time as memory allows, in tiles where one does not fit.
+"""Windows of a volume run through a network: as large a batch as memory allows, in tiles if one does not fit.
 
 Words used here. *Window*: what the network sees at once, a slice, a stack of neighboring slices or a 3D patch. *Tile*:
-a part of a window that does not fit; tiles overlap by half and are blended with Gaussian weights. Whatever is missing
-to a full window is background, -1, and never 0, which is soft tissue.
+a part of a window that does not fit; tiles overlap by half and are blended with Gaussian weights. Windows are
+padded with background, -1, never with 0, which is soft tissue.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ BATCH_VOXELS = {"cpu": 2 * 256 * 256, "cuda": 64 * 256 * 256}
 # Peak memory of a network over the input and output of its largest layer: padded copies, residuals and workspaces of
 # convolutions (a ResNet of 64 filters: 4 kB per voxel, of which the largest layer is 0.8 kB).
 PEAK_OVER_LAYER = 5
-MEMORY_SHARE = 0.7  # of what is free
+MEMORY_SHARE = 0.7  # of the free memory
 PROBE = 64  # voxels per axis at which a network's need of memory is measured
 SMALLEST_TILE = 64
 
 
 class WindowRunner:
-    """A network that is shown windows of any number and size and does not run out of memory.
+    """Runs a network over windows of any number and size without running out of memory.
 
-    A batch that does not fit is halved, a single window that does not fit is cut into overlapping tiles. What was found
-    to fit is remembered.
+    A batch that does not fit is halved, a single window that does not fit is cut into overlapping tiles. Sizes that
+    fit are remembered.
 
     Args:
         network: (B, C, *spatial) in [-1, 1] to (B, C', *spatial), on `device`, in evaluation mode.
@@ -55,7 +55,7 @@ class WindowRunner:
         self._most_voxels: int | None = None  # in one call of the network, once measured
 
     def batch_size(self, voxels: int, channels: int, spatial_dims: int) -> int:
-        """How many windows of so many voxels go into one call, at least 1."""
+        """Number of windows of `voxels` voxels per call, at least 1."""
         most = BATCH_VOXELS.get(self.device.type, BATCH_VOXELS["cpu"])
         return max(1, min(most, self._affordable(max(most, voxels), channels, spatial_dims)) // voxels)
 
@@ -162,7 +162,7 @@ class WindowRunner:
         """Voxels that one call may have, at least `wanted` where those fit."""
         if self._most_voxels is None:
             usable = MEMORY_SHARE * free_memory(self.device)
-            # No layer is larger than the widest one at full resolution. Where even that fits, nothing is measured.
+            # No layer is larger than the widest one at full resolution. If that fits, nothing is measured.
             weights = [p for p in self.network.parameters() if p.ndim > 1]
             widest = max((p.shape[0] + p.shape[1] for p in weights), default=2 * channels)
             if wanted * PEAK_OVER_LAYER * 4 * widest <= usable:

@@ -1,4 +1,4 @@
-"""Translation as MONAI transforms, for anybody's `Compose`."""
+"""Translation as MONAI transforms, for any `Compose`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TranslateImage(Transform):
         What was done to the source before remains recorded, so that a `Compose` can be inverted. MONAI pads with 0
         where it inverts a crop, which is water in HU.
 
-        A sequence of such is several channels, which need not share a grid; the result is on that of the first.
+        A sequence of these is several channels, which need not share a grid; the result is on the first one's.
         """
         first = data if isinstance(data, MetaTensor) else data[0]
         known = {} if mask is None else {"body": _body(mask, first)}
@@ -57,8 +57,8 @@ class TranslateImaged(MapTransform):
     """Translates the volumes at `keys`; the dictionary form of `TranslateImage`.
 
     Args:
-        keys: keys of MetaTensors with their affine. With a model of several channels either one key of all of them, or
-            one key per channel in the model's order, which together give one result.
+        keys: keys of MetaTensors with their affine. With a model of several channels, either one key that holds all of
+            them, or one key per channel in the model's order, for one result.
         translator: what `medcyclegan.load_translator` gives.
         output_keys: where the results go, one per key; None replaces the sources. Of one key per channel there is one
             result and one output key, which is needed.

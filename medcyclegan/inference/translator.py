@@ -36,8 +36,8 @@ from medcyclegan.transforms.geometry import resample
 from medcyclegan.transforms.intensity import Scaler
 from medcyclegan.transforms.pipeline import Preparation, PreparedCase, misplaced, prepare, restore
 
-# bfloat16 is used for a volume whose body it changes by less than this on average: 2 HU, in other units as much as that
-# is of the whole CT window. It is measured in two slices, one for each of a processor's lanes.
+# bfloat16 is used if it changes the body by less than this on average: 2 HU, or the same share of another unit's range.
+# It is measured in two slices.
 BF16_LIMIT_HU = 2.0
 BF16_LIMIT = BF16_LIMIT_HU * 2 / 4095  # in [-1, 1]
 BF16_SLICES = 2
@@ -86,7 +86,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class ImageDomain:
-    """What a checkpoint says of a domain.
+    """A domain, as a checkpoint describes it.
 
     Attributes:
         preparations: how the volume of each channel comes onto the working grid, in the model's order.
@@ -117,10 +117,10 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the network gave, (X, Y, Z) in [-1, 1] on the working grid, and its uncertainty maps: the second stage.
+    """The output of the network, (X, Y, Z) in [-1, 1] on the working grid, with uncertainty maps: the second stage.
 
-    By checkpoint, `precisions` has what it computed in, "bf16" or "float32", and `bf16_changes` by how much bfloat16
-    changes this volume, mean over the body of a few windows in [-1, 1] units; None where it may not be taken.
+    Per checkpoint, `precisions` is "bf16" or "float32", and `bf16_changes` the change that bfloat16 makes to this
+    volume, mean over the body of a few windows in [-1, 1] units; None where bfloat16 is not allowed.
     """
 
     values: npt.NDArray[np.float32]
@@ -136,13 +136,13 @@ class Translator:
     Made by `medcyclegan.load_translator`. Calling it takes a path, a MetaTensor, a nibabel image or a SimpleITK image
     and gives a `Translation` on the same grid. A model of several channels takes a sequence of them in the order of
     `channels`, or one MetaTensor (C, X, Y, Z), and gives a `Translation` on the grid of the first. The three stages of
-    a call, `read`, `predict` and `finish`, can be called one by one, so that reading and writing go on while the
-    network is busy.
+    a call, `read`, `predict` and `finish`, can be called one by one, so that reading and writing overlap with
+    the network.
 
     Args:
         generator: the network, a plain `nn.Module` in evaluation mode on `window.device`.
         source: the domain of the volumes that it takes.
-        target: the domain of what it makes; its first preparation says the modality.
+        target: the domain of its results; its first preparation has the modality.
         window: how it is run over a volume. With `bf16`, a volume is computed in bfloat16 where that is measured to
             change it by less than 2 HU.
         description: goes into the header of written files.
@@ -188,7 +188,7 @@ class Translator:
 
     @property
     def modality(self) -> str:
-        """Of what it makes."""
+        """Of its results."""
         return self.target.preparations[0].modality
 
     def __call__(
@@ -328,10 +328,10 @@ class Translator:
         return Translation(array, case.source_grid, self.modality, self.description, source.nifti, maps, record)
 
     def _changed_by_bf16(self, case: PreparedCase) -> float | None:
-        """By how much bfloat16 changes a few windows of this volume, mean over their body, in [-1, 1] units.
+        """The change that bfloat16 makes to a few windows of this volume, mean over their body, in [-1, 1] units.
 
         Measured for every volume and not once for the network: a result must not depend on which volumes came
-        before it, or on which of several processes it went to. None where bfloat16 may not be taken.
+        before it, or on which process it went to. None where bfloat16 is not allowed.
         """
         if not self.window.bf16:
             return None
@@ -344,7 +344,7 @@ class Translator:
         return float(np.abs(fast - exact)[body].mean(dtype=np.float64))
 
     def _is_small(self, bf16_change: float | None) -> bool:
-        """What is not a number is not small."""
+        """False for nan."""
         if bf16_change is None:
             return False
         if self.modality == "CT":
@@ -352,7 +352,7 @@ class Translator:
         return bf16_change < BF16_LIMIT
 
     def _sample(self, case: PreparedCase) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Image and body of slices evenly through the body, each between its neighbors; in 3D of a window in it."""
+        """Image and body of evenly spaced slices with their neighbors; in 3D of one window in the body."""
         shape = case.body.shape
         if self.window.spatial_dims == 3:
             region: list[Any] = []
@@ -360,7 +360,7 @@ class Translator:
             for n, length in zip(shape, self.window.roi_size, strict=True):
                 filled = np.flatnonzero(part.any(axis=tuple(range(1, part.ndim))))
                 middle = int(filled[len(filled) // 2])
-                part = part[middle]  # so that the place found in the end lies within the body
+                part = part[middle]  # so that the window lies within the body
                 start = max(0, min(middle - length // 2, n - length))
                 region.append(slice(start, start + length))
             return case.image[(..., *region)], case.body[tuple(region)]

@@ -5,7 +5,7 @@
     structure   where the result has other edges than the source (MIND), 0 to 1
     combined    the mean of the maps, each over its 99th percentile in the body
 
-A map that is low proves nothing: members can share a mistake, and a cycle can hide information.
+A low value proves nothing: members can share a mistake, and a cycle can hide information.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def spread(result: Map, members: Sequence[Map], width: float) -> Map:
     Where the result is the members' mean this is their standard deviation (divisor n).
 
     Args:
-        result: (X, Y, Z) in [-1, 1], what is delivered.
+        result: (X, Y, Z) in [-1, 1], the final result.
         members: the same shape and range, at least one.
         width: HU from -1 to 1.
     """
@@ -69,7 +69,7 @@ def structure_disagreement(image: Map, result: Map, body: Mask) -> Map:
         D(x, r) = Gaussian patch distance of I(x) and I(x + r),   V(x) = mean over r of D
         MIND(x, r) = exp(-D / V) / max over r
 
-    It sees how a neighborhood looks and not how bright it is, so that MR and CT can be compared.
+    It depends on local structure and not on brightness, so that MR and CT can be compared.
 
     Args:
         image: (C, X, Y, Z) in [-1, 1].
@@ -106,7 +106,7 @@ def _mind(values: Map, body: Mask) -> list[Map]:
         index = np.clip(np.arange(values.shape[axis]) + step, 0, values.shape[axis] - 1)
         distances.append(gaussian_filter((values - values.take(index, axis=axis)) ** 2, _PATCH_SD))
     variance = np.asarray(np.mean(distances, axis=0, dtype=np.float32))
-    # A flat neighborhood has no structure: its variance is held up to a thousandth of the usual one.
+    # A flat neighborhood has no structure: its variance is held at or above a thousandth of the mean.
     usual = float(variance[body].mean()) if body.any() else 0.0
     variance = np.clip(variance, max(1e-3 * usual, 1e-12), max(1e3 * usual, 1e-12))
     descriptor = [np.exp(-distance / variance) for distance in distances]

@@ -29,7 +29,7 @@ def suffix_of(name: str | os.PathLike[str]) -> str:
 
 
 def describe(path: Path) -> StoredVolume:
-    """What the header of a file says.
+    """The header of a file in any format.
 
     Raises:
         InputError: it cannot be read, or says what cannot be.

@@ -25,7 +25,7 @@ SHEAR_COSINE = 1e-3
 SAME_MM = 1e-2
 # Distance up to which two grids are one: the default of `Grid.matches`.
 IDENTICAL_MM = 1e-3
-# Distance between two statements about the same voxel from which on they contradict each other.
+# Distance between two statements about the same voxel above which they contradict each other.
 DISAGREEMENT_MM = 1.0
 # A unit vector or quaternion of a header may be longer by this, by rounding.
 UNIT_LENGTH = 1e-3

@@ -1,7 +1,7 @@
-"""Which volumes there are.
+"""Find volumes in files and folders.
 
-`list_volumes` is for work, and refuses what it cannot use. `look_in` and `look_below` are for looking, and list what
-cannot be used with its reason.
+`list_volumes` is for processing, and refuses unusable files. `look_in` and `look_below` are for inspection, and list
+unusable files with the reason.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def list_volumes(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
     A sub-folder or zip that holds DICOM is one case. A folder that holds DICOM files itself is one case, that of its
     own name. 2D images (.png, .tif, .tiff) are cases where there is nothing else; beside volumes they are previews.
-    Hidden files (leading dot) and other sub-folders are left out. A link to nothing is a case that cannot be read, for
-    otherwise nobody would miss it.
+    Hidden files (leading dot) and other sub-folders are left out. A broken link is a case that cannot be read, so
+    that it is not overlooked.
 
     Raises:
         InputError: the folder is missing, is a file, holds no volume, holds two volumes of the same case id, or holds
@@ -101,11 +101,11 @@ def volumes_at(path: Path) -> dict[str, Path]:
 
 @dataclass
 class Listing:
-    """What was found where nothing is refused.
+    """The files found for inspection.
 
     Attributes:
         volumes: in order of path; a DICOM series is its folder.
-        unusable: path -> why it cannot even be looked at.
+        unusable: path -> why it cannot be opened.
         left_out: files that are no volumes, and folders that were not searched.
     """
 

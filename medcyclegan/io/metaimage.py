@@ -52,7 +52,7 @@ _LINE = re.compile(r"\s*([ -9;<>-~]+?)\s*[=:]\s*(.*?)\s*")
 
 
 def read_header(path: Path) -> StoredVolume:
-    """What the header of a .mha or .mhd file says.
+    """The header of a .mha or .mhd file.
 
     Raises:
         InputError: it is no MetaImage, lacks a field that places or sizes the voxels, has one twice or one that cannot

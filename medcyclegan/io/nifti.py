@@ -3,8 +3,8 @@
 Words used here. *Coded*: the header says what its orientation matrices mean only where `sform_code` or `qform_code` is
 above 0. *Fields*: the geometry of a header under the standard's own names, as MONAI's reader keeps them too.
 
-The standard is nifti1.h (R. W. Cox et al., 2003). Other readers mend what contradicts it, each in its own way and
-without a word; here it is refused, or read in the one way that the standard gives, and said.
+The standard is nifti1.h (R. W. Cox et al., 2003). Other readers silently repair contradictions, each in its own
+way; here they are refused, or read as the standard says, with a warning.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TYPES = {
 _COMPLEX, _COLOR = (32, 1792, 2048), (128, 2304)
 # mm in the unit of a header; 0 is no unit, which every program takes for mm.
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-# A unit by which no side is as long as the first, or one longer than the second, is wrong where mm give a body.
+# A unit that makes the volume shorter or longer than these is wrong if mm give a plausible body.
 _LENGTHS_MM, _BODY_MM = (1.0, 1e4), (10.0, 2000.0)
 # Codes from "unknown" to "other template".
 _CODES = range(6)
@@ -56,7 +56,7 @@ _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def read_header(path: Path) -> StoredVolume:
-    """What the header of a .nii or .nii.gz file says; whether it is compressed is told by its content.
+    """The header of a .nii or .nii.gz file; the content decides whether it is compressed.
 
     Raises:
         InputError: it is no NIfTI, or contradicts the standard or itself.

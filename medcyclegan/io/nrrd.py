@@ -67,7 +67,7 @@ _SPATIAL = {"domain", "space", "none", "???"}  # kinds
 
 
 def read_header(path: Path) -> StoredVolume:
-    """What the header of an .nrrd file says.
+    """The header of an .nrrd file.
 
     Raises:
         InputError: it is no NRRD, lacks what places or sizes the voxels, has a field twice or one that teem does not

@@ -31,7 +31,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class GrayLevels:
-    """How the pixels of 2D images are understood; of no meaning for volumes.
+    """How the pixels of 2D images are read; not used for volumes.
 
     Attributes:
         window: HU of gray level 0 and of the brightest, 255 or 65535; None leaves gray levels, which are no CT.

@@ -1,7 +1,7 @@
-"""What no scan can be: limits of geometry and of Hounsfield units beyond which a header or a value is in error.
+"""Limits of geometry and Hounsfield units beyond which a header or a value must be wrong.
 
-One rule for every format. The limits are wide: they part what a scanner or a micro-CT may give from lengths in another
-unit, padding and damage; what lies within them may still be doubtful: see `qc.rules` and `evaluation.doubts`.
+One rule for every format. The limits are wide: they separate scanners and micro-CT from lengths in another
+unit, padding and damage; values within them may still be doubtful: see `qc.rules` and `evaluation.doubts`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FARTHEST_MM = 1e5
 # Gold attenuates 60 keV 430 times as strongly as water (430,000 HU); padding may be anything that 16 bits and an
 # intercept give. What a file holds beyond these limits was never a CT.
 MATTER_HU = (-1e5, 1e6)
-# What a CT may hold that is used as one: 16 bits with sign. Steel reads about 30,000 HU; 64,511 is 65535, padding or a
+# The range of a usable CT: signed 16 bits. Steel reads about 30,000 HU; 64,511 is 65535, padding or a
 # value below 0 that was stored without sign, with an intercept of -1024.
 CT_HU = (-32768.0, 32767.0)
 

@@ -76,8 +76,8 @@ def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) 
 
     A 2D image (.png, .tif, .tiff) is a volume of one slice, understood as `levels` says: see `io.pictures`.
 
-    Of a folder or zip with several series, `PATH#DIGITS` is the one whose SeriesInstanceUID ends in these digits; how
-    DICOM is read is told in `io.dicom.series`.
+    Of a folder or zip with several series, `PATH#DIGITS` is the one whose SeriesInstanceUID ends in these digits; for
+    DICOM see `io.dicom.series`.
 
     NIfTI-1 and NIfTI-2 of either byte order are scaled by their slope and intercept; the affine is the sform if that is
     coded, else the qform (nibabel's rule), in mm whatever unit the header names. The same scan stored in any of the
@@ -102,7 +102,7 @@ def read_volume(path: str | os.PathLike[str], levels: GrayLevels | None = None) 
 
 
 def read_values(path: str | os.PathLike[str]) -> tuple[np.ndarray, Grid, dict[str, Any]]:
-    """What a file holds, for those who examine files: as `read_volume`, but any values, not finite or constant too.
+    """Read a file for inspection: as `read_volume`, but values may be constant or not finite.
 
     Returns:
         (X, Y, Z) float32, its grid and the metadata `modality` (DICOM) or the header's geometry (NIfTI).
@@ -173,7 +173,7 @@ def grid_of(volume: MetaTensor) -> Grid:
 
 
 def as_volume(image: str | os.PathLike[str] | MetaTensor | SpatialImage | sitk.Image) -> MetaTensor:
-    """A volume from whatever holds one: the same checks and the same result as `read_volume` of its file.
+    """A volume from a path or image object: the same checks and the same result as `read_volume` of its file.
 
     Args:
         image: a path, a MetaTensor of shape (1, X, Y, Z) or (X, Y, Z) with its affine, a nibabel image or a SimpleITK
@@ -258,7 +258,7 @@ def _dicom_header(path: Path) -> Header:
 
 
 def _described(path: Path) -> StoredVolume:
-    """What the header of a file says, if that is one scalar 3D volume."""
+    """The header of a file of one scalar 3D volume."""
     stored = describe(path)
     _check_kind(stored.shape, str(path), stored.components)
     _remark(path, stored.remarks)
@@ -280,7 +280,7 @@ def _check_kind(shape: Sequence[int], name: str, components: int = 1, imaginary:
 
 
 def _check_shape(shape: Sequence[int], name: str, picture: bool = False) -> None:
-    """One 3D volume, at least 2 voxels along each axis (a picture: one slice); further axes of one frame are fine."""
+    """One 3D volume, at least 2 voxels along each axis (a picture: one slice); other axes of length 1 are fine."""
     shown = " x ".join(str(n) for n in shape)
     if len(shape) < 3:
         raise InputError(f"{name}: a volume has three axes, this has {len(shape)} ({shown}).")

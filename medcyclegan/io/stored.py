@@ -1,10 +1,10 @@
-"""Voxels on disk: what a header says of them, and exactly as many values as it says, or a refusal.
+"""Voxels on disk: read exactly as many values as the header describes, or refuse.
 
 Words used here. *Encoding*: how values are written: raw bytes, a compressed stream of them, or numbers as text. *Part*:
 one file of values, or the piece of a file that holds them.
 
-Bytes are counted and checksums looked at before a voxel is believed. A library that does not look fills what a damaged
-stream lacks with whatever was in memory.
+Bytes are counted and checksums verified before any voxel is used. Some libraries fill the missing part of a damaged
+stream with whatever was in memory.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ class StoredVolume:
 
 
 def header_error(path: str | Path, problem: str, remedy: str | None = None) -> InputError:
-    """The error that tells what is wrong with the header of a file, to be raised."""
+    """The error for a wrong header of a file, to be raised."""
     return InputError(f"{path}: its header {problem}.", remedy)
 
 
 def checked(stored: StoredVolume) -> StoredVolume:
-    """The same, after its numbers were held against each other and against the length of its files.
+    """The same, after checking its numbers against each other and against the length of its files.
 
     Raises:
         InputError: a shape or geometry that cannot be, or a file of raw values that is missing, too short or too long.
@@ -168,7 +168,7 @@ def _needed(stored: StoredVolume) -> int:
 
 
 def _fitting(stored: StoredVolume, part: Part, found: int, tail: bytes | bytearray) -> str | None:
-    """What is to be said of a part of `found` bytes of voxels, `tail` being those beyond the needed ones.
+    """A remark on a part of `found` bytes of voxels, or None; `tail` are the bytes beyond the needed ones.
 
     Raises:
         InputError: there are too few, or more that are not padding: then shape, type or start of the data is wrong.

@@ -1,4 +1,4 @@
-"""What lies under a folder, by name and kind: each folder listed once and sorted, so that no machine's order is seen.
+"""The files under a folder by name and kind; each folder is listed once and sorted, the same on every machine.
 
 Words used here. *Case id*: the name of a file without the suffix of its format, or of a DICOM folder. *Place*: a folder
 below the root of a tree, relative to it and with `/` between the parts; "" is the root itself.
@@ -231,7 +231,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself: a file that cannot be read, if anybody wants it
+        return False  # a link to itself counts as an unreadable file
 
 
 def named_volumes(tree: Tree, names: Collection[str]) -> dict[str, dict[str, Path]]:

@@ -1,4 +1,4 @@
-"""Volumes into files: NIfTI, MetaImage and NRRD, whole or not at all, on the grid they were given.
+"""Write volumes as NIfTI, MetaImage and NRRD, atomically, on their own grid.
 
 Nothing is rescaled on the way: the array's own type goes to disk with slope 1 and intercept 0. A format is a function
 from a volume to the bytes of its file.
@@ -43,7 +43,7 @@ def write_volume(
     description: str = "",
     nifti: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a volume so that the file is whole or absent, whatever happens.
+    """Write a volume atomically.
 
     A .mhd file carries its voxels itself (`ElementDataFile = LOCAL`) and has no .raw companion: two files cannot be
     replaced in one step.
@@ -54,8 +54,8 @@ def write_volume(
         grid: where the voxels lie; same shape as `array`.
         description: NIfTI `descrip`, cut to 79 characters; a field `descrip` in the header of the other formats.
         nifti: geometry of the source's NIfTI header (`io.nifti.kept_fields` of its volume), kept as it is where it
-            describes `grid`: sform, qform, their codes and the unit of length, so that every program shows the result
-            where it shows the source. Of others only `sform_code` and `qform_code` are kept, with both matrices from
+            describes `grid`: sform, qform, their codes and the unit of length, so that every program places the result
+            where it places the source. Of others only `sform_code` and `qform_code` are kept, with both matrices from
             `grid`; (0, 0) is a source of unknown orientation. Default (1, 1), scanner coordinates. The qform is a
             rotation, and left out where the axes are sheared (`Grid.shear` above `SHEAR_COSINE`).
 

@@ -20,16 +20,16 @@ Logits = Tensor | tuple[Tensor, ...]
 
 
 class AdversarialLoss(Protocol):
-    """What the generator and the discriminator minimize.
+    """The adversarial losses of generator and discriminator.
 
     `penalty_weight` above 0 asks the objective to add that multiple of `gradient_penalty` to the discriminator's loss;
-    one that has `lazy` and `step` is asked for it only where `step` is a multiple of `lazy`, and then `lazy` times.
+    with `lazy` and `step`, only every `lazy`-th step, and then `lazy` times.
     """
 
     penalty_weight: float
 
     def generator(self, fake: Logits) -> Tensor:
-        """Small when the discriminator takes the fakes for real. Scalar."""
+        """Small when the discriminator judges the fakes real. Scalar."""
         ...
 
     def discriminator(self, real: Logits, fake: Logits) -> Tensor:

@@ -19,7 +19,7 @@ class OfEveryContrast:
 
     Args:
         loss: compares one contrast, (B, C, *spatial), with one.
-        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; 1 where it is left out.
+        contrasts: "a", "b" -> number of contrasts among the channels of that domain; 1 where it is left out.
     """
 
     def __init__(self, loss: StructureLoss, contrasts: Mapping[str, int]) -> None:

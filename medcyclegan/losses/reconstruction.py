@@ -13,7 +13,7 @@ from medcyclegan.registry import RECONSTRUCTION_LOSSES
 
 
 class ReconstructionLoss(Protocol):
-    """How far an image is from the wanted one; 0 exactly where they are equal."""
+    """How far an image is from the target; 0 if they are equal."""
 
     def __call__(self, image: Tensor, wanted: Tensor) -> Tensor: ...
 

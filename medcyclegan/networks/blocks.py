@@ -1,4 +1,4 @@
-"""What several networks are made of, for two and three spatial dimensions alike."""
+"""Building blocks of the networks, in 2D and 3D."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def _leaves_autocast(x: Tensor) -> bool:
-    """Whether layers after which rounding shows most leave autocast: where only the result is wanted.
+    """Whether rounding-sensitive layers run in float32 under autocast: in inference only.
 
-    In a training, where they do not, gradients are noisier than that and memory is short.
+    In training, gradients are noisier than the rounding, and memory is short.
     """
     return torch.is_autocast_enabled(x.device.type) and not torch.is_grad_enabled()
 
@@ -56,7 +56,7 @@ def conv_norm_act(
 class ResidualBlock(nn.Module):
     """x + norm(conv(dropout(relu(norm(conv(x)))))), shape kept. (B, C, *spatial).
 
-    Where only the result is wanted, x passes in float32 even under autocast: through many blocks it would be rounded
+    In inference, x stays float32 even under autocast: through many blocks it would be rounded
     again and again, and it is larger than what each of them adds.
     """
 
@@ -83,8 +83,8 @@ class Upsample(nn.Sequential):
     checkerboard (Odena et al., Deconvolution and Checkerboard Artifacts, Distill 2016). `transposed` is the original
     paper's fractionally strided convolution.
 
-    Where only the result is wanted, in float32 even under autocast: errors this close to the output are not averaged
-    out any more. In a ResNet-9 they were a third of what bfloat16 changed in the result, for a sixth of the time on
+    In inference, float32 even under autocast: errors this close to the output are not averaged
+    out. In a ResNet-9 they were a third of what bfloat16 changed in the result, for a sixth of the time on
     a processor.
     """
 
@@ -172,7 +172,7 @@ def pad_to_multiple(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
 
 
 def pad_to_halve(x: Tensor, multiple: int) -> Tensor:
-    """Pad so that an image divided by `multiple` has whole voxels, and more than one: instance norm needs two."""
+    """Pad so that `multiple` divides every axis into more than one voxel: instance norm needs two."""
     return pad_to_multiple(x, multiple, at_least=2 * multiple if max(x.shape[2:]) <= multiple else 1)
 
 

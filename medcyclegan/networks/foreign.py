@@ -1,4 +1,4 @@
-"""Networks from elsewhere made to keep this program's contract.
+"""Adapters for networks from elsewhere, such as MONAI's.
 
 A generator here gives [-1, 1] and takes any size. MONAI's networks, and most others, end in a plain convolution and
 take only some sizes.
@@ -21,7 +21,7 @@ BOUNDING = ("Sigmoid", "Softmax", "Relu", "Hardtanh", "Clamp")
 
 
 def adapt_generator(network: nn.Module, in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
-    """A generator that keeps the contract around a network that may not.
+    """Wrap a network that may not keep the contract as a generator that does.
 
     The network is shown one small image, so that what does not fit is reported before a training starts.
 

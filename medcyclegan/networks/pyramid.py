@@ -1,6 +1,6 @@
 """An encoder and a decoder with skip connections: the frame of several U-Nets.
 
-*Level* 0 is the image's resolution; every further level has half of it along each axis and twice the channels.
+*Level* 0 is the image's resolution; every lower level has half of it along each axis and twice the channels.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _Labels = npt.NDArray[np.uint8]
 
 
 class Tissue(IntEnum):
-    """What a point of the world is; also the values of `Phantom.labels`."""
+    """The tissue at a point; also the values of `Phantom.labels`."""
 
     OUTSIDE = 0
     """Air around the head."""

@@ -65,7 +65,7 @@ class Points:
     def ellipsoid(self, center: _Vector, radii: _Vector, reach: float = 5.0) -> Floats:
         """First-order distance f / |grad f| of f = |p / r|^2 - 1 (Taubin, ACM Trans. Graphics 13:3, 1994).
 
-        Infinite where all points are further than `reach` from the bounding box.
+        Infinite if all points are farther than `reach` from the bounding box.
         """
         middle, half_axes = np.array(center, np.float32), np.array(radii, np.float32)
         if (self.low > middle + half_axes + reach).any() or (self.high < middle - half_axes - reach).any():

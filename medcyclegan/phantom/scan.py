@@ -115,7 +115,7 @@ def sample(head: Head, shape: tuple[int, int, int], affine: npt.ArrayLike, super
 
 
 def _receive(rng: np.random.Generator, signal: Floats, white: float, texture: Floats, affine: Affine) -> Floats:
-    """What a scanner makes of the ideal signal: texture, receive field, noise of both channels, gain; the magnitude."""
+    """The magnitude image from the ideal signal: texture, receive field, noise of both channels, gain."""
     bias = draw_waves(rng, 220, count=4)
     # With weights that sum to 1 the field cannot leave 1 +- _MR_BIAS.
     bias = Waves(bias.vectors, bias.phases, bias.weights / np.abs(bias.weights).sum())

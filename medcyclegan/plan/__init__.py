@@ -1,7 +1,7 @@
-"""Planning: from a look at the volumes and at the machine to an experiment, with a reason for every choice."""
+"""Planning: an experiment for the given volumes and machine, with a reason for every choice."""
 
 from medcyclegan.plan.make import make_plan, planned_run
-from medcyclegan.plan.plan import GIB, Machine, Plan, pretended_gpu, this_machine
+from medcyclegan.plan.plan import GIB, Machine, Plan, hypothetical_gpu, this_machine
 from medcyclegan.plan.rules import USABLE, decide
 from medcyclegan.plan.text import expected_time, save, to_dict, to_yaml
 
@@ -12,9 +12,9 @@ __all__ = [
     "Plan",
     "decide",
     "expected_time",
+    "hypothetical_gpu",
     "make_plan",
     "planned_run",
-    "pretended_gpu",
     "save",
     "this_machine",
     "to_dict",

@@ -1,4 +1,4 @@
-"""A domain as a whole: the grids of its volumes, and the extent of the body."""
+"""A domain: the grids of its volumes, and the extent of the body."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from medcyclegan.survey.anatomy import Anatomy
 from medcyclegan.survey.volume import Survey, measure_volume
 
 Three = tuple[float, float, float]
-SURVEYED = 12  # volumes of a domain that are measured; of the others the headers are read
-MINIMUM_BODY = 0.05  # share of the largest area from which on a slice is trained on by default
+SURVEYED = 12  # volumes of a domain that are measured; only headers are read of the others
+MINIMUM_BODY = 0.05  # smallest area of a usable slice by default, as a share of the largest
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What its volumes are like; lengths along right, anterior, superior in mm.
+    """Measurements of its volumes; lengths along right, anterior, superior in mm.
 
     Attributes:
         modality: "MR" or "CT".
@@ -37,7 +37,7 @@ class Domain:
         head: whether most bodies are as wide and long as a head.
         measured: how many were measured.
         problems: why some volumes cannot be used, of those that were measured and of the headers of the others.
-        shown_mm: of each volume that was measured, how high its slices with enough body to learn from are together.
+        shown_mm: of each measured volume, the total height of its slices with enough body.
         grids: file -> grid, of every volume that can be read; those of `others` too.
     """
 

@@ -1,4 +1,4 @@
-"""From a look at the volumes and at the machine to an experiment, with a reason for every choice."""
+"""Plan an experiment for the volumes and the machine, with a reason for every choice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = (20_000, 200_000)
 def make_plan(
     experiment: Experiment, machine: Machine, *, hours: float = 12.0, progress: Progress | None = None
 ) -> Plan:
-    """Look at the data that `experiment` names and plan a training on it.
+    """Survey the data that `experiment` names and plan a training on it.
 
     Args:
         experiment: its `data` and `domains` are read; the rest is what the plan decides.
@@ -50,13 +50,13 @@ def make_plan(
 def planned_run(
     experiment: Experiment, run: Path, *, device: str = "auto", overrides: Iterable[str] = (), progress: Progress
 ) -> Iterator[tuple[Plan, Experiment]]:
-    """A plan for the data of an experiment, kept in a new run folder that nobody else trains meanwhile.
+    """A plan for the data of an experiment, saved in a new run folder, which stays locked meanwhile.
 
     Args:
         experiment: as in `make_plan`.
         run: the folder, which is made.
         device: of the training.
-        overrides: what the experiment shall have in spite of the plan, as in `config.load`.
+        overrides: settings that take precedence over the plan, as in `config.load`.
         progress: watches.
 
     Yields:

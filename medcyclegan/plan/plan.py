@@ -1,4 +1,4 @@
-"""A plan: an experiment that grows choice by choice, each with its reason, for a machine."""
+"""A plan: an experiment built up choice by choice, each with its reason, for a machine."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def this_machine(device: str = "auto") -> Machine:
     return Machine(kind, name, free_memory(where), factory.bf16_is_safe(where), cores(), where)
 
 
-def pretended_gpu(gibibytes: float) -> Machine:
-    """A GPU with this memory, which need not be in this machine; bfloat16 is assumed, as on all recent ones."""
+def hypothetical_gpu(gibibytes: float) -> Machine:
+    """A hypothetical GPU with this memory; bfloat16 is assumed, as on all recent ones."""
     if not math.isfinite(gibibytes) or gibibytes <= 0:
         raise InputError(f"the memory of a GPU is a number of GiB above 0, got {gibibytes}.")
     return Machine("cuda", f"GPU of {gibibytes:g} GiB", gibibytes * GIB, True, cores())
@@ -54,13 +54,13 @@ def pretended_gpu(gibibytes: float) -> Machine:
 
 @dataclass
 class Plan:
-    """An experiment that grows.
+    """An experiment that is built up.
 
     Attributes:
         purpose: the data and the machine, for people.
-        content: what the experiment's YAML says, sections of keys.
+        content: the experiment as in its YAML, sections of keys.
         reasons: "section.key" -> why.
-        memory: expected, bytes; None where it could not be told.
+        memory: expected, bytes; None if it cannot be predicted.
         step_time: of a training step, measured; None where the machine is not this one.
         warnings: what the user should look at before training.
     """

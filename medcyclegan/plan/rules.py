@@ -1,6 +1,6 @@
 """The rules of a plan: each is a function that fills in one section of the config and states the reason.
 
-The reason says what the rule is based on: what `train` accepts, what fits into memory, the papers, or judgment.
+The reason names its basis: what `train` accepts, what fits into memory, the papers, or judgment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from medcyclegan.plan.plan import GIB, Machine, Plan, gib
 from medcyclegan.transforms.geometry import working_grid
 from medcyclegan.transforms.limits import FEWEST_VOXELS, require_size
 
-USABLE = 0.85  # share of the memory that is planned for; the rest is for other programs and errors of the prediction
+USABLE = 0.85  # share of the memory that is used; the rest is for other programs and prediction errors
 MULTIPLE = 16  # of patch sizes, so that every network can halve them
 LARGEST_SLICE = {"cuda": 256, "cpu": 128}  # voxels across; larger bodies get coarser voxels, not cut slices
 CPU_SPACING = 2.0  # mm; half the voxel size takes four times as long, which is too long on a CPU
@@ -27,12 +27,12 @@ THICK = 2.5  # slices that many times thicker than their voxels are wide are not
 BOX_VOLUMES = 30  # of each domain, at least, for 3D patches: a volume gives few different ones
 BOX_MEMORY = 40 * GIB
 BOX = (128, 128, 64)  # voxels, at most
-STACK_MM = 3.0  # neighboring slices further apart than this show other anatomy
-SLAB_MM = 60.0  # in lower volumes, nothing tells which part of a head they show
+STACK_MM = 3.0  # neighboring slices farther apart than this show other anatomy
+SLAB_MM = 60.0  # lower volumes could show any part of a head
 
 
 def decide(a: Domain, b: Domain, machine: Machine, domains: Mapping[str, config.Domain] | None = None) -> Plan:
-    """Everything but the number of steps, from what is known of the domains and the machine.
+    """Choose everything but the number of steps, from the domains and the machine.
 
     Args:
         a, b: of both domains; of several contrasts, of the first.
@@ -118,7 +118,7 @@ def _fine_enough(plan: Plan, spacing: list[float], a: Domain, b: Domain) -> tupl
             across = max(min(lengths[:2]) for lengths in fields.values())
             limits[:2] = np.minimum(limits[:2], across / (MULTIPLE / 2))
     limits[:2] = limits[:2].min()
-    # Rounded down, so that no voxel is lost; what a header's float32 make of it may lie just below.
+    # Rounded down, so that no voxel is lost; rounding of float32 headers may lower it a little.
     limits = np.floor(limits * 1e4 + 1e-3) / 1e4
     finer = [min(step, float(limit)) for step, limit in zip(spacing, limits, strict=True)]
     if finer == spacing:

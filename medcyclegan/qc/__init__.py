@@ -1,7 +1,7 @@
-"""What is suspicious about volumes: of one by itself, of one beside the others of its domain, of the two domains.
+"""Quality control: findings about single volumes, about a volume within its domain, and between the domains.
 
 A *finding* is a reason to look, with its remedy. Its severity says what follows: an *error* makes training or its
-result wrong, a *warning* may, a *note* is worth knowing. Each has a criterion with a stated rationale, `RULES`; the
+result wrong, a *warning* may, a *note* is worth knowing. Each has a criterion with a rationale, see `RULES`; the
 thresholds were set on phantom heads (seeds below 400; for mirrored ones 2000 to 2400) and seven real heads, and are
 tested on other phantoms.
 """
@@ -35,7 +35,7 @@ _OF_UPRIGHT_HEADS = {"contrast", "stripped", "defaced"}
 
 
 def all_findings(volumes: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
-    """Everything that is suspicious about a cohort, errors first, then in the order of `RULES`.
+    """All findings about a cohort, errors first, then in the order of `RULES`.
 
     Args:
         volumes: of all domains; domain "" is no cohort, its volumes are compared for duplicates only.
@@ -44,9 +44,9 @@ def all_findings(volumes: Sequence[Volume], modalities: Mapping[str, str]) -> li
     beside = cohort_findings(volumes, modalities)
     turned = {s.file for s in beside if s.code == "turned"}
     alone = [s for volume in volumes for s in volume_findings(volume)]
-    # Where the axes are wrong, the face is not where it is looked for.
+    # With wrong axes, the face is searched in the wrong place.
     found = [s for s in alone if s.file not in turned or s.code not in _OF_UPRIGHT_HEADS]
-    # A head that is cut or defaced is unlike the others for that reason.
+    # A cut or defaced head differs from the others for that reason.
     doubtful = {s.file for s in alone if s.severity != NOTE}
     found += [s for s in beside if s.code != "mirrored" or s.file not in doubtful]
     order = {code: (SEVERITIES.index(rule.severity), n) for n, (code, rule) in enumerate(RULES.items())}

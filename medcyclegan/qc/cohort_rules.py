@@ -1,4 +1,4 @@
-"""What is suspicious about volumes beside the others of their domain, and about two domains beside each other."""
+"""Findings from comparing the volumes of a domain, and the two domains."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SAME = 0.998
 
 
 def cohort_findings(volumes: Sequence[Volume], modalities: Mapping[str, str]) -> list[Finding]:
-    """What is suspicious about volumes beside each other, and about the domains "a" and "b" beside each other.
+    """Findings from comparing volumes within a domain, and the domains "a" and "b".
 
     Args:
         volumes: of all domains.
-        modalities: domain to modality, for words only.
+        modalities: domain to modality, for messages only.
     """
     found: list[Finding] = [*_same_ids(volumes), *_duplicates(volumes)]
     domains: dict[str, list[Volume]] = defaultdict(list)
@@ -59,12 +59,12 @@ def _duplicates(volumes: Sequence[Volume]) -> Iterator[Finding]:
     for same in by_digest.values():
         for index, volume in enumerate(same if len(same) > 1 else ()):
             yield _copy_of(volume, same[index - 1], "duplicate", "it has the same voxels as")
-    # Numbers that are linear in each other have the same signature, in whatever type or format they are.
+    # A linear rescaling of the values does not change the signature, nor does the type or format.
     singles = [same[0] for same in by_digest.values() if same[0].survey.anatomy is not None]
     if not singles:
         return
     upright = unit([m.survey.anatomy.signatures[2] for m in singles if m.survey.anatomy])
-    for start in range(0, len(singles), 512):  # block by block: ten thousand volumes make a hundred million pairs
+    for start in range(0, len(singles), 512):  # in blocks: ten thousand volumes make a hundred million pairs
         block = slice(start, start + 512)
         turned = upright[block].reshape(-1, SIGNATURE, SIGNATURE, SIGNATURE)[:, ::-1].reshape(-1, SIGNATURE**3)
         straight, reversed_ = upright[block] @ upright.T, turned @ upright.T

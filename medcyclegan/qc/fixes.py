@@ -1,11 +1,11 @@
-"""What of a volume can be mended safely, as a copy: where there is one right answer, and it can be told.
+"""Safe repairs, written as a copy: only where there is one right answer that can be determined.
 
-- CT stored as HU + 1024: 1024 is taken off. Told by `hu_offset`, which needs air and soft tissue where they belong.
+- CT stored as HU + 1024: 1024 is subtracted. Detected by `hu_offset`, from air and soft tissue.
 - NaN and infinite voxels outside the body: air, -1024 HU in CT and the smallest value in MR. Not inside the body.
 - CT padding below -1100 HU: everything below -1024 becomes -1024.
 
-Nothing else is touched: a missing intercept of another size, exchanged axes, 8-bit values and doubtful units have no
-answer that the voxels alone could give.
+Nothing else is touched: a missing intercept of another size, exchanged axes, 8-bit values and doubtful units cannot
+be corrected from the voxels alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from medcyclegan.survey.volume import Survey
 AIR_HU = -1024.0
 
 
-def mend(survey: Survey, modality: str, target: Path) -> list[str]:
-    """Write a mended copy.
+def repair(survey: Survey, modality: str, target: Path) -> list[str]:
+    """Write a repaired copy.
 
     Args:
         survey: of the volume.
@@ -36,7 +36,7 @@ def mend(survey: Survey, modality: str, target: Path) -> list[str]:
         What was done, one sentence each.
 
     Raises:
-        ValueError: nothing of it can be mended safely.
+        ValueError: nothing can be repaired safely.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Look at every volume of a cohort before it is used: surveys, findings, a page, and copies of what can be mended.
+"""Inspect every volume of a cohort before it is used: surveys, findings, a page, and repaired copies.
 
 Files are measured in parallel processes, each of which holds one volume at a time; only surveys come back.
 """
@@ -19,7 +19,7 @@ from medcyclegan.machine import cores
 from medcyclegan.process_pool import ProcessPool
 from medcyclegan.progress import Progress, Silent
 from medcyclegan.qc import ERROR, SEVERITIES, Finding, Volume, all_findings, kinds, volume_findings
-from medcyclegan.qc.fixes import mend, target_name
+from medcyclegan.qc.fixes import repair, target_name
 from medcyclegan.qc.page import COLUMNS, cells, write_page
 from medcyclegan.survey.volume import PERCENTILES, Survey, measure_file, measure_header
 
@@ -30,7 +30,7 @@ _FEW = 4
 
 @dataclass(frozen=True)
 class Fix:
-    """A mended copy."""
+    """A repaired copy."""
 
     source: Path
     target: Path
@@ -39,7 +39,7 @@ class Fix:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an inspection found.
+    """The result of an inspection.
 
     Attributes:
         volumes: every volume that was looked at, domain by domain in order of path.
@@ -64,7 +64,7 @@ class Inspection:
         return not self.of_severity(ERROR)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON. Of the patient it holds what the names of the files say, and nothing else."""
+        """Plain data for JSON. Of the patient it holds nothing but the file names."""
         return {
             "volumes": [{"domain": m.domain, "case": m.case, **_shown(m.survey)} for m in self.volumes],
             "findings": [{"severity": s.severity, **asdict(s), "fixable": s.fixable} for s in self.findings],
@@ -87,21 +87,21 @@ def inspect_cohort(
     progress: Progress | None = None,
     cohort: Cohort | None = None,
 ) -> Inspection:
-    """Look at every volume of the domains and under the paths.
+    """Inspect every volume of the domains and under the paths.
 
     Args:
         domains: "a" and "b", one of them or none, -> folder of volumes.
-        paths: further volumes and folders, of no domain and unknown modality; sub-folders are searched.
+        paths: other volumes and folders, of no domain and unknown modality; sub-folders are searched.
         modalities: of a and b, "MR" or "CT".
         headers_only: do not read voxels; thousands of files per minute, and only what headers tell.
         output: an HTML page to write.
-        fix: a new or empty folder for mended copies, `a/`, `b/` and files of no domain in it; see `qc.fixes`. Nothing
-            is changed in place, and copies are written of what was mended only.
+        fix: a new or empty folder for repaired copies, `a/`, `b/` and files of no domain in it; see `qc.fixes`. Nothing
+            is changed in place, and only repaired volumes are written.
         workers: processes; 0: one per core. With more than one, a script needs the usual
             `if __name__ == "__main__":`.
         progress: watches the files.
-        cohort: what to look at instead of folders of the domains. Contrasts are compared with their own kind: the first
-            is the domain "a" or "b", a further one is shown as "a T2w".
+        cohort: what to look at instead of folders of the domains. Each contrast is compared with itself only: the first
+            is the domain "a" or "b", another one is shown as "a T2w".
 
     Raises:
         InputError: nothing to look at, a folder without volumes, or an output that cannot be used. What is wrong with
@@ -175,7 +175,7 @@ def _left_out(result: Inspection) -> str:
 
 
 def _shown(survey: Survey) -> dict[str, Any]:
-    """A survey as plain data for people: rounded, in units that are named, without pictures."""
+    """A survey as readable plain data: rounded, with units, without pictures."""
     body, percentiles = survey.anatomy, survey.percentiles
     head = body.head if body else None
     plain = {
@@ -219,7 +219,7 @@ def _of_cohort(cohort: Cohort) -> dict[str, Listing]:
 
 
 def lines(result: Inspection) -> list[str]:
-    """The result for a terminal: the volumes, then what is suspicious, worst first and each kind once, then the counts.
+    """The result for a terminal: the volumes, then the findings, worst first and each kind once, then the counts.
 
     Long lists are cut, and say so; `to_dict` and the page have everything.
     """
@@ -271,7 +271,7 @@ def _attempt(file: Path, job: Callable[[Path], Survey]) -> Survey:
         return job(file)
     except MemoryError:
         raise
-    # A damaged file can make a library raise anything at all; it must cost this file only, and be seen.
+    # A damaged file can make a library raise anything; it must fail this file only, and be reported.
     except Exception as error:
         return Survey(file, problem=f"{file}: {type(error).__name__}: {error}".splitlines()[0])
 
@@ -284,7 +284,7 @@ def _fix(volumes: Sequence[Volume], folder: Path, progress: Progress) -> tuple[F
     jobs = []
     for volume in volumes:
         findings = volume_findings(volume)
-        # A copy of what is beyond mending would look as if it were sound.
+        # A copy of a volume with other errors would look as if it were sound.
         hopeless = any(s.severity == ERROR and not s.fixable for s in findings)
         if any(s.fixable for s in findings) and not hopeless:
             jobs.append(volume)
@@ -294,7 +294,7 @@ def _fix(volumes: Sequence[Volume], folder: Path, progress: Progress) -> tuple[F
         if target.exists():
             raise InputError(f"two mended volumes would both be {target}.", "Inspect them in separate calls.")
         modality = volume.modality or ("CT" if volume.survey.kind == "hu" else "MR")
-        done = mend(volume.survey, modality, target)
+        done = repair(volume.survey, modality, target)
         again = volume_findings(Volume(volume.domain, volume.case, modality, measure_file(target)))
         if left := [s for s in again if s.fixable or s.severity == ERROR]:
             target.unlink()

@@ -1,4 +1,4 @@
-"""Findings of one kind as one: how many volumes, the first names, what was found and what to do."""
+"""Findings of one kind as one message: number of volumes, the first names, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from medcyclegan.qc.rules import Finding
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-_NAMES = 3  # that are shown; the rest is counted
-_MESSAGES = 3  # different ones that are shown
+_NAMES = 3  # shown; the rest is counted
+_MESSAGES = 3  # different ones shown
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Kind:
         if len(self.findings) == 1:
             return first.file or where or "the domains"
         count = f"{len(self.findings)} volumes" + (f" of {where}" if where else "")
-        # Where each has its own finding, its name stands there.
+        # If each volume has its own message, its name is in there.
         return count if self._unlike else f"{count} ({self._few(_name(s) for s in self.findings)})"
 
     @property
     def message(self) -> str:
-        """What was found: of volumes that differ in it how many have which, or of the first ones each."""
+        """What was found: each message with its count, or the messages of the first volumes."""
         counted = Counter(finding.message for finding in self.findings)
         if (merged := _with_ranges(list(counted))) is not None:
             return merged

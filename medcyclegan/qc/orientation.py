@@ -1,4 +1,4 @@
-"""Volumes of a domain that lie otherwise than the others: with other axes, or with left and right exchanged."""
+"""Volumes of a domain with another orientation: with other axes, or with left and right exchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def turned_or_mirrored(domain: str, volumes: Sequence[Volume]) -> Iterator[Findi
 
 
 def _best_turn(survey: Survey, rest: npt.NDArray[np.float32]) -> tuple[float, float, str]:
-    """Correlation as the header has it, the best one of any other way, and that way in words."""
+    """Correlation in the header's orientation, the best one in another orientation, and that orientation in words."""
     assert survey.anatomy is not None
     as_is, best, words = 0.0, -1.0, ""
     for up, stack in enumerate(survey.anatomy.signatures):
@@ -62,7 +62,7 @@ def _best_turn(survey: Survey, rest: npt.NDArray[np.float32]) -> tuple[float, fl
 
 
 def _mirrored(domain: str, volumes: Sequence[Volume]) -> Iterator[Finding]:
-    """Volumes on the wrong side of an asymmetry that the domain has in common, where it has one."""
+    """Volumes with the reverse of the left-right asymmetry that the domain shares, if it shares one."""
     if len(volumes) < 4:
         return
     uneven = np.stack([_uneven(m.survey.anatomy.signatures[2]) for m in volumes if m.survey.anatomy])
@@ -91,7 +91,7 @@ def _mirrored(domain: str, volumes: Sequence[Volume]) -> Iterator[Finding]:
 
 
 def _uneven(signature: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-    """What a signature differs in from its mirror image, about the plane that leaves least of it; flat, of length 1."""
+    """The asymmetric part of a signature about its best mirror plane; flattened, of norm 1."""
     picture, least, rest = signature.astype(np.float32), np.inf, None
     index = np.arange(SIGNATURE, dtype=np.float32)
     for shift in np.linspace(-1.2, 1.2, 13):
@@ -107,9 +107,9 @@ def _uneven(signature: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
 
 
 def _with_the_others(uneven: npt.NDArray[np.float32], index: int) -> float:
-    """One asymmetry as a multiple of the median of the others, at the places where these agree most.
+    """One asymmetry as a multiple of the median of the others, at the positions where these agree most.
 
-    Elsewhere left and right differ by chance, and what heads have in common drowns in it.
+    Elsewhere left and right differ by chance, which hides the common asymmetry.
     """
     rest = np.delete(uneven, index, axis=0)
     middle = np.median(rest, axis=0)

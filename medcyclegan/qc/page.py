@@ -1,4 +1,4 @@
-"""The page of an inspection: what is suspicious, every volume with a picture, and what was looked for."""
+"""The page of an inspection: findings, every volume with a picture, and the rules that were checked."""
 
 from __future__ import annotations
 

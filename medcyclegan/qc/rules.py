@@ -1,4 +1,4 @@
-"""What may be suspected and why then, and the words for it: rules, findings, volumes."""
+"""The rules of quality control, with their rationale, and the records: findings and volumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 
 @dataclass(frozen=True)
 class Rule:
-    """When something is suspected, and why then."""
+    """A severity, and the criterion with its rationale."""
 
     severity: str
     criterion: str
@@ -78,7 +78,7 @@ RULES: dict[str, Rule] = {
     "mirrored_copy": Rule(ERROR, "one volume looks like the mirror image of another one (correlation 0.998)"),
     "turned": Rule(
         WARNING,
-        "a volume looks more like the mean of its domain when its axes are exchanged or reversed otherwise than left "
+        "a volume looks more like the mean of its domain when its axes are exchanged or reversed, other than left "
         "and right (correlation higher by 0.05)",
     ),
     "mirrored": Rule(
@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
         "Heads alone are mostly too symmetric to tell",
     ),
     "symmetric": Rule(
-        NOTE, "no left-right asymmetry that four heads or more have in common: mirrored ones cannot be told"
+        NOTE, "no left-right asymmetry that four heads or more have in common: mirrored ones cannot be found"
     ),
     "mixed_contrast": Rule(
         WARNING,
@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     "domains_size": Rule(
         WARNING,
         "heads of the domains differ in size by 8 %, three or more in each: other ages or populations? Adults of "
-        "different ages have heads of one size, and are not told apart",
+        "different ages have heads of one size, and are not distinguished",
     ),
 }
 
@@ -117,7 +117,7 @@ AXES = ("left-right", "front-back", "head-foot")
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to look.
+    """One finding.
 
     Attributes:
         code: a key of `RULES`.
@@ -139,7 +139,7 @@ class Finding:
 
     @property
     def fixable(self) -> bool:
-        """Whether `--fix` mends it safely, which the remedy says exactly then."""
+        """Whether `--fix` can repair it safely; the remedy then says so."""
         return "--fix" in self.remedy
 
     def __str__(self) -> str:

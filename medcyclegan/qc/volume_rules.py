@@ -1,4 +1,4 @@
-"""What is suspicious about one volume by itself: its header, geometry, values and body."""
+"""Findings about a single volume: its header, geometry, values and body."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from medcyclegan.survey.volume import METAL_HU, Survey
 
 _CUT_SIDE_CM2 = 75.0
 _FACES = ("left", "right", "back", "front", "lower", "upper")
-_SHARP_MM = 4.0  # in slices of larger voxels skull and brain share many
+_SHARP_MM = 4.0  # in slices with larger voxels, skull and brain share many voxels
 
 
 def volume_findings(volume: Volume) -> list[Finding]:
-    """What is suspicious about one volume by itself."""
+    """Findings about a single volume."""
     return [
         Finding(code, volume.domain, str(volume.survey.file), message, remedy)
         for code, message, remedy in _of_survey(volume.survey, volume.modality)

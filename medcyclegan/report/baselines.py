@@ -40,7 +40,7 @@ class Baselines:
     table: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, reference: Volume, inside: Inside, mr: Volume | None) -> None:
-        """Grade both on one case.
+        """Score both on one case.
 
         Args:
             reference: (X, Y, Z), HU.

@@ -258,7 +258,7 @@ def _mean(results: Results, name: str) -> float | None:
 
 
 def _distributions(results: Results, names: Sequence[str]) -> tuple[plots.Plot, str] | None:
-    """Of these scores over the cases; None where there are too few cases for more than the table says."""
+    """Distributions of these scores over the cases; None if there are too few cases."""
     scores = []
     for name in names:
         if name.startswith("share_") or name not in results.statistics:

@@ -137,7 +137,7 @@ class CaseSection:
 
 @dataclass(frozen=True)
 class Training:
-    """What a page shows of a training.
+    """The part of a page about a training.
 
     Attributes:
         table: first, last and smallest values.
@@ -156,7 +156,7 @@ class Training:
 
 @dataclass(frozen=True)
 class About:
-    """What a page says besides the results.
+    """Title and facts of a page besides the results.
 
     Attributes:
         title: heading of the page; None for the usual one.
@@ -171,14 +171,14 @@ class About:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything a page may hold; what is empty is left out.
+    """The content of a page; empty parts are left out.
 
     Attributes:
         title: heading of the page.
         facts: name to value.
-        alerts: what must not be overlooked, shown first.
+        alerts: important messages, shown first.
         headlines: the scores that are looked at first.
-        basis: over what they are means, in a sentence.
+        basis: what they are averaged over, in a sentence.
         headline_notes: how to read them.
         summary: statistics over the cases, of every score.
         distributions: of the first scores over the cases, with a caption.
@@ -187,7 +187,7 @@ class Page:
         tissues: scores per tissue.
         densities: heading, plot and caption of what pools all voxels; empty if no volume could be opened.
         per_case: every score of every case; None for a training.
-        doubts: what the evaluation noted, one sentence each.
+        doubts: notes of the evaluation, one sentence each.
         cases: those that stand out, such as the worst.
         other_cases: the others.
         cases_caption: how to read the pictures.
@@ -260,7 +260,7 @@ def cell(value: Cell) -> str:
 
 
 def _sorted_by(value: Cell) -> str:
-    """What a column is sorted by: a number in full, or nothing for what has no value."""
+    """The sort key of a cell: a number in full precision, or nothing without a value."""
     return "" if value is None or isinstance(value, str) or math.isnan(value) else repr(float(value))
 
 

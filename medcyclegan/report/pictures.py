@@ -29,7 +29,7 @@ _SMALLEST_CASE = 15_000  # less is no picture
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the volumes of a cohort add to its scores.
+    """Pictures and pooled values of a cohort's volumes.
 
     Attributes:
         sections: one per case that could be scored, those that stand out first, then in the order of the table.
@@ -159,7 +159,7 @@ def _scores(results: Results, case: Case) -> str:
 
 
 def _caption(columns: Collection[str], window: tuple[float, float], uncertainty: VolumeFolder | None) -> str:
-    """How to read the pictures, in words; of the columns that there are."""
+    """How to read the pictures, for the columns that are shown."""
     words = [
         f"Both CTs at {window_words(window)}.",
         f"Signed error: red where the synthetic CT is too dense, blue where it is not dense enough; colors end at "

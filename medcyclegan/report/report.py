@@ -42,7 +42,7 @@ class Report:
         path: the page.
         size: bytes.
         not_shown: case to why there is no picture of it.
-        baselines: scores of what needs no network, over the cases whose volumes could be opened.
+        baselines: scores of the baselines, over the cases whose volumes could be opened.
     """
 
     path: Path
@@ -70,7 +70,7 @@ def write_report(
         uncertainty: folder of uncertainty maps, named as the cases, or with `_combined`, `_uncertainty` or `_spread`
             behind; of an evaluation only.
         window: HU shown black and white.
-        about: what the page says besides the results.
+        about: title and facts besides the results.
         progress: shows the cases as they are done.
 
     Returns:

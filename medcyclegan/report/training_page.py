@@ -66,7 +66,7 @@ def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def training_part(run: TrainingRun) -> Training:
-    """What a page shows of a training."""
+    """The part of a page about a training."""
     series = [(f"validation {name}", values) for name, values in run.validation.items()] + [*run.losses.items()]
     rows: list[tuple[Cell, ...]] = [(name, *_course(*values)) for name, values in series]
     curves = [("Losses and speed, means over the steps between two lines of the log.", plots.curves(run.losses))]
@@ -126,7 +126,7 @@ def _panels_caption(run: TrainingRun) -> str:
 
 
 def _look(run: TrainingRun) -> str:
-    """What is black and what white, as far as the config says it."""
+    """The gray scale of the pictures, as far as the config gives it."""
     modalities = [_part(_part(run.config, "domains"), name).get("modality") for name in ("a", "b")]
     preparation = _part(run.config, "preparation")
     words = ""

@@ -41,7 +41,7 @@ class RunPicture:
 
 @dataclass(frozen=True)
 class GuardWarning:
-    """What a guard of the training said, in sentences; what was not said is empty.
+    """A message of a guard of the training, in sentences; missing parts are empty.
 
     Attributes:
         step: of the training.

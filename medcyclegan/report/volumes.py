@@ -1,6 +1,6 @@
 """The volumes of one case of an evaluation on the grid of its reference, with notes of everything doubtful.
 
-A volume that is gone, or does not belong, costs its picture, with a note; it never stops a report. Messages name
+A missing or mismatching volume is left out with a note; it never stops a report. Messages name
 files, not folders, since a report is passed on.
 """
 
@@ -65,10 +65,10 @@ class VolumeFolder:
         kind: what they are, in the singular, for messages.
         cases: names of the cases; a folder with a volume of none of them is the wrong one.
         suffixes: endings that mark the right files if the folder holds others too; they are not part of the case's
-            name. The first of them that any file has is the one that counts.
+            name. The first one that any file has is used.
 
     Attributes:
-        suffix: the ending that counts; empty if no file has one.
+        suffix: the ending in use; empty if no file has one.
 
     Raises:
         InputError: the folder is missing, or holds no volume of any case.
@@ -176,7 +176,7 @@ def _companion(
 
 
 def _contradiction(case: Case, ct: Array, sct: Array, inside: Inside) -> list[str]:
-    """What is seen must be what was graded."""
+    """Check that the volumes shown are those that were scored."""
     recorded = case.scores.get("mae", math.nan)
     if not math.isfinite(recorded) or not inside.any():
         return []

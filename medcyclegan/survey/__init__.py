@@ -1,1 +1,1 @@
-"""What is measured of a volume, once: every check, plan, matching and novelty rule is a function of these records."""
+"""The survey of a volume, measured once: every check, plan, matching and novelty rule is a function of it."""

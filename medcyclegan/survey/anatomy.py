@@ -1,8 +1,8 @@
-"""What the body in a volume looks like: how large it is, where it is cut, whether it is a whole head.
+"""The body in a volume: its size, where it is cut off, and whether it is a whole head.
 
 Everything is measured on a *coarse copy*: axes nearest right, anterior, superior, blocks of voxels averaged to about
-3 mm. Words used here. *Head*: a body whose upper part has the width and length of a head. *Core*: what lies so deep in
-the upper half of a head that it can only be brain. *Signature*: a 16 x 16 x 16 picture of the body, for comparing
+3 mm. Words used here. *Head*: a body whose upper part has the width and length of a head. *Core*: the inner part of
+the upper half of a head, which can only be brain. *Signature*: a 16 x 16 x 16 picture of the body, for comparing
 volumes with each other.
 """
 
@@ -69,7 +69,7 @@ class Coarse:
 
 @dataclass(frozen=True)
 class Head:
-    """What is measured of a head; None where it cannot be told.
+    """Measurements of a head; None where they cannot be made.
 
     Attributes:
         width_mm, length_mm: across and front to back, of the part above the ears.
@@ -94,7 +94,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What is measured of a body.
+    """Measurements of a body.
 
     Attributes:
         extent_mm: of the body along right, anterior, superior.
@@ -176,7 +176,7 @@ def anatomy_of(coarse: Coarse, modality: str, known: Mask | None = None) -> tupl
     for axis in range(3):
         face = voxel / spacing[axis] / 100
         contact += [float(body.take(end, axis=axis).sum() * face) for end in (0, -1)]
-    # Where the body is cut, its depth counts from the cut: what was skin and bone there lies outside.
+    # Where the body is cut off, depth is counted from the cut, since its skin and bone lie outside.
     inner = ndimage.distance_transform_edt(np.pad(body, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
     clear = ndimage.distance_transform_edt(~body, sampling=spacing) > _CLEAR_MM
     outside = values[clear] if clear.any() else values[~body]
@@ -242,7 +242,7 @@ def _head(
 def _recession(
     body: Mask, below: npt.NDArray[np.float64], length: float, spacing: npt.NDArray[np.float64]
 ) -> float | None:
-    """How far the most anterior point near the midline moves back from the forehead to the nose, mm."""
+    """Distance by which the nose lies behind the forehead, near the midline, mm."""
     across = np.flatnonzero(body[:, :, (below >= 0) & (below <= _UPPER * length)].any(axis=(1, 2)))
     middle = (across[0] + across[-1]) / 2
     near = np.abs(np.arange(body.shape[0]) - middle) * spacing[0] <= _MIDLINE_MM

@@ -1,6 +1,6 @@
-"""What a conversion compares of a volume with those trained on: few numbers, which a checkpoint holds.
+"""Features of a volume that a conversion compares with the training volumes': a few numbers, kept in the checkpoint.
 
-Nothing in them leads back to a patient: no name, no picture, no digest.
+They do not identify a patient: no name, no picture, no digest.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ BINS = 32
 
 @dataclass(frozen=True)
 class Features:
-    """What is compared of a volume.
+    """Features of one volume.
 
     Attributes:
         spacing_mm, field_of_view_mm: of the source along right, anterior, superior.
         body_liters: of the prepared body.
-        skull_dip: see `survey.anatomy.Head`; 0 of what is no head.
+        skull_dip: see `survey.anatomy.Head`; 0 if it is no head.
         histograms: per channel, shares of the body in `BINS` equal bins of the scaled intensities, [-1, 1].
     """
 

@@ -1,4 +1,4 @@
-"""What is suspicious about a volume or a cohort, told from its intensities."""
+"""Whether intensities are Hounsfield units, and whether they fit the modality."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def modality_findings(hu: Mapping[str, bool], modality: str) -> list[str]:
 
 
 def hu_offset(values: npt.NDArray[np.floating]) -> float | None:
-    """What has to be taken off the values of a volume, any shape, to make Hounsfield units of them, or None.
+    """The offset to subtract from the values of a volume, any shape, to get Hounsfield units, or None.
 
     Scanners store HU + 1024, and the DICOM header takes it off; exporters that forget the header leave it in. A volume
     is taken for such a CT if it has no negatives, a fifth of what is not air lies within 60 of one soft-tissue value
-    near 1060, hardly anything lies between air and fat, and there is air. The air itself tells 1024 from other offsets:
+    near 1060, hardly anything lies between air and fat, and there is air. The air confirms the offset of 1024:
     its most frequent value other than the smallest (which may be padding) must lie within 12 of 24.
     """
     sample = values[:: max(1, values.shape[0] // 64)].ravel()

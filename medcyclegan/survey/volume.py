@@ -41,12 +41,12 @@ _PIXELS = 96  # height of a thumbnail
 
 @dataclass(frozen=True)
 class Survey:
-    """What was measured of one volume; None where it could not be.
+    """Measurements of one volume; None where they could not be made.
 
     Attributes:
         file: a file or a DICOM folder.
         problem: why it cannot be read; then all else may be None.
-        remarks: what the reader warned of.
+        remarks: the reader's warnings.
         grid: shape and affine.
         stored: type on disk, such as "int16"; None of what was in memory.
         header_modality: "MR", "CT", ... as a DICOM header says.
@@ -56,7 +56,7 @@ class Survey:
         minimum, maximum: of the finite voxels.
         percentiles: 1st, 50th, 99th.
         distinct: number of different values, counted up to 257 in a sample.
-        kind: "hu" (values look like Hounsfield units), "hu_offset" (they would, less 1024), or "other".
+        kind: "hu" (values look like Hounsfield units), "hu_offset" (HU + 1024), or "other".
         padding: CT: part of the voxels below -1100 HU, which no matter has.
         metal_ml: CT: volume above 3000 HU.
         digest: BLAKE2b of the float32 voxels in RAS order and of their shape, whatever the format, the order of the
@@ -116,7 +116,7 @@ class Survey:
         return self.grid is not None and self.grid.shape[2] == 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, from which `from_dict` makes exactly this survey, but for the thumbnail."""
+        """Plain data for JSON, from which `from_dict` makes exactly this survey, except for the thumbnail."""
         return {"version": VERSION, **{f.name: plain(getattr(self, f.name)) for f in fields(self)[:-1]}}
 
     @classmethod
@@ -139,7 +139,7 @@ class Survey:
 
 
 def measure_header(file: Path) -> Survey:
-    """What a header tells, without the voxels: thousands of files per minute."""
+    """The survey of a header, without the voxels: thousands of files per minute."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -150,7 +150,7 @@ def measure_header(file: Path) -> Survey:
 
 
 def measure_file(file: Path, *, thumbnail: bool = False) -> Survey:
-    """The survey of a file; whatever is wrong with it is in the survey too.
+    """The survey of a file; if the file cannot be used, the survey says why.
 
     Takes the memory of the volume as float32 and of what its reader needs. A fault that no reader foresaw is raised.
 
@@ -196,8 +196,8 @@ def measure_values(
         header: of the file.
         file: named in the survey.
         body: (X, Y, Z), where the body is known; else it is looked for.
-        modality: as what the body is looked at, "MR" or "CT"; by default what the values look like.
-        anatomy: look at the body; without it there is no thumbnail either.
+        modality: "MR" or "CT", for finding the body; by default what the values look like.
+        anatomy: measure the body; without it there is no thumbnail either.
         thumbnail: draw one.
     """
     affine = header.grid.affine
@@ -290,7 +290,7 @@ def _digest(turned: npt.NDArray[Any]) -> str:
 
 
 def _count_inside(wrong: npt.NDArray[np.bool_], body: npt.NDArray[np.bool_]) -> int:
-    """How many voxels of `wrong` lie in the body, whose coarse mask is made one coarse voxel larger to be safe."""
+    """Number of voxels of `wrong` in the body, whose coarse mask is dilated by one coarse voxel to be safe."""
     larger = np.asarray(ndimage.binary_dilation(body, np.ones((3, 3, 3), np.bool_)))
     index = np.argwhere(wrong)
     factors = np.array(wrong.shape) // np.array(body.shape)
@@ -316,7 +316,7 @@ def _thumbnail(coarse: Coarse, middle: list[float] | None, kind: str) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """A record, and what is in it, as JSON holds it: tuples as lists, an array of int8 as text."""
+    """A dataclass as JSON data: tuples become lists, an int8 array becomes text."""
     if isinstance(value, Grid):
         return value.to_dict()
     if is_dataclass(value):
@@ -329,5 +329,5 @@ def plain(value: Any) -> Any:
 
 
 def tuples(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
+    """JSON lists back to tuples."""
     return tuple(tuples(part) for part in value) if isinstance(value, list) else value

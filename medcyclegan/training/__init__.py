@@ -1,1 +1,1 @@
-"""Training: the objectives' mathematics, the loop that runs them, and what is kept of it."""
+"""Training: objectives, the training loop, validation, guards and checkpoints."""

@@ -1,4 +1,4 @@
-"""The checkpoint: one file that describes itself and from which training goes on bit for bit.
+"""The checkpoint: one self-describing file, from which training resumes bit for bit.
 
 It is a dictionary of tensors and plain data:
 
@@ -16,8 +16,8 @@ It is a dictionary of tensors and plain data:
     optimizers, schedulers, objective, random      the rest of the training's state
 
 It is loaded with `weights_only=True`: nothing in it can run. Classes that its experiment names by a dotted path are
-imported only as `trust` says, as those of a config are. A field that is missing, of another type, or holds what is no
-number is refused by its name.
+imported only as `trust` says, as those of a config are. A field that is missing, of another type, or holds a
+value that is not a number is refused by name.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def load_checkpoint(path: Path, allow: Iterable[str] = ()) -> dict[str, Any]:
         raise InputError(f"{file} is not a medcyclegan checkpoint ({reason}).", _instead(file) or remedy)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no pickle of ours can make the reader raise anything at all
+    except Exception as error:  # a foreign pickle can make the reader raise anything
         reason = "not a file of tensors and plain data, or damaged"
         raise InputError(f"{file} is not a medcyclegan checkpoint ({reason}).", _instead(file) or remedy) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -129,7 +129,7 @@ def require_fields(content: Mapping[str, Any], path: Path, fields: Iterable[str]
 
 
 def damaged(path: Path, field: str, problem: str) -> InputError:
-    """The error of a checkpoint, or of the one in a run folder, whose `field` is not what it should be."""
+    """The error for an invalid `field` of a checkpoint file, or of the checkpoint in a run folder."""
     file = path / FILE_NAME if path.is_dir() else path
     remedy = _instead(file) or "Take another checkpoint of the run, or a copy of this one."
     return InputError(f"{file} is damaged: {field} {problem}.", remedy)
@@ -145,10 +145,10 @@ class WrongState(InputError):
 
 @contextmanager
 def using(field: str) -> Iterator[None]:
-    """Report whatever goes wrong while a field of a snapshot or checkpoint is used as a fault of that field.
+    """Report any error in the block as a fault of this field of the snapshot or checkpoint.
 
     Raises:
-        WrongState: with what a library says, without the list of all that it would say of every layer.
+        WrongState: with the first lines of the library's message.
     """
     try:
         yield
@@ -161,7 +161,7 @@ def using(field: str) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, field: str) -> Iterator[None]:
-    """The same for a field of the checkpoint at `path`, which the error names."""
+    """As `using`, for the checkpoint at `path`, which the error names."""
     try:
         with using(field):
             yield
@@ -170,7 +170,7 @@ def reading(path: Path, field: str) -> Iterator[None]:
 
 
 def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Fields that are there and are not what they should be, and what is wrong with them."""
+    """Invalid fields, and what is wrong with each."""
     for field, kinds in _TYPES.items():
         if field not in content:
             continue
@@ -202,13 +202,13 @@ def _problems(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def older_checkpoints(run: Path) -> dict[int, Path]:
-    """Step -> file, of what a run keeps besides its newest checkpoint, the latest first."""
+    """Step -> file of a run's older checkpoints, the latest first."""
     found = {int(match[1]): path for path in run.glob("checkpoint-*.pt") if (match := OLDER.fullmatch(path.name))}
     return dict(sorted(found.items(), reverse=True))
 
 
 def _damage(file: Path) -> str | None:
-    """What is wrong with a file as a zip archive; its parts have checksums that torch itself does not look at."""
+    """What is wrong with a file as a zip archive; torch itself does not check its checksums."""
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
@@ -218,7 +218,7 @@ def _damage(file: Path) -> str | None:
 
 
 def _instead(file: Path) -> str | None:
-    """What to do about a damaged checkpoint of a run that has an older one."""
+    """The remedy for a damaged checkpoint of a run that has an older one."""
     if file.suffix != ".pt":  # a config or a picture of the run: nothing is damaged
         return None
     older = older_checkpoints(file.parent).values()
@@ -232,17 +232,17 @@ def _instead(file: Path) -> str | None:
 
 
 class CheckpointHandler:
-    """Saves the trainer's snapshot beside what describes it, every so many steps and at the end.
+    """Saves the trainer's snapshot with its description, every `every` steps and at the end.
 
-    `checkpoint.pt` is the newest; the ones before it become `checkpoint-<step>.pt`. At every moment, whatever happens,
-    the newest that was completely written is there.
+    `checkpoint.pt` is the newest; the ones before it become `checkpoint-<step>.pt`. The newest complete one is there
+    at every moment, even after a crash.
 
     Args:
         path: the file.
-        header: what the checkpoint says of itself besides the training's state.
+        header: the checkpoint's content besides the training's state.
         every: steps between two checkpoints.
         keep: checkpoints that are kept, the newest among them; the best one (`save_best`) does not count.
-        saved: the step of the file that is at `path` already; None if there is none, or one not worth keeping.
+        saved: the step of the file that is at `path` already; None if there is none, or it need not be kept.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], every: int, keep: int = 1, saved: int | None = None) -> None:
@@ -259,7 +259,7 @@ class CheckpointHandler:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Any) -> None:
-        # A damaged state never replaces a good one; it is the guards that say so and go back to this file.
+        # A damaged state never replaces a good one; the guards report it and go back to this file.
         if not weights_are_finite(engine):
             return
         step = engine.state.iteration
@@ -268,12 +268,12 @@ class CheckpointHandler:
         self._save(engine, self.path)
         self.saved = step
         for number, (saved, path) in enumerate(older_checkpoints(self.path.parent).items(), start=1):
-            # Those of later steps were left behind by going back.
+            # Those of later steps are left from before a rollback.
             if number >= self.keep or saved >= step:
                 path.unlink(missing_ok=True)
 
     def save_best(self, engine: Any) -> None:
-        """Save the present state as `best.pt` beside the newest; `engine.best` says which it is."""
+        """Save the present state as `best.pt`; `engine.best` has its step and score."""
         if weights_are_finite(engine):
             self._save(engine, self.path.with_name(BEST_NAME))
 
@@ -295,7 +295,7 @@ class CheckpointHandler:
 
     @contextmanager
     def _failure_explained(self, what: str) -> Iterator[None]:
-        """Say what is left after a failed write, and how to go on."""
+        """Add to a failed write's error which checkpoint is left, and how to continue."""
         try:
             yield
         except OSError as error:

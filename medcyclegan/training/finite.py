@@ -1,7 +1,7 @@
-"""Numbers that are not finite: such a step is left out, then the training goes back to its last checkpoint, or ends.
+"""Losses and gradients that are not finite: skip the step, then roll back to the last checkpoint, or stop.
 
 A step is *bad* when a loss or the gradient of it is not finite. Its update is left out on the device, without the host
-waiting; what happened is read together with the losses, every `log_every` steps.
+waiting; the flags are read together with the losses, every `log_every` steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def guarded_step(
     finite[f"the gradient of the {role}"] = torch.isfinite(norm)
     bad = torch.logical_not(torch.stack(list(finite.values())).all())
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # All ranks leave the step out and count it, or their weights would part.
+        # All ranks skip the step and count it, or their weights would diverge.
         anywhere = bad.to(torch.int32)
         torch.distributed.all_reduce(anywhere, op=torch.distributed.ReduceOp.MAX)
         finite[f"the {role} of another process"] = torch.logical_or(bad, anywhere == 0)
@@ -76,12 +76,12 @@ class FiniteGuard:
 
     After `IN_A_ROW` bad steps, or as soon as weights are not finite, the networks, averages, optimizers and image pools
     go back to the last checkpoint, while steps, data and learning rate go on. The training ends when there is no
-    checkpoint, when that happens again before another checkpoint was written, or after `ROLLBACKS` of it.
+    checkpoint, when it happens again before the next checkpoint was written, or after `ROLLBACKS` rollbacks.
 
     Args:
         every: steps between examinations.
         checkpoint: gives the last checkpoint, None if there is none.
-        describe: gives the cases and positions that a step was shown.
+        describe: names the cases and positions of a step.
         report: takes the step, "not finite", and a message.
     """
 

@@ -13,7 +13,7 @@ from medcyclegan.training.objectives import Images, Losses, Objective
 
 
 class RoleLosses(nn.Module):
-    """What the networks of one role minimize, as a module of these networks.
+    """The losses of one role, as a module of its networks.
 
     `DistributedDataParallel` joins the gradients of the module it wraps, whose forward this is, however often the
     objective runs each network in it.
@@ -31,7 +31,7 @@ class RoleLosses(nn.Module):
         self.trained = nn.ModuleDict({name: objective.networks[name] for name in names})
 
     def forward(self, batch: Images, images: Images, direction: str) -> tuple[Losses, Images]:
-        """The weighted losses of a direction, and the images made for them (none by discriminators), detached."""
+        """The weighted losses of a direction, and the generated images (none by discriminators), detached."""
         if self.role == "discriminators":
             return self.objective.discriminator_losses(batch, images, direction), {}
         losses, made = self.objective.generator_losses(batch, direction)
@@ -54,7 +54,7 @@ class RoleGradients:
         self.bf16 = bf16
         self.losses: RoleLosses | DistributedDataParallel = RoleLosses(objective, role)
         if ranks.rank_and_world()[1] > 1:
-            # A direction leaves weights out, and a network from elsewhere may have some that a whole step leaves out.
+            # One direction does not use all weights, and in a foreign network a whole step may not.
             # Running statistics are made equal by the trainer, once per step.
             self.losses = DistributedDataParallel(self.losses, find_unused_parameters=True, broadcast_buffers=False)
 

@@ -1,4 +1,4 @@
-"""The ways in which adversarial training fails: a discriminator that has won, collapse, and inverted contrast.
+"""Guards against failures of adversarial training: a saturated discriminator, collapse, and inverted contrast.
 
 The guards look at the discriminators' losses and, at every validation, at translations of fixed patches; they warn and
 keep such a state from becoming the best checkpoint, but do not stop the training, since a run may recover.
@@ -26,12 +26,12 @@ COLLAPSED = 0.05  # of the differences between inputs that are left between outp
 INVERTED = -0.3  # correlation of the order of tissues with depth
 PERSISTENT = 2  # validations in a row for which collapse or inversion must be seen
 DEPTHS = 12  # shells between the body's surface and its middle
-CLEAR_PROFILE = 0.05  # standard deviation over depths below which, as a share of that inside the body, no order shows
+CLEAR_PROFILE = 0.05  # standard deviation over depths, as a share of that inside the body; flatter ones have no order
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What a guard says, in whole sentences.
+    """The message of a guard, in whole sentences.
 
     Attributes:
         saw: what it saw, with the numbers.
@@ -63,10 +63,10 @@ def undecided_loss(loss: AdversarialLoss) -> float | None:
 class SaturationGuard:
     """Warns when a discriminator has separated real and fake almost perfectly for `SATURATION_STEPS` steps in a row.
 
-    Its gradient then hardly shows any more what would look real. It warns once, and again only after a recovery.
+    Its gradient then hardly helps the generator. It warns once, and again only after a recovery.
 
     Args:
-        undecided: see `undecided_loss`; a loss below `SATURATED` times that means that it has won.
+        undecided: see `undecided_loss`; below `SATURATED` times that, it has won.
         report: takes the step, "saturation", and a message.
     """
 
@@ -109,10 +109,10 @@ class TranslationGuards:
 
     *Collapse*: different inputs get nearly the same output: `spread_ratio` is below `COLLAPSED`.
     *Inversion*: the tissues' order with depth under the body's surface, known from real images of the target domain, is
-    the opposite in the translations: the correlation of the two `depth_profile`s is below `INVERTED`. In a head that is
-    the order of skin, bone and brain. Nothing is said where real images show no order.
+    reversed in the translations: the correlation of the two `depth_profile`s is below `INVERTED`. In a head that is
+    the order of skin, bone and brain. There is no warning if real images show no order.
 
-    Either must be seen in `PERSISTENT` validations in a row before anything is said, and is said once.
+    Either must persist for `PERSISTENT` validations in a row, and is reported once.
 
     Args:
         probe: the patches. The order of tissues is looked at in each contrast, and the worst counts.
@@ -206,8 +206,8 @@ class TranslationGuards:
 def spread_ratio(outputs: Tensor, inputs: Tensor, bodies: Tensor) -> float:
     """How much outputs differ from each other, relative to how much the inputs do. 0 if all outputs are the same.
 
-    The spread is the root of the mean, over voxels, of the variance over those patches in which the voxel is body; so
-    that the outline, which the networks are given, does not count.
+    The spread is the root of the mean over voxels of the variance over the patches where the voxel is body; so the
+    outline, which the networks are given, does not count.
 
     Args:
         outputs, inputs: (N, C, *spatial) with the same N; channels may differ by whole contrasts.
@@ -267,7 +267,7 @@ def warn(step: int, guard: str, remark: Remark) -> None:
 
 
 def silent(step: int, guard: str, remark: Remark) -> None:
-    """A `Report` of a process that leaves speaking to another."""
+    """A `Report` that does nothing, for processes other than the first."""
 
 
 def _std_inside(images: Tensor, bodies: Tensor) -> float:

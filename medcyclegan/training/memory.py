@@ -1,7 +1,7 @@
-"""How much memory a training step will take, predicted before it is run.
+"""The memory of a training step, predicted before it is run.
 
-The step is carried out with fake tensors, which have shapes and types and no content, while every storage that comes
-and goes is counted: a second or so for any size.
+The step runs with fake tensors, which have shapes and types but no data, and every storage is counted: about a second
+for any size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StepMemory:
 
     Attributes:
         states: weights, moments of Adam and averaged copies.
-        activations: the most that a step holds besides, gradients included.
+        activations: peak of everything else in a step, gradients included.
         device: "cpu" or another kind.
     """
 
@@ -47,7 +47,7 @@ class StepMemory:
 
     @property
     def total(self) -> float:
-        """What the device must have, with the program's own part."""
+        """What the device needs in all, the program itself included."""
         return PROCESS_BYTES + self.states + SCRATCH.get(self.device, SCRATCH["cuda"]) * self.activations
 
 
@@ -94,7 +94,7 @@ def _bytes(network: torch.nn.Module) -> int:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, and how many were alive at once."""
+    """Counts the bytes of all storages, and the peak of those alive at once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ class ImagePool:
     """Keeps up to `size` fakes; once full, each new fake is with probability 1/2 swapped for a stored one.
 
     Of several processes that train together, each holds the same pool: it is fed the fakes of all of them, in the order
-    of the joint batch, and each takes its own share of the answer. So it is the pool that one process alone would have.
+    of the joint batch, and each takes its own share of the answer. So it equals the pool of a single process.
 
     Args:
         size: images kept; 0 hands every fake through.
@@ -58,5 +58,5 @@ class ImagePool:
 
 
 def _whole(image: Tensor, substitute: Tensor) -> Tensor:
-    """A copy to keep; of the substitute where the image is not finite, without the host waiting for the answer."""
+    """A copy to keep; of the substitute if the image is not finite, decided on the device."""
     return torch.where(torch.isfinite(image).all(), image, substitute)

@@ -1,4 +1,4 @@
-"""The probe: fixed patches whose translations validations and guards examine."""
+"""The probe: fixed patches, translated for validation and guards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Probe:
     Attributes:
         real: "a", "b" -> (N, C, *spatial) in [-1, 1], of as many cases as possible.
         bodies: "a", "b" -> where they show the body, boolean, of the same shape.
-        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; 1 where it is left out.
+        contrasts: "a", "b" -> number of contrasts among the channels of that domain; 1 where it is left out.
     """
 
     real: dict[str, Tensor]
@@ -27,7 +27,7 @@ class Probe:
 
     @torch.inference_mode()
     def translate(self, generators: Mapping[str, nn.Module], device: torch.device) -> dict[str, Tensor]:
-        """What the generators make of the patches: `fake_b` and, with a way back, `fake_a`, `cycle_a`, `cycle_b`."""
+        """The translations of the patches: `fake_b` and, with a way back, `fake_a`, `cycle_a`, `cycle_b`."""
         images: dict[str, Tensor] = {}
         for source, target in (("a", "b"), ("b", "a")):
             forward, back = generators.get(f"gen_{source}{target}"), generators.get(f"gen_{target}{source}")

@@ -1,8 +1,8 @@
-"""What a run leaves to look at, and lines or a bar while it runs.
+"""The logs and pictures of a run, and a progress bar or lines while it runs.
 
     metrics.csv         means of the losses over `log_every` steps, speed, learning rates, steps left out
     validation.csv      what every validation measured
-    guards.csv          what a guard saw, did and advises, and when; missing if none spoke
+    guards.csv          messages of the guards; missing if there were none
     pictures/           panels of the same images every time
     tensorboard/        all of it, and histograms of the values in the body
 
@@ -38,13 +38,13 @@ PANEL_ROWS = (("real_a", "fake_b", "cycle_a"), ("real_b", "fake_a", "cycle_b"))
 
 @dataclass(frozen=True)
 class Panel:
-    """What the pictures of a run show.
+    """The content of a run's pictures.
 
     Attributes:
         batch: {"a": (B, C, *spatial), "b": ...} in [-1, 1], the same images every time.
         window: "a", "b" -> the values shown black and white, in [-1, 1].
-        contrasts: "a", "b" -> how many the channels of that domain are, one after the other; of several, the first is
-            shown; 1 where it is left out.
+        contrasts: "a", "b" -> number of contrasts among the channels of that domain, of which the first is shown;
+            1 where it is left out.
     """
 
     batch: Mapping[str, Tensor]
@@ -253,7 +253,7 @@ def _append_row(path: Path, row: Mapping[str, float | str]) -> None:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    """Forget lines of steps that a resumed run does again, and a line that a crash cut off."""
+    """Delete rows of steps that a resumed run repeats, and a row that a crash cut off."""
     if not path.exists():
         return
     try:

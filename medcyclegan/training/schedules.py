@@ -66,7 +66,7 @@ class Schedule:
         return float(rise * self.plateau_factor**self.cuts)
 
     def observe(self, score: float) -> bool:
-        """Take note of a validation's score, of which less is better; True if the rate falls from now on."""
+        """Record a validation's score, lower is better; True if the rate falls now."""
         if self.kind != "plateau":
             return False
         if self.best is None or score < self.best - BETTER * abs(self.best):

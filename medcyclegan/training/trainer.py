@@ -33,7 +33,7 @@ def bf16_is_safe(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # torch has no public question for this; where the private ones are gone, float32 is the safe answer.
+        # torch has no public function for this; without the private ones, float32 is the safe answer.
         questions = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
         return any(question is not None and question() for question in questions)
     return False
@@ -42,8 +42,8 @@ def bf16_is_safe(device: torch.device) -> bool:
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """The same values in the parameter's memory format.
 
-    Fused optimizers go through memory and not through indices: a moment that lies there in another order than its
-    weight would be given to other elements, silently.
+    Fused optimizers ignore strides: a moment in another memory format than its weight would silently be applied to
+    other elements.
     """
     if tensor.stride() == parameter.stride():
         return tensor
@@ -51,7 +51,7 @@ def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 class Stateful(Protocol):
-    """Something around the loop whose state belongs to the snapshot: plain data and tensors on the CPU."""
+    """An object whose state belongs to the snapshot: plain data and tensors on the CPU."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -59,11 +59,11 @@ class Stateful(Protocol):
 
 
 class ExponentialMovingAverage:
-    """Averaged copies of networks, which translate better than the last weights of an adversarial game.
+    """Averaged copies of networks, which translate better than the last weights of adversarial training.
 
     average <- d average + (1 - d) weights with d = min(decay, (1 + n) / (10 + n)) at step n, so that the first steps,
-    whose weights are still random, are soon forgotten. Buffers, such as the running statistics of a batch norm, are
-    means already or mean nothing between two values: they are taken as they are, at every update.
+    whose weights are still random, soon fade. Buffers, such as the running statistics of a batch norm, are
+    means already or cannot be averaged: they are copied at every update.
 
     Args:
         networks: name -> network to follow.
@@ -96,8 +96,7 @@ class Optimization:
             time-scale update rule of Heusel et al. 2017).
         gradient_clip: largest norm of the gradient of all generators, and of all discriminators; None: no limit.
         ema_decay: of the averaged generators.
-        accumulate: micro-batches that a batch is split into, and that go through one after another before one step of
-            the optimizer.
+        accumulate: micro-batches that a batch is split into; their gradients add up to one step of the optimizer.
         bf16: compute convolutions in bfloat16; weights, losses and the last layer stay float32.
     """
 
@@ -117,7 +116,7 @@ class TranslationTrainer(Trainer):
     `engine.state.output` holds the weighted losses as detached tensors, and so do `engine.losses` and `engine.images`,
     those and the images of the last whole step. Updates whose losses or gradients are not finite are left out on the
     device; `engine.finite` says which of the last step were finite, as tensors. Within `ranks.joined` the processes
-    train together: gradients and losses are means over all of them, and images are those of this one.
+    train together: gradients and losses are means over all of them, images are those of this process.
 
     Attributes:
         best: {"step", "score"} of the best validation so far, None before the first.
@@ -220,7 +219,7 @@ class TranslationTrainer(Trainer):
 
     @torch.no_grad()
     def _settle_buffers(self, before: Sequence[Tensor]) -> None:
-        """Let running statistics be means over the processes, and what they were where the step is left out.
+        """Average running statistics over the processes; restore them if the step is left out.
 
         A forward pass writes them, before anyone knows whether the step is good, and a value that is not finite would
         stay in them for ever.
@@ -233,14 +232,14 @@ class TranslationTrainer(Trainer):
                 if buffer.is_floating_point():
                     buffer.copy_(ranks.mean(buffer))
         pairs = list(zip(buffers, before, strict=True))
-        # A constant may be infinite, as in masks of attention; what has become so may not.
+        # A constant may be infinite, as in attention masks; a value that has become infinite may not.
         sound = [(torch.isfinite(new) | ~torch.isfinite(old)).all() for new, old in pairs]
         good = torch.stack([*self.finite.values(), *sound]).all()
         for new, old in pairs:
             new.copy_(torch.where(good, new, old))
 
     def _agree_to_stop(self, engine: Any) -> None:
-        """Stop where any process was asked to; the others wait here for the one that writes."""
+        """Stop all processes if one was asked to; the others wait here for the one that writes."""
         wanted = ranks.maximum(2 if self.interrupted else 1 if self.should_terminate else 0)
         if wanted:
             self.interrupted = wanted == 2
@@ -315,7 +314,7 @@ class TranslationTrainer(Trainer):
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to where `snapshot` was taken. The loader must begin at its step.
 
-        Settings of the optimizers and schedules are those that this trainer was made with, which may be others.
+        Settings of the optimizers and schedules stay those of this trainer.
         """
         self.best = snapshot["best"]
         for name, state in snapshot["companions"].items():

@@ -1,14 +1,14 @@
-"""Validation during training: how good the averaged generators are, by which the best checkpoint is chosen.
+"""Validation of the averaged generators during training; it chooses the best checkpoint.
 
-Every score is better the lower it is. With pairs it is the mean absolute error in the body. Without pairs nothing
+Lower scores are better. With pairs it is the mean absolute error in the body. Without pairs nothing
 measures the error; the *proxy* that stands in for it is the mean of three numbers, each of which is 1 for a useless
 translation of the probe's patches:
 
 - `cycle`: mean absolute difference in the body between patches and their way there and back, as a share of that
   between the patches and their median, the best constant; both domains; 0 is perfect;
 - `structure`: 1 - the absolute gradient correlation (Hiasa et al. 2018, equation 4) of patches and their translations;
-  0 would be the same edges everywhere. The true CT of a phantom has 0.23. MIND, which is 0.55 for the true CT and less
-  for poor translations, was tried and does not serve;
+  0: the same edges everywhere. The true CT of a phantom has 0.23. MIND, which is 0.55 for the true CT and less
+  for poor translations, is not suitable;
 - `distribution`: Wasserstein-1 distance in the body between the values of the translations into b and of real b, as a
   share of that between real b and its median; 0 is perfect.
 
@@ -79,7 +79,7 @@ def structure_disagreement(
     Args:
         sources, translated: (N, C, *spatial); the mean over the channels of each contrast is taken.
         bodies: (N, C, *spatial), boolean.
-        contrasts: "a" (sources) and "b" -> how many the channels are; the mean over their pairs is given.
+        contrasts: "a" (sources) and "b" -> number of contrasts; the result is the mean over their pairs.
 
     Returns:
         Between 0 (the same edges) and 1 (unrelated ones).
@@ -109,13 +109,13 @@ def _quantiles(sample: Tensor) -> Tensor:
 
 
 class Validation:
-    """Ignite handler: scores every so many steps and at the end, keeps the best, drives the schedule, stops early.
+    """Ignite handler: scores regularly and at the end, keeps the best, drives the schedule, stops early.
 
     Attach it before what writes checkpoints, so that a checkpoint knows of the validation of its own step.
 
     Args:
         every: steps between validations.
-        guards: look at the translations of their probe's patches; while they object, no best is taken.
+        guards: examine the translations of their probe's patches; while they object, no checkpoint becomes the best.
         score_pairs: gives the errors of the averaged generators on the pairs by name, the first being the score; None
             without pairs: the score is then the proxy.
         save_best: writes the best checkpoint.
@@ -143,7 +143,7 @@ class Validation:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the training has waited long enough for a better score."""
+        """Whether the patience is used up."""
         return self.patience is not None and self.waited >= self.patience
 
     def attach(self, engine: Engine) -> None:

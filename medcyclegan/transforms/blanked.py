@@ -1,6 +1,6 @@
 """Voxels of an MR that somebody overwrote with one value: defaced faces and the like.
 
-They are no air: the face was there. A synthetic CT says air where they are, and so they have to be told. Words used
+They are not air: the face was there. A synthetic CT has air where they are, so they have to be found. Words used
 here. *Blanked*: overwritten with one value. *Backdrop*: everything outside the body.
 """
 
@@ -21,7 +21,7 @@ from medcyclegan.io.reader import grid_of
 
 # Noise gives neighboring voxels the same value by chance, a blanked face is larger than this (mL).
 _SMALLEST_ML = 2.0
-# Of the backdrop; where more of it has one value, all of it was masked or never scanned, and nothing can be told.
+# Of the backdrop; where more of it has one value, all of it was masked or never scanned, and nothing can be found.
 _ALL_ONE_VALUE = 0.6
 # Of the rest of the backdrop that may have the lowest value too; where it is more, air is often 0 by itself.
 _BY_CHANCE = 0.02
@@ -32,12 +32,12 @@ _FRAME_MM = 20.0
 
 
 def blanked_voxels(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float]) -> npt.NDArray[np.bool_]:
-    """Where an MR was overwritten with its lowest value, at the body or in it.
+    """Where an MR was overwritten with its lowest value, in the body or next to it.
 
-    It can be told only where the backdrop is noise: there, a connected piece of more than 2 mL that has exactly the
+    It can be found only where the backdrop is noise: there, a connected piece of more than 2 mL that has exactly the
     lowest value, touches the body (to within 6 mm) and reaches deeper than 20 mm below the border of the volume was not
     measured. Where more than 60 % of the backdrop has that
-    value itself, or more than 2 % of what remains of it, nothing can be told and nothing is found.
+    value itself, or more than 2 % of what remains of it, nothing is found.
 
     Args:
         volume: (X, Y, Z), any unit.

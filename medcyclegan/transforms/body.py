@@ -35,7 +35,7 @@ _CT_OPENING_MM = 4.0
 _MR_OPENING_MM = 4.0
 # Bridges the dark skull between scalp and brain (mm).
 _MR_CLOSING_MM = 6.0
-# Against noise: neighbors further apart than this are not asked (mm).
+# Against noise: neighbors farther than this are not used (mm).
 _MEDIAN_MM = 4.0
 # Of the surface (mm).
 _SMOOTHING_MM = 2.0
@@ -43,7 +43,7 @@ _SMOOTHING_MM = 2.0
 _MR_FLOOR = 0.1
 # What is inside is at least this much brighter than what is outside.
 _MR_CONTRAST = 2.0
-# Below this part of the volume, whatever was found is no body.
+# A body fills at least this part of the volume.
 _SMALLEST_PART = 0.005
 
 
@@ -146,7 +146,7 @@ def _ct_body(volume: np.ndarray, steps: npt.NDArray[np.float64]) -> Mask:
     if not tissue.any():
         raise InputError(f"no body was found: nothing lies above {_CT_THRESHOLD_HU:g} HU.", "Is this CT in HU?")
     core = _largest_piece(_open(tissue, steps, _CT_OPENING_MM))
-    # Ears and noses are thinner than the opening: what hangs together with the body nearby belongs to it.
+    # Ears and noses are thinner than the opening: nearby voxels connected to the body belong to it.
     near = _dilate(core, steps, 2 * _CT_OPENING_MM) & tissue
     return _fill(_largest_piece(near | core))
 
@@ -164,7 +164,7 @@ def _mr_body(volume: np.ndarray, steps: npt.NDArray[np.float64]) -> Mask:
 
 
 def _mr_threshold(smooth: np.ndarray) -> float:
-    """The level that parts background from tissue, dim tissue included.
+    """The threshold between background and tissue, dim tissue included.
 
     The first split may fall between bright and dim tissue (cerebrospinal fluid and scalp in T2); what lies below is
     split again until its two parts are alike, which they are in noise.
@@ -244,7 +244,7 @@ def _distance_to(mask: Mask, steps: npt.NDArray[np.float64]) -> np.ndarray:
 
 
 def _erode(mask: Mask, steps: npt.NDArray[np.float64], radius: float) -> Mask:
-    """What lies further than `radius` from the outside; beyond the edge of the volume is no outside."""
+    """Voxels farther than `radius` from the outside; the edge of the volume does not count as outside."""
     return _distance_to(~mask, steps) > radius
 
 

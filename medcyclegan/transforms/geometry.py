@@ -28,10 +28,10 @@ from medcyclegan.io.reader import grid_of
 
 Mode = Literal["linear", "nearest", "bspline"]
 
-# Voxels; a map that is this near to a permutation is one, since float32 headers are no more exact than that.
+# Voxels; a map this close to a permutation counts as one, since float32 headers are no more exact.
 _EXACT = 1e-4
 _INTERPOLATORS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor, "bspline": sitk.sitkBSpline3}
-# Part of a voxel that a field of view may lose rather than gain a voxel for it.
+# Part of a voxel that a field of view may lose, rather than gain a whole voxel.
 _NEGLIGIBLE = 1e-3
 # Coarsening below 1 % needs no smoothing.
 _COARSER = 1.01
@@ -117,7 +117,7 @@ class ToWorkingGridd(MapTransform, InvertibleTransform):
         keys: keys of MetaTensors (C, X, Y, Z).
         spacing: of the working grid, mm.
         fill: value outside the field of view, both ways; one or one per key.
-        mode: as in `resample`, one or one per key; what "bspline" overshoots is clipped to the values that there were,
+        mode: as in `resample`, one or one per key; "bspline" is clipped to the range of the source values,
             and its inverse is linear.
         onto: another volume's grid to go to, in place of the volume's own working grid.
     """

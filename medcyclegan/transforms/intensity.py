@@ -41,8 +41,8 @@ class Scaler:
         high: value that becomes 1; above `low`.
         inverted: `low` becomes 1 and `high` becomes -1.
         floor: lowest value that `apply` gives, in [-1, 1).
-        landmarks: (value, share) between `low` and `high`, rising in both: the share of the way to `high` that the
-            value becomes; where there are none, that of a straight line.
+        landmarks: (value, share) between `low` and `high`, rising in both: `share` of the range is where the value
+            is mapped to; without landmarks the map is a straight line.
     """
 
     low: float
@@ -76,7 +76,7 @@ class Scaler:
         return result
 
     def _bent(self, values: Values, back: bool) -> Values:
-        """Values through the landmarks: the value on a straight line that has the same share, or `back`."""
+        """Values mapped piecewise linearly through the landmarks onto a straight line, or `back`."""
         width: float = self.high - self.low
         bent = [self.low, *(value for value, _ in self.landmarks), self.high]
         straight = [self.low, *(self.low + share * width for _, share in self.landmarks), self.high]

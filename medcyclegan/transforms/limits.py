@@ -1,4 +1,4 @@
-"""What a volume needs to be prepared: a size, and values of its modality."""
+"""Limits of size and intensities within which a volume can be prepared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medcyclegan.transforms.geometry import working_grid
 MODALITIES = ("MR", "CT")
 # Networks that halve their input twice need this much.
 FEWEST_VOXELS = 4
-# More are no patient but a wrong voxel size, of micrometers taken as millimeters for example.
+# More voxels mean a wrong voxel size, for example micrometers taken as millimeters.
 MOST_VOXELS = 2**31
 
 

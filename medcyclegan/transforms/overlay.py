@@ -1,4 +1,4 @@
-"""How the channels of one patient lie on each other: what of the body each shows, and whether the patient moved.
+"""How well the channels of a patient overlay: coverage of the body, and motion between the scans.
 
 Words used here. *Covered*: where a channel has voxels. *Apart*: moved between the scans.
 """
@@ -20,7 +20,7 @@ from medcyclegan.transforms.registration import align, percentile_window, with_r
 
 # Share of the body that every channel must show.
 LEAST_COVERED = 0.9
-WHOLE = 0.995  # from here on it shows all of it
+WHOLE = 0.995  # from this share on, the body counts as covered whole
 # Beyond this (mm) a patient has probably moved between two scans: see `apart_mm`.
 APART_MM = 3.0
 _ESTIMATE_MM = 4.0
@@ -67,7 +67,7 @@ def apart_mm(first: MetaTensor, other: MetaTensor, body: Mask) -> float:
         body: (X, Y, Z) on the grid of `first`.
 
     Returns:
-        nan where nothing can be told.
+        nan where it cannot be estimated.
     """
     source = grid_of(first)
     coarse = working_grid(source, np.maximum(source.spacing[_ras_order(source)], _ESTIMATE_MM).tolist())

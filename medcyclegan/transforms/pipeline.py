@@ -42,7 +42,7 @@ _SOURCE_BODY = "source_body"  # key of the body before it was resampled
 
 @dataclass(frozen=True)
 class Preparation:
-    """What decides how a channel is prepared.
+    """How a channel is prepared.
 
     Attributes:
         modality: "MR" (scaled by percentiles inside the body) or "CT" (scaled by `ct_window`).
@@ -55,7 +55,7 @@ class Preparation:
             inverted fat would be as dark as air.
         interpolation: onto the working grid, "linear" or "bspline".
         crop_margin: mm around the body that the working grid keeps; None keeps the whole field of view.
-        mr_n4_shrink: MR is corrected by N4 on every so manieth voxel (`bias.correct_bias`); 0 leaves it as it is.
+        mr_n4_shrink: shrink factor of the N4 correction of MR (`bias.correct_bias`); 0: no correction.
         mr_standardization: what -1 and 1 mean in MR, see `standardization`.
         mr_landmarks: for the standardization "nyul", nine rising shares in (0, 1); () where a cohort is to decide them.
         mr_exclude_blanked: voxels of an MR that defacing overwrote (`blanked.blanked_voxels`) are no body.
@@ -103,8 +103,8 @@ class Channel:
         preparation: how it was prepared; its name is that of the channel.
         scaler: the map between its unit and [-1, 1].
         covered: share of the body that it shows.
-        apart_mm: how far a rigid registration would move the body to lay the first channel on it, mean over the body;
-            0 of the first, nan where that cannot be told.
+        apart_mm: mean displacement of the body in a rigid registration to the first channel; 0 for the first channel,
+            nan where it cannot be estimated.
     """
 
     preparation: Preparation
@@ -142,7 +142,7 @@ def preparation_transform(preparation: Preparation, has_body: bool, onto: Grid |
     """The preparation as MONAI dictionary transforms on the keys "image" and "body".
 
     Args:
-        preparation: what decides.
+        preparation: how.
         has_body: True if "body" is given, a MetaTensor (1, X, Y, Z) on the grid of "image"; else it is found.
         onto: for a channel after the first, the grid that the first has come to. It is resampled onto that, not
             cropped, and what lies outside the body there is left to the caller, whose body is the first channel's.
@@ -238,7 +238,7 @@ def misplaced(channels: Sequence[Channel]) -> list[str]:
                 f"{channel.name} covers {100 * channel.covered:.0f} % of the body; the rest of it is background to the "
                 "network"
             )
-        if channel.apart_mm > APART_MM:  # not where it could not be told, nan
+        if channel.apart_mm > APART_MM:  # False for nan, where it could not be estimated
             messages.append(
                 f"{channel.name} and {channels[0].name} seem to lie {channel.apart_mm:.1f} mm apart (a rigid "
                 "registration's estimate); did the patient move? Register them, or leave the case out"
@@ -249,7 +249,7 @@ def misplaced(channels: Sequence[Channel]) -> list[str]:
 def landmark_shares(
     volumes: Sequence[MetaTensor], preparations: Sequence[Preparation], body: np.ndarray | None = None
 ) -> list[npt.NDArray[np.float64]]:
-    """What one patient contributes to the landmarks of "nyul": (9,) per channel, see `standardization.decile_shares`.
+    """One patient's decile shares for the landmarks of "nyul": (9,) per channel, see `standardization.decile_shares`.
 
     Arguments and errors are those of `prepare`.
     """
@@ -286,7 +286,7 @@ def _run_steps(
     before: type[MapTransform] | None = None,
     onto: Grid | None = None,
 ) -> dict[Any, Any]:
-    """What the steps of `preparation_transform` give, all of them or those before the first of a class."""
+    """Run the steps of `preparation_transform`, all of them or those before the first of a class."""
     name, source = file_name(volume), grid_of(volume)
     data: dict[Any, Any] = {"image": volume}
     if body is not None:

@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 _ESTIMATE_MM = 4.0
 _REFINE_MM = 2.0
 _BINS = 32
-# HU outside of which nothing moves: air and metal carry no position.
+# HU window of the registration: air and metal carry no position.
 HU_WINDOW = (-1024.0, 1500.0)
 # Share of a volume that must be left inside the mask on the coarse grid.
 _FEWEST_VOXELS = 500
@@ -74,7 +74,7 @@ def with_rim(body: Inside, grid: Grid) -> Inside:
 
 
 def percentile_window(values: Volume, body: Inside) -> tuple[float, float]:
-    """What of an MR carries position: from 0 to nearly its highest value in the body; (0, 0) of an empty body."""
+    """Intensity window of an MR for registration: 0 to nearly the maximum in the body; (0, 0) of an empty body."""
     if not body.any():
         return 0.0, 0.0
     low, high = np.percentile(values[body], (0.5, 99.5))
@@ -113,7 +113,7 @@ def align(
     if not (np.isfinite(reference[inside]).all() and np.isfinite(synthetic[inside]).all()):
         return _none("a value in the mask is not finite")
     coarse = _coarser(grid, _REFINE_MM if fine else _ESTIMATE_MM)
-    # What lies outside the mask is left as it is: its values are not asked for, and a blanked rim would say "no shift".
+    # Values outside the mask stay: they are not used, and a blanked rim would bias towards no shift.
     fixed, moving = (
         resample(np.clip(np.nan_to_num(volume, nan=low), low, high).astype(np.float32), grid, coarse, fill=low)
         for volume, (low, high) in zip((reference, synthetic), windows, strict=True)
@@ -133,7 +133,7 @@ def align(
     cosine = (np.trace(matrix[:3, :3]) - 1) / 2
     rotation = math.degrees(math.acos(min(1.0, max(-1.0, float(cosine)))))
     displacement = float(np.linalg.norm(moved, axis=1).mean())
-    # ITK adds up in any order; beyond these digits, far below what can be told, two runs may differ.
+    # ITK adds up in any order; beyond these digits, far below the accuracy, two runs may differ.
     shift = (round(float(x), 5), round(float(y), 5), round(float(z), 5))
     return Alignment(matrix, shift, round(rotation, 5), round(displacement, 5), information=round(information, 6))
 

@@ -1,4 +1,4 @@
-"""What the intensities of an MR are measured against: four ways to the scaler of a volume.
+"""MR intensity standardization: four ways to fit the scaler of a volume.
 
 | name        | -1 and 1 stand for                                    | known beforehand           |
 |-------------|-------------------------------------------------------|----------------------------|
@@ -87,7 +87,7 @@ def standard_scaler(
 def decile_shares(
     volume: np.ndarray, body: np.ndarray, percentiles: tuple[float, float] = MR_PERCENTILES
 ) -> npt.NDArray[np.float64]:
-    """Where the deciles of one volume lie between its two percentiles: (9,) shares in [0, 1].
+    """Positions of the deciles of one volume between its two percentiles: (9,) shares in [0, 1].
 
     Args:
         volume: (X, Y, Z), arbitrary unit.
@@ -129,7 +129,7 @@ def white_stripe(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float])
 
     After Shinohara et al., "Statistical normalization techniques for magnetic resonance imaging", NeuroImage Clin 6,
     2014: the stripe holds the values within 5 % of the voxels on either side of the peak. Theirs is the peak of white
-    matter in a stripped brain; here it is that of the commonest tissue 20 mm below the surface (or as deep as there
+    matter in a stripped brain; here it is that of the most frequent tissue 20 mm below the surface (or as deep as there
     is anything), brain in a head, and the unit is a share of its mean and not its standard deviation.
 
     Args:
@@ -153,7 +153,7 @@ def white_stripe(volume: np.ndarray, body: np.ndarray, spacing: Sequence[float])
     stripe = float(deep[(deep >= first) & (deep <= last)].mean())
     if stripe <= 0:
         raise InputError(
-            f"the commonest value deep inside the body is {stripe:g}, and whitestripe needs one above 0.",
+            f"the most frequent value deep inside the body is {stripe:g}, and whitestripe needs one above 0.",
             "Take another mr_standardization.",
         )
     return stripe

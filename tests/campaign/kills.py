@@ -201,8 +201,8 @@ def _timeless(tree: Any, out: Path) -> Any:
 def differing(found: dict[str, Any], expected: dict[str, Any]) -> str:
     if found.keys() != expected.keys():
         return f"other files than an undisturbed run: {sorted(found.keys() ^ expected.keys())[:4]}"
-    told = difference(found, expected)
-    return f"differs from an undisturbed run: {told}" if told else ""
+    found_difference = difference(found, expected)
+    return f"differs from an undisturbed run: {found_difference}" if found_difference else ""
 
 
 def faults(name: str, scenario: Scenario, root: Path, *, seed: int = 0, most: int = 8) -> Iterator[str]:

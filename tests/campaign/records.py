@@ -77,10 +77,10 @@ def difference(found: Any, meant: Any, name: str = "$") -> str:
     """The first value of `meant` that is not in `found`; 1 is 1.0 and a tuple a list, nothing else is alike."""
     if isinstance(meant, dict) and isinstance(found, dict):
         parts = [(found.get(key, "nothing"), value, f"{name}.{key}") for key, value in meant.items()]
-        return next((told for part in parts if (told := difference(*part))), "")
+        return next((first for part in parts if (first := difference(*part))), "")
     if isinstance(meant, list | tuple) and isinstance(found, list | tuple) and len(found) == len(meant):
         parts = [(f, m, f"{name}[{k}]") for k, (f, m) in enumerate(zip(found, meant, strict=True))]
-        return next((told for part in parts if (told := difference(*part))), "")
+        return next((first for part in parts if (first := difference(*part))), "")
     number = {type(found), type(meant)} <= {int, float}
     if isinstance(meant, str) and isinstance(found, int | float) and not isinstance(found, bool):
         return "" if str(found) == str(float(meant)) or str(found) == meant else f"{name}: took {found} for {meant!r}"

@@ -1,4 +1,4 @@
-"""What a hospital or a challenge hands over: one file per folder convention, recognized by itself or named.
+"""Folder conventions of hospitals and challenges, one module each, detected or named by the user.
 
 A layout says whether a tree of files looks like its convention, and which scans it holds. Where two layouts fit, the
 user is asked; nothing is guessed.
@@ -43,13 +43,13 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What was found under a root.
+    """The scans found under a root.
 
     Attributes:
         layout: its name.
-        reason: why it was taken for that, or that it was named.
+        reason: why this layout was chosen.
         scans: sorted by domain, modality, kind and case.
-        left_out: how many volumes lie under the root that are no part of the layout, by folder.
+        left_out: number of volumes under the root that do not belong to the layout, by folder.
     """
 
     layout: str
@@ -58,7 +58,7 @@ class Found:
     left_out: dict[str, int]
 
     def notes(self) -> list[str]:
-        """What the user ought to know, one line each."""
+        """Notes for the user, one line each."""
         places = [f"{count} in {place or 'the root'}" for place, count in self.left_out.items()]
         return [f"volumes that the layout {self.layout} has no place for: {few(places, 5)}"] if places else []
 
@@ -92,7 +92,7 @@ def fitting(tree: Tree) -> dict[str, str]:
 
 
 def no_data(path: Path, reason: str) -> InputError:
-    """The error for a path that is no data, with all that it could have been."""
+    """The error for a path that is not data, listing every accepted kind of data."""
     known = [
         "a prepared folder: one with prepared.json, which `medcyclegan prepare` writes last",
         "a datalist: a .json file with the lists a and b, which `medcyclegan datalist` writes",

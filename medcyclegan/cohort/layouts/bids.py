@@ -1,8 +1,8 @@
 """The Brain Imaging Data Structure's: `sub-01/[ses-1/]anat/sub-01_T1w.nii.gz`, CT in `ct/` as `..._ct.nii.gz`.
 
-The suffix after the last underscore is what a file shows; with a contrast agent (`ce-`) it is another kind. Sites come
-from the columns site, center, scanner or manufacturer of `participants.tsv`. Everything that is no anatomical MR and no
-CT is left out.
+The suffix after the last underscore is the kind of scan; with a contrast agent (`ce-`) it is another kind. Sites come
+from the columns site, center, scanner or manufacturer of `participants.tsv`. Everything but anatomical MR and CT
+is left out.
 """
 
 from __future__ import annotations

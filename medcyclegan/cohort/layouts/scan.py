@@ -1,7 +1,7 @@
-"""One scan as a folder convention tells of it, and what its names say of the patient and the kind of image.
+"""One scan as described by its folder convention, and the patient and kind of image derived from names.
 
-Words used here. *Kind*: what a scan shows, in the words of the layout: "T1w", "CT", "cbct", a channel's name.
-*Patient*: who was scanned, as far as names tell; scans of one patient are never parted.
+Words used here. *Kind*: the kind of scan as the layout names it: "T1w", "CT", "cbct", a channel's name.
+*Patient*: who was scanned, as derived from names; scans of one patient stay in one split.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MODALITIES = {
     **dict.fromkeys(("ct", "cbct"), "CT"),
 }
 _WORDS = "|".join(sorted(MODALITIES, key=len, reverse=True))
-# "head_003" is one slice of many of "head"; "003" is nobody known.
+# "head_003" is a slice of "head"; "003" names no patient.
 _SLICE = re.compile(r"^(?:(.*?)[_\-. ])?(?:slice|img|image|frame|s|z)?[_\-. ]?\d+$", re.IGNORECASE)
-# A word of these at either end of a name says what the scan shows and not who was scanned.
+# One of these words at either end of a name is the kind of scan, not part of the patient's name.
 _KIND_AT_END = re.compile(rf"^(?:(?:{_WORDS})[_\-. ]+)?(.+?)(?:[_\-. ]+(?:{_WORDS}))?$", re.IGNORECASE)
 _MASK = re.compile(r"[_\-. ](?:mask|seg|segmentation|label|labels)$", re.IGNORECASE)
 
@@ -39,7 +39,7 @@ class Scan:
         case: id, unique within its domain; serves as a file name.
         patient: who was scanned; "" where names do not tell, as with numbered pictures.
         modality: "MR", "CT", or "" where the layout does not say.
-        kind: what it shows in the words of the layout; "" where it does not say.
+        kind: as the layout names it; "" where it does not say.
         domain: "a", "b", or "" where the modality decides.
         split: "train", "val", "test", or "" where the layout does not say.
         site: hospital, scanner or body region that splits are balanced over; "" where unknown.
@@ -70,16 +70,16 @@ def modality_of(name: str) -> str:
 
 
 def patient_of(name: str) -> str:
-    """Who was scanned, from the id of a case: without a word for the kind of image at either end.
+    """The patient, from a case id: without a word for the kind of scan at either end.
 
-    `p07_mr` and `p07_ct` are one patient. Two patients taken for one only stay together; one taken for two would leak.
+    `p07_mr` and `p07_ct` are one patient. Merging two patients only keeps them in one split; splitting one would leak.
     """
     match = _KIND_AT_END.match(text(name))
     return match.group(1) if match else text(name)
 
 
 def patient_of_picture(name: str) -> str:
-    """Who is on a 2D image, from its id without the number of its slice; "" if nothing but a number is left."""
+    """The patient of a 2D image, from its id without the slice number; "" if only a number is left."""
     match = _SLICE.match(patient_of(name))
     return patient_of(match.group(1) or "") if match else patient_of(name)
 

@@ -1,10 +1,10 @@
-"""The result of one metric on one case, and the voxels that a metric looks at.
+"""The result of one metric on one case, and the voxels that it uses.
 
 A *metric* is a function of (reference, synthetic, mask, limits): the reference and the synthetic CT as (X, Y, Z) arrays
 in HU, a mask of the same shape (voxels above 0 count; None means all voxels) and the (low, high) HU limits of the
-protocol. It is nan with the reason for an empty mask or values in it that are not finite, and raises ValueError where
-the shapes differ or are not three-dimensional. `metric` and `voxelwise` see to that; what they decorate is the formula
-alone. Everything is computed in float64.
+protocol. It is nan with the reason for an empty mask or values in it that are not finite, and raises ValueError if
+the shapes differ or are not three-dimensional. The decorators `metric` and `voxelwise` do these checks for a plain
+formula. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Score:
-    """A number, and the reason wherever it is no ordinary one.
+    """A number, with the reason if it is not finite.
 
     Attributes:
         value: the metric; nan where it is undefined.
@@ -59,7 +59,7 @@ def inside_of(mask: Mask | None, shape: tuple[int, ...]) -> Inside:
 
 
 def why_undefined(reference: Volume, synthetic: Volume, inside: Inside) -> str | None:
-    """Why no metric has a value on these arrays; None if they can be compared.
+    """Why metrics are undefined on these arrays; None if they are defined.
 
     Raises:
         ValueError: the arrays are not three-dimensional or differ in shape.
@@ -93,7 +93,7 @@ def within(volume: Volume, inside: Inside, limits: Limits) -> npt.NDArray[np.flo
 def metric(
     formula: Callable[Concatenate[Volume, Volume, Inside, Limits, More], Score],
 ) -> Callable[Concatenate[Volume, Volume, Mask | None, Limits, More], Score]:
-    """The metric of a formula that takes the voxels that count as (X, Y, Z) bool."""
+    """Make a metric of a formula that takes the mask as (X, Y, Z) bool."""
 
     def measured(
         reference: Volume, synthetic: Volume, mask: Mask | None, limits: Limits, *args: More.args, **more: More.kwargs
@@ -108,7 +108,7 @@ def metric(
 def voxelwise(
     formula: Callable[[Values, Values, Limits], Score | float],
 ) -> Callable[[Volume, Volume, Mask | None, Limits], Score]:
-    """The metric of a formula that takes reference and synthetic CT as (N,) float64 HU: the N voxels that count."""
+    """Make a metric of a formula that takes both CTs as (N,) float64 HU: the N voxels in the mask."""
 
     def measured(reference: Volume, synthetic: Volume, inside: Inside, limits: Limits) -> Score:
         found = formula(reference[inside].astype(np.float64), synthetic[inside].astype(np.float64), limits)

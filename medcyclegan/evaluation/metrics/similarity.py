@@ -1,4 +1,4 @@
-"""Whether two volumes go together, whatever their units: correlation, shared information, and agreement of edges."""
+"""Similarity that does not depend on units: correlation, mutual information, and agreement of edges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ncc(reference: Values, synthetic: Values, limits: Limits) -> Score:
     In [-1, 1], 1 is best; nan with the reason for a volume that is constant in the mask.
     """
     for name, values in (("reference", reference), ("synthetic CT", synthetic)):
-        # Asked before the mean is taken off: its rounding would make a constant look like noise.
+        # Checked before the mean is subtracted: its rounding would make a constant look like noise.
         if values.min() == values.max():
             return undefined(f"the {name} is constant in the mask")
     g, p = reference - reference.mean(), synthetic - synthetic.mean()
@@ -57,7 +57,7 @@ def mutual_information(reference: Values, synthetic: Values, limits: Limits) -> 
     joint = counts / counts.sum()
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     used = joint > 0
-    # Rounding may leave minus nothing where the two are independent.
+    # Rounding may give a tiny negative value for independent volumes.
     return max(0.0, float((joint[used] * np.log2(joint[used] / independent[used])).sum()))
 
 

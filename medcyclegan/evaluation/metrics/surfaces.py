@@ -59,7 +59,7 @@ def agreement(reference: Bools, found: Bools, axes: Matrix) -> Agreement:
     if not found.any():
         missing = undefined("the prediction finds nothing of it")
         return Agreement(Score(0.0), missing, missing)
-    # Only the part that holds either; its rim of one voxel keeps surfaces what they are.
+    # Cropped to both segmentations with a rim of one voxel, which keeps their surfaces.
     (box,) = ndimage.find_objects((reference | found).view(np.uint8), max_label=1)
     a, b = (np.pad(np.ascontiguousarray(part[box]), 1) for part in (reference, found))
     shared, total = np.count_nonzero(a & b), np.count_nonzero(a) + np.count_nonzero(b)

@@ -1,4 +1,4 @@
-"""Errors per tissue, told apart by the HU of the reference: air, soft tissue and bone."""
+"""Errors per tissue: air, soft tissue and bone, by thresholds on the HU of the reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medcyclegan.evaluation.metrics.score import Mask, Score, Volume, inside_of,
 
 @dataclass(frozen=True)
 class Tissues:
-    """Two thresholds in HU that part air, soft tissue and bone; a voxel at a threshold is soft tissue.
+    """Two thresholds in HU that separate air, soft tissue and bone; a voxel at a threshold is soft tissue.
 
     Raises:
         InputError: the thresholds are not finite or not in order.

@@ -1,7 +1,7 @@
 """JPEG, JPEG-LS and JPEG 2000 in DICOM, decoded by SimpleITK in a process of its own.
 
-The libraries behind it print a complaint of a damaged stream and give what they have, or end the process. In a process
-of its own the first is heard, the second takes nothing else along.
+The libraries behind it print a message for a damaged stream and return a partial image, or crash. In a process of its
+own the message can be caught, and a crash is harmless.
 """
 
 from __future__ import annotations

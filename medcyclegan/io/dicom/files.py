@@ -25,7 +25,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.valuerep import VR
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -123,7 +123,7 @@ def read_objects(path: Path) -> tuple[list[Object], list[str]]:
             continue
         try:
             with place.open() as stream:
-                # Without force, files that lack the mark are refused; with it, anything is read somehow.
+                # Without force, files without the DICM mark are refused; with it, anything is read somehow.
                 header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         except MemoryError:  # room is made for an element as long as it says it is
             broken.append(f"{place.name} (an element is longer than memory)")
@@ -163,7 +163,7 @@ def without_copies(objects: Sequence[Object]) -> tuple[list[Object], list[str]]:
 
 
 def _unusable(header: Dataset) -> str:
-    """Why nothing can be made of a header, or an empty string."""
+    """Why a header cannot be used, or an empty string."""
     if not header:
         return "empty, or cut short before its first element"
     for keyword in _READ_FIRST:
@@ -191,7 +191,7 @@ def _frames(header: Dataset) -> int | None:
 
 
 def _words(error: BaseException) -> str:
-    """What a library's error comes down to; its own words may quote the file, and so the patient."""
+    """A library's error in our words; its own may quote the file, and so the patient."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, EOFError | zipfile.BadZipFile | zlib.error):
@@ -201,7 +201,7 @@ def _words(error: BaseException) -> str:
 
 @contextmanager
 def quiet_headers() -> Iterator[None]:
-    """pydicom's remarks on wrong values quote them, and they may be the patient's: they are not made.
+    """Silence pydicom's warnings on wrong values: they quote values, which may be the patient's.
 
     Several threads may read at the same time; the last one out restores what was set. (Python's own filter of warnings
     is shared by threads and not restored reliably.)
@@ -231,10 +231,6 @@ def shown(value: object) -> str:
     return text if text.isprintable() and len(text) <= _LONGEST else "unreadable"
 
 
-def few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _places(path: Path) -> Iterator[Place]:
     """Every file of a folder, a zip or the file itself, in order of name; hidden ones are left out."""
     if path.is_dir():
@@ -262,7 +258,7 @@ def _places(path: Path) -> Iterator[Place]:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that may not be read could hold slices: it is not passed over."""
+    """Raise for a folder that cannot be read: it could hold slices."""
     raise error
 
 

@@ -48,9 +48,9 @@ def padding(
 
 
 def fill_padding(array: npt.NDArray[np.float32], padded: npt.NDArray[np.bool_], modality: str) -> list[str]:
-    """Give padding that would be taken for a measurement the value of nothing, in place, and say so.
+    """Replace padding that would be taken for a measurement, in place, with notes.
 
-    Nothing is air (-1024 HU) in CT, and elsewhere the lowest value that was measured. CT padding that lies lower stays
+    It becomes air (-1024 HU) in CT, and elsewhere the lowest measured value. CT padding that lies lower stays
     as it is stored: everything takes it for air. Padding reaches the edge of its image; pixels of its value that do not
     were measured, such as metal at the top of the range, and stay.
 

@@ -18,9 +18,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from scipy import ndimage
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 from medcyclegan.io.dicom.decoder import Decoder
-from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, few, shown
+from medcyclegan.io.dicom.files import LIBRARY_ERRORS, Place, count, shown
 from medcyclegan.io.dicom.padding import fill_padding, padding
 from medcyclegan.io.dicom.stack import Slice, Stack
 
@@ -99,7 +99,7 @@ def unsheared(array: npt.NDArray[np.float32], stack: Stack, fill: float) -> npt.
 
 
 def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
-    """Refuse slopes, intercepts and units that leave the values unknown; notes on what is unusual."""
+    """Refuse slopes, intercepts and units that leave the values unknown; gives notes on unusual ones."""
     ct = slices[0].modality == "CT"
     if ct and (without := [s.label for s in slices if s.slope is None or s.intercept is None]):
         raise InputError(
@@ -158,8 +158,8 @@ def _scaling(slices: Sequence[Slice], name: str) -> list[str]:
 class _Stored:
     """What a file stores: (frames, rows, columns) values, which of them are padding (None: none), how they lie in bits.
 
-    `beyond` tells that bits which are not stored hold something else than copies of the sign or zeros; `rest`, that
-    something that is no element follows the pixels.
+    `beyond`: bits outside BitsStored hold something other than copies of the sign or zeros; `rest`: bytes that are no
+    element follow the pixels.
     """
 
     values: npt.NDArray[Any]

@@ -20,12 +20,11 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from medcyclegan.errors import InputError
+from medcyclegan.errors import InputError, few
 from medcyclegan.io.dicom.files import (
     LIBRARY_ERRORS,
     Object,
     count,
-    few,
     quiet_headers,
     read_objects,
     shown,
@@ -42,7 +41,7 @@ _UID_DIGITS = 8  # of the end of a UID, shown in messages, or more where they ar
 
 @dataclass(frozen=True)
 class Series:
-    """What a folder or zip tells of one of its series, and nothing of the patient.
+    """The description of a series in a folder or zip, without the patient.
 
     Attributes:
         uid: SeriesInstanceUID, or an empty string where the header has none.
@@ -75,7 +74,7 @@ class Series:
 
 @dataclass(frozen=True)
 class SourceSeries:
-    """The headers of a series, for those who write something that derives from it.
+    """The headers of a series, for writing a series derived from it.
 
     Attributes:
         header: of the first slice, without pixels. Holds the patient's identity.
@@ -184,7 +183,7 @@ def _scanner(header: Dataset) -> str:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    """What a human reads; empty where it is absent or damaged, since nothing depends on it."""
+    """A text for display only; empty where it is absent or damaged."""
     try:
         return shown(header.get(keyword) or "")
     except LIBRARY_ERRORS:
@@ -209,7 +208,7 @@ def _kind(header: Dataset) -> str:
 
 
 def _class_name(header: Dataset) -> str:
-    """The standard's name of the SOP class, or what stands there where it has none."""
+    """The standard's name of the SOP class, or the UID if it has none."""
     sop_class = str(header.get("SOPClassUID") or "")
     return pydicom.uid.UID(sop_class).name if sop_class else ""
 

@@ -1,4 +1,4 @@
-"""Slices in space: from the headers of one series to one stack on one grid, or to every reason why not.
+"""The geometry of a series: from its headers to one stack on one grid, or every reason why it is none.
 
 Words used here. *Slice*: one image; an enhanced multi-frame object holds many. *Normal*: the direction across the
 slices, row direction x column direction. *Step*: distance between neighboring slices along the normal. Places are LPS
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from medcyclegan.errors import InputError
-from medcyclegan.io.dicom.files import Object, Place, count, few, shown
+from medcyclegan.errors import InputError, few
+from medcyclegan.io.dicom.files import Object, Place, count, shown
 from medcyclegan.io.dicom.numbers import numbers_or_none, rescale_value
 from medcyclegan.io.grid import RAS_FROM_LPS, SAME_MM, SHEAR_COSINE, UNIT_LENGTH, Grid
 from medcyclegan.io.plausible import refuse_impossible_geometry
@@ -57,7 +57,7 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Slices in order, the grid they make up, and what is to be done and said about it.
+    """Slices in order, their grid, the shifts to apply, and notes.
 
     `shift` is (slices, 2), where a tilted gantry has sheared the stack: how far each slice starts along the rows and
     columns of `grid`, in pixels.
@@ -191,7 +191,7 @@ def _axes(first: Slice, name: str) -> tuple[npt.NDArray[np.float64], ...]:
 
 
 def _doubts(first: Slice, angle: float) -> Iterator[str]:
-    """What the header says beside its positions, which give a tilt of `angle` degrees."""
+    """Notes where the header contradicts its positions, which give a tilt of `angle` degrees."""
     said = numbers_or_none(first.header, "GantryDetectorTilt", 1)
     if first.modality == "CT" and said is not None and abs(abs(float(said[0])) - angle) > 1 and abs(said[0]) > 0.5:
         yield (
@@ -217,7 +217,7 @@ def _functional_group(header: Dataset, frame: int, sequence: str) -> Dataset:
 
 
 def _unplaced(slices: Sequence[Slice]) -> Iterator[str]:
-    """Headers without what a place in space needs."""
+    """Slices without a complete position."""
     sizes = [[s.header.get(keyword) for keyword in ("Rows", "Columns")] for s in slices]
     for what, usable in (
         ("a usable ImagePositionPatient", [s.position is not None for s in slices]),
@@ -230,7 +230,7 @@ def _unplaced(slices: Sequence[Slice]) -> Iterator[str]:
 
 
 def _unlike(slices: Sequence[Slice]) -> Iterator[str]:
-    """What must be the same in every slice of a stack and is not."""
+    """Attributes that must be the same in every slice of a stack and are not."""
     turns: list[npt.NDArray[np.float64]] = []
     planes: list[str] = []
     for s in slices:
@@ -311,7 +311,7 @@ def _refuse_uneven(slices: Sequence[Slice], across: npt.NDArray[np.float64], nam
 
 
 def _missing_numbers(slices: Sequence[Slice]) -> list[str]:
-    """A gap in the numbering tells of missing slices that the positions do not show, such as every second one."""
+    """Notes on gaps in the numbering: missing slices that positions do not reveal, such as every second one."""
     if slices[0].enhanced:
         return []
     numbers = [numbers_or_none(s.header, "InstanceNumber", 1) for s in slices]

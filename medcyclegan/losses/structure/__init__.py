@@ -1,4 +1,4 @@
-"""Structure losses, one file each: what keeps anatomy in place when no pair says where it belongs.
+"""Structure losses, one file each: they keep anatomy in place without paired data.
 
 Unpaired training only asks that translations look like the target domain, so a network may move a border or invent a
 structure and still be consistent over the cycle. A structure loss compares a translation with its own source.

@@ -76,6 +76,6 @@ def _scaled(hu: float, window: tuple[float, float]) -> float:
 
 def _eroded(body: Tensor, voxels: int) -> Tensor:
     pool = {4: F.max_pool2d, 5: F.max_pool3d}[body.dim()]
-    # Beyond the border of the patch the body is taken to go on: a crop is not skin.
+    # The body is assumed to continue beyond the border of the patch: a crop is not skin.
     grown: Tensor = pool((~body).float(), 2 * voxels + 1, stride=1, padding=voxels)
     return grown < 0.5

@@ -1,4 +1,4 @@
-"""What makes networks faster on processors; nothing else knows of it.
+"""Faster layers for CPUs; no other room knows of them.
 
 `accelerate` goes through a finished network once and gives layers another class: the same layers with the same
 weights, names and results up to rounding, computed in another way. Networks are built, exported and moved to GPUs

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from medcyclegan.networks.cpu.instance_norm import CHANNELS_LAST, InstanceNorm2d, InstanceNorm3d
 from medcyclegan.networks.cpu.winograd import Kernels, doubled_convolution, reflected_convolution
 
-MANY_CHANNELS = 128  # of input and output, from which fewer multiplications pay for their sums
+MANY_CHANNELS = 128  # of input and output; Winograd is faster from here on
 
 
 def accelerate(network: nn.Module) -> None:
     """Make a network faster on a processor, once: layers get another class, and weights lie with their channels last.
 
-    Parameters stay the same objects with the same names and values, so checkpoints do not change. What is not known to
-    be faster is left as it is, and a second call changes nothing.
+    Parameters stay the same objects with the same names and values, so checkpoints do not change. Layers
+    without a faster form are left alone, and a second call changes nothing.
 
     Args:
         network: on the CPU; it is changed in place and is to stay there.
@@ -34,12 +34,12 @@ def accelerate(network: nn.Module) -> None:
 
 
 class CachesKernels(nn.Module):
-    """A layer that can keep what it multiplies its weights into, which takes up to a tenth of its time."""
+    """A layer that can cache its transformed weights; the transform takes up to a tenth of its time."""
 
     kernels: Kernels | None = None
 
     def cache_kernels(self) -> None:
-        """For a copy that lives while its weights do not change: kernels are made once and not for every image."""
+        """Transform the weights once and not for every image; only for a copy whose weights do not change."""
         self.kernels = {}
 
 
@@ -65,7 +65,7 @@ class DoublingConvolution3d(CachesKernels, nn.Conv3d):
 
 
 def _reflects(module: Any, kernel: int | None = None) -> bool:
-    """A plain convolution that keeps the size of its image by reflecting it, of stride 1 and all channels."""
+    """Whether it is a plain convolution with reflection padding, stride 1 and no groups, which keeps the size."""
     if type(module) not in (nn.Conv2d, nn.Conv3d) or module.padding_mode != "reflect":
         return False
     width = module.kernel_size[0]
@@ -103,7 +103,7 @@ def _join_doubling(layers: nn.Sequential) -> None:
 def _use_channels_last(network: nn.Module) -> None:
     """Lay the weights of all convolutions out with their channels last, which makes their results come out so too.
 
-    A network with other instance norms than ours is left as it is: they would rearrange every image.
+    Networks with other instance norms than ours are left alone: those would rearrange every image.
     """
     own = (InstanceNorm2d, InstanceNorm3d)
     if any(isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d) and not isinstance(m, own) for m in network.modules()):

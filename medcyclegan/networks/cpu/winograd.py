@@ -1,4 +1,4 @@
-"""Convolutions of width 3 with fewer multiplications, the sums of the plain ones added in another order.
+"""Convolutions of width 3 with fewer multiplications; equal to the plain ones up to rounding.
 
 Along one axis, a *group* of neighboring outputs needs 3 multiplications each in the plain way. Three *schemes* need
 fewer:
@@ -43,13 +43,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Of products that are alive at once: few enough that they stay in the last cache and do not fill the memory in 3D.
+# Of products that exist at once: they fit into the last-level cache, and in 3D into memory.
 SLAB_BYTES = 4 * 2**20
 SCRATCH_BYTES = 32 * 2**20  # of the largest piece of memory that a thread keeps for the next call
 SMALLEST_FOR_FOURS = 8  # voxels; of fewer too many would be made up to fill the last group
 
 
-Kernels = dict[tuple[type, torch.dtype], Tensor]  # what weights are multiplied into, by scheme and type
+Kernels = dict[tuple[type, torch.dtype], Tensor]  # transformed weights, by scheme and type
 
 
 def reflected_convolution(x: Tensor, weight: Tensor, known: Kernels | None = None) -> Tensor:

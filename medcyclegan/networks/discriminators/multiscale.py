@@ -16,7 +16,7 @@ from medcyclegan.registry import DISCRIMINATORS
 class MultiscalePatchGAN(nn.Module):
     """Equal PatchGANs that see the image at full, half, quarter, ... resolution.
 
-    The coarse ones see whether the whole fits, the fine ones whether the texture does.
+    The coarse ones judge the whole, the fine ones the texture.
 
     Args:
         in_channels: channels of the judged image.

@@ -69,7 +69,7 @@ class PatchGAN(nn.Module):
 
 
 def require_size(x: Tensor, smallest: int) -> None:
-    """Refuse images that leave nothing to judge."""
+    """Refuse images that are smaller than the receptive field allows."""
     if min(x.shape[2:]) < smallest:
         raise ValueError(
             f"this discriminator needs at least {smallest} voxels along each axis, got {tuple(x.shape[2:])}; give it "

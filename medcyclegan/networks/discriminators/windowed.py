@@ -1,4 +1,4 @@
-"""A closer look at CT through narrow windows, for any discriminator."""
+"""HU windows as additional channels for any discriminator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Windowed(nn.Module):
-    """Shows a discriminator its images as they are, and with narrow windows stretched to the whole range besides.
+    """Appends narrow HU windows, stretched to the whole range, as channels to the images of a discriminator.
 
     In [-1, 1] for 4096 HU, the 100 HU by which a brain may be wrong are 0.05, less than a discriminator cares for while
     bone and air differ by 1.5. Radiologists solve this with windows for soft tissue and for bone, and so does this: per

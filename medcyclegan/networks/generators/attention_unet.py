@@ -1,4 +1,4 @@
-"""A U-Net whose skip connections are gated by what the decoder has found."""
+"""A U-Net whose skip connections are gated by the decoder's features."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class MaskGuidedGenerator(nn.Module):
         return self.forward_with_mask(x)[0]
 
     def forward_with_mask(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Translate and show how.
+        """Translate, and give the mask and the content too.
 
         Args:
             x: (B, in_channels, *spatial) in [-1, 1].

@@ -19,7 +19,7 @@ from medcyclegan.registry import GENERATORS
     "Translation, WACV",
 )
 class ViTUNetGenerator(nn.Module):
-    """A U-Net whose bottleneck is a transformer: every place sees every other.
+    """A U-Net whose bottleneck is a transformer with global attention.
 
     The voxels of the lowest level are the tokens. Two things differ from the paper: positions are encoded by fixed
     sines of the distance from the image's center, so that one network takes images of any size; and the residual

@@ -14,8 +14,8 @@ one after the other, in less memory.
 `batch` maps "a" and "b" to real images (B, C, *spatial) in [-1, 1], and "body_a" and "body_b" to where they show the
 body, boolean, of the same shape. `images` are named `fake_b` (from real a), `cycle_a`, and so on.
 
-Every objective is built with the adversarial, the reconstruction and the structure losses of the experiment, and leaves
-alone what its method has no place for.
+Every objective is built with the adversarial, the reconstruction and the structure losses of the experiment, and
+ignores those that its method does not use.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def translate(generator: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | Non
 
 
 def judge(discriminator: nn.Module, loss: AdversarialLoss, real: Tensor, fake: Tensor, domain: str) -> Losses:
-    """What one discriminator minimizes; instance norm lets it see real and fake images in one batch."""
+    """The loss of one discriminator; thanks to instance norm, real and fake images share one batch."""
     real_logits, fake_logits = split(discriminator(torch.cat([real, fake.detach()])), [len(real), len(fake)])
     losses = {f"discriminator_{domain}": loss.discriminator(real_logits, fake_logits)}
     if loss.penalty_weight:
         lazy = getattr(loss, "lazy", 1)
-        # Nothing in between, so that the mean over the steps stays that of every step.
+        # Zero in between, so that the mean over the steps stays the same.
         penalty = gradient_penalty(discriminator, real, fake) if getattr(loss, "step", 0) % lazy == 0 else None
         weighted = real.new_zeros(()) if penalty is None else lazy * loss.penalty_weight * penalty
         losses[f"gradient_penalty_{domain}"] = weighted
@@ -84,7 +84,7 @@ def judge(discriminator: nn.Module, loss: AdversarialLoss, real: Tensor, fake: T
 
 
 def at_step(objective: Objective, step: int) -> None:
-    """Set the step of an adversarial loss that does something only every so many steps."""
+    """Set the step of a lazy adversarial loss, see `WGANGP`."""
     loss = getattr(objective, "adversarial", None)
     if loss is not None and hasattr(loss, "lazy"):
         loss.step = step

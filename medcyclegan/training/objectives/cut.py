@@ -18,7 +18,7 @@ from medcyclegan.training.pool import ImagePool
 
 @OBJECTIVES.register("cut", paper="Park et al. 2020, Contrastive Unpaired Translation, arXiv:2007.15651")
 class CUT:
-    """One-way unpaired translation: the source's content is kept by PatchNCE instead of by a way back.
+    """One-way unpaired translation: PatchNCE instead of cycle consistency keeps the source's content.
 
     L = L_GAN(gen_ab, disc_b) + nce_weight PatchNCE(a, gen_ab(a)) + identity_weight PatchNCE(b, gen_ab(b))
 
@@ -28,7 +28,7 @@ class CUT:
     Args:
         networks: `gen_ab` and `disc_b`.
         adversarial: the loss.
-        structure: further structure losses by name.
+        structure: other structure losses by name.
         example: one image of "a" and of "b", (1, C, *spatial), to find the sizes of the features.
         nce_weight, identity_weight: 1 and 1 in the paper; 10 and 0 are its FastCUT.
         layers, patches, size, temperature: as in `PatchNCE`.
