@@ -36,9 +36,9 @@ def test_the_plain_twins_compute_what_ours_compute(upsampling: str) -> None:
     experiment = narrow(model={**NARROW["model"], "generator": generator})
     ours = factory.make_networks(experiment)
     twins = plain.plain_networks(ours, experiment)
-    x = experiments.random_batch(experiment, (32, 24), 2, CPU)["a"]
+    x = experiments.random_batch(experiment, (31, 25), 2, CPU)["a"]  # no multiples of 4
     for name, network in ours.items():
-        assert type(twins[name]) is torch.nn.Sequential
+        assert type(twins[name]) is not type(network) and isinstance(twins[name], torch.nn.Sequential)
         torch.testing.assert_close(network(x), twins[name](x), rtol=1e-4, atol=1e-5)
 
 
@@ -140,6 +140,13 @@ def test_benchmark_convert_measures_a_run_on_a_volume(
     assert any("mean difference" in line and "untrained" not in line for line in benchmark.described(result))
 
 
+def test_any_slice_can_be_converted_and_trained_on() -> None:
+    result = benchmark.benchmark_convert(narrow(), size=(30, 33), slices=2, repeats=1, device="cpu")
+    assert result["mean_difference_hu"] < 0.1 and result["size"] == [30, 33, 2]
+    data = experiments.random_batch(narrow(), (25, 31), 1, CPU)
+    assert max(train.agreement(narrow(), data, CPU, bf16=False).values()) < 1e-4
+
+
 def test_a_run_is_benchmarked_with_a_volume_only(run: Path) -> None:
     done = CliRunner().invoke(app, ["benchmark", "convert", str(run)])
     assert isinstance(done.exception, InputError) and "or RUN and a volume" in str(done.exception)
@@ -154,6 +161,11 @@ def test_benchmark_data_reads_the_prepared_cohort(prepared: PreparedCohort) -> N
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match="2 numbers of at least 16"):
         benchmark.benchmark_train(narrow(), size=(8, 8), device="cpu")
+    deep = narrow(model={**NARROW["model"], "discriminator": {"filters": 4, "layers": 3}})
+    with pytest.raises(InputError, match="needs at least 24 voxels"):
+        benchmark.benchmark_train(deep, size=(16, 16), device="cpu")
+    with pytest.raises(InputError, match="needs at least 24 voxels"):
+        benchmark.benchmark_data(deep.model_copy(update={"data": config.Data(source=Path("x"))}), size=(16, 16))
     with pytest.raises(InputError, match="objective cyclegan"):
         benchmark.benchmark_train(narrow(objective={"_target_": "pix2pix"}), size=(32, 32), device="cpu")
     with pytest.raises(InputError, match="prepared folder"):

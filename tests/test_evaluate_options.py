@@ -346,5 +346,8 @@ def test_compare_and_unpaired_from_the_command_line(layout: Path, tmp_path: Path
     assert "empty/summary.json" in output and "FileNotFound" not in output
     done = medcyclegan("evaluate", tmp_path / "a", tmp_path / "b", "--unpaired", "-o", tmp_path / "set")
     assert "kid: " in done.stdout and "no substitute for paired scores" in done.stderr
+    ignored = ("--mask", "m", "--protocol", "synthrad2023", "--register")
+    told = medcyclegan("evaluate", "p", "r", "-o", "o", "--unpaired", *ignored, code=2).stderr
+    assert "--mask, --protocol, --register belong to pairs" in told
     assert "such as 200,500" in medcyclegan("evaluate", "p", "r", "-o", "o", "--bone", "x", code=2).stderr
     assert "--angles 0,x" in medcyclegan("evaluate", "p", "r", "-o", "o", "--angles", "0,x", code=2).stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from medcyclegan import factory
 from medcyclegan.benchmark.experiments import bare_trainer, checked_device, random_batch
 from medcyclegan.benchmark.timing import device_name, interleaved
 from medcyclegan.config import Experiment
@@ -27,6 +28,7 @@ def benchmark_data(
         Plain data; `speedup` is patches read over patches consumed per second, to be at least 5.
     """
     where = checked_device(experiment, size, batch, steps, device)
+    factory.require_patch_size(factory.make_objective(experiment), size)
     if experiment.data.source is None:
         raise InputError("benchmark data reads a prepared folder.", "Give one as DATA.")
     prepared = open_prepared(experiment.data.source)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medcyclegan.config import Experiment
+from medcyclegan.networks.blocks import crop_to, pad_to_multiple
 from medcyclegan.networks.discriminators.patchgan import PatchGAN
 from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.networks.generators.resnet import ResNetGenerator
@@ -111,6 +112,18 @@ class _Residual(nn.Module):
         return result
 
 
+class _Padded(nn.Sequential):
+    """Layers that halve an image some times, on images of any size, padded as those of `ResNetGenerator`."""
+
+    def __init__(self, halvings: int, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.multiple = 2**halvings
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = pad_to_multiple(x, self.multiple, at_least=2 * self.multiple)
+        return crop_to(super().forward(padded), x.shape[2:])
+
+
 def plain_resnet(
     spatial_dims: int,
     in_channels: int,
@@ -138,7 +151,7 @@ def plain_resnet(
             layers += [nn.Upsample(scale_factor=2, mode="nearest"), reflect(1), conv(width, width // 2, 3)]
         layers += [norm(width // 2), nn.ReLU(True)]
         width //= 2
-    return nn.Sequential(*layers, reflect(3), conv(filters, out_channels, 7), nn.Tanh())
+    return _Padded(downsamplings, *layers, reflect(3), conv(filters, out_channels, 7), nn.Tanh())
 
 
 def plain_patchgan(spatial_dims: int, in_channels: int, filters: int, layers: int) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medcyclegan import factory
 from medcyclegan.benchmark.experiments import bare_trainer, checked_device, plain_step, random_batch
 from medcyclegan.benchmark.plain import PlainStep, convolutions, plain_networks
 from medcyclegan.benchmark.timing import device_name, interleaved, now, product_ceiling
@@ -48,6 +49,7 @@ def benchmark_train(
         InputError: if the experiment is not a CycleGAN, or the size does not fit.
     """
     where = checked_device(experiment, size, batch, steps, device)
+    factory.require_patch_size(factory.make_objective(experiment), size)
     bf16 = wants_bf16(experiment.training.precision, where)
     data = random_batch(experiment, size, batch, where)
     trainer, reference = bare_trainer(experiment, where, bf16), plain_step(experiment, where)

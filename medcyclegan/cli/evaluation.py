@@ -56,6 +56,29 @@ def evaluate(
     from medcyclegan.progress import Terminal
 
     if unpaired:
+        of_pairs = {
+            "--mask": mask,
+            "--protocol": protocol != "native",
+            "--pairs": pairs,
+            "--pattern": pattern,
+            "--source": source,
+            "--pred-labels": pred_labels,
+            "--ref-labels": ref_labels,
+            "--segment": segment,
+            "--targets": targets,
+            "--angles": angles,
+            "--calibration": calibration,
+            "--range-maps": range_maps,
+            "--tissues": tissues,
+            "--bone": bone,
+            "--resample": resample,
+            "--register": register,
+            "--allow-missing": allow_missing,
+        }
+        if misplaced := [option for option, value in of_pairs.items() if value]:
+            raise InputError(
+                f"--unpaired compares two sets, and {', '.join(misplaced)} belong to pairs; leave them out."
+            )
         _evaluate_unpaired(pred, ref, output, as_json)
         return
     given = {

@@ -2,7 +2,7 @@
 
 from medcyclegan.factory.cohorts import assembled, cohort, is_prepared, left_out, prepare
 from medcyclegan.factory.devices import bf16_is_safe, choose_device
-from medcyclegan.factory.networks import make_networks, make_objective, predict_memory
+from medcyclegan.factory.networks import make_networks, make_objective, predict_memory, require_patch_size
 from medcyclegan.factory.runs import PLAN_NAME, NewSettings, TrainingResult, alone_in, require_new_run, resume, train
 from medcyclegan.factory.step_time import StepTime, measure_step
 from medcyclegan.factory.trainers import make_trainer
@@ -32,6 +32,7 @@ __all__ = [
     "predict_memory",
     "prepare",
     "require_new_run",
+    "require_patch_size",
     "resume",
     "train",
 ]

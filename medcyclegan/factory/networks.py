@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -92,6 +92,18 @@ def _refuse_unequal_channels(experiment: Experiment, structure: Mapping[str, obj
         f"images of a have {a} channels and images of b {b}, because {named}. These need as many on both sides; take "
         "other parts, or one contrast:",
     )
+
+
+def require_patch_size(objective: Objective, size: Sequence[int]) -> None:
+    """Refuse patches that are too small for a discriminator of the objective."""
+    for name in objective.discriminators:
+        network = objective.networks[name]
+        smallest = getattr(network.discriminator if isinstance(network, Windowed) else network, "smallest", 1)
+        if min(size) < smallest:
+            raise InputError(
+                f"patches.size is {list(size)}, and {name} needs at least {smallest} voxels along every axis.",
+                "Give it fewer layers, or take larger patches.",
+            )
 
 
 def predict_memory(experiment: Experiment, *, bf16: bool, device: str) -> StepMemory | None:

@@ -17,10 +17,9 @@ from medcyclegan.data.prepared import PreparedCohort
 from medcyclegan.errors import InputError
 from medcyclegan.factory.devices import wants_bf16
 from medcyclegan.factory.monitoring import attach_monitors
-from medcyclegan.factory.networks import make_objective, predict_memory
+from medcyclegan.factory.networks import make_objective, predict_memory, require_patch_size
 from medcyclegan.factory.training import Training
 from medcyclegan.machine import free_memory
-from medcyclegan.networks.discriminators.windowed import Windowed
 from medcyclegan.training.objectives import Objective
 from medcyclegan.training.schedules import Schedule
 from medcyclegan.training.trainer import Optimization, TranslationTrainer
@@ -105,15 +104,7 @@ def _refuse_single_slices(prepared: PreparedCohort, patches: config.Patches) -> 
 
 
 def _require_fitting_objective(objective: Objective, training: Training) -> None:
-    size = training.patches.size
-    for name in objective.discriminators:
-        network = objective.networks[name]
-        smallest = getattr(network.discriminator if isinstance(network, Windowed) else network, "smallest", 1)
-        if min(size) < smallest:
-            raise InputError(
-                f"patches.size is {list(size)}, and {name} needs at least {smallest} voxels along every axis.",
-                "Give it fewer layers, or take larger patches.",
-            )
+    require_patch_size(objective, training.patches.size)
     if objective.paired and training.prepared.preparations["a"][0].crop_margin is not None:
         raise InputError(
             "paired training needs both volumes of a patient on one grid, and preparation.crop_margin cuts each to its "
