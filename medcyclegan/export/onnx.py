@@ -32,7 +32,8 @@ def require_onnx() -> None:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}.", "pip install 'medcyclegan[export]'")
+        remedy = "In a copy of the repository: pip install -c constraints.txt '.[export]'"
+        raise InputError(f"ONNX needs {', '.join(missing)}.", remedy)
 
 
 def save_onnx(program: Program, generator: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> float:
