@@ -430,12 +430,22 @@ def _targets(files: Mapping[str, object], output: Path, file_format: str, modali
 
 
 def _made_by(checkpoints: Sequence[Path], options: Options, output: Path) -> dict[str, Any]:
-    """Model and settings that determine the results, for the record; other results are not resumed."""
-    files = [path / FILE_NAME if path.is_dir() else path for path in checkpoints]
+    """Model and settings that determine the results, for the record; other results are not resumed.
+
+    Raises:
+        InputError: an ensemble holds a model twice.
+    """
+    digests = [_sha256(path / FILE_NAME if path.is_dir() else path) for path in checkpoints]
+    if len(set(digests)) < len(digests):
+        raise InputError(
+            f"a model is given twice ({', '.join(map(str, checkpoints))}). It agrees with itself everywhere, so that "
+            "what it is unsure of would count as certain.",
+            "Give each model of an ensemble once.",
+        )
     return {
         "model": {
             "checkpoints": [
-                {"path": str(path), "sha256": _sha256(file)} for path, file in zip(checkpoints, files, strict=True)
+                {"path": str(path), "sha256": digest} for path, digest in zip(checkpoints, digests, strict=True)
             ],
             "direction": options.direction,
         },

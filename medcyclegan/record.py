@@ -52,7 +52,7 @@ class Record:
         path: of the file.
         others: the cases that other processes convert at the same time; None where there is one process.
         head: "model" and "settings", which all cases have in common.
-        overwrite: replace a file that is no record, or a damaged one.
+        overwrite: replace a file that is no record, or a damaged one; not a record of another version.
     """
 
     def __init__(self, path: Path, others: set[str] | None, head: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -182,6 +182,9 @@ class Record:
             if not found:
                 return dict(content)
             problem = f"{self.path} {found}."
+            if isinstance(content, dict) and content.get("format") == FORMAT and content.get("version") != VERSION:
+                # Replacing it would leave maps beside new results that are not theirs.
+                raise InputError(problem, "Convert into another folder, or remove this one's results first.")
         if self.overwrite:
             return {}
         raise InputError(problem, "Move it away, or write into another folder; with --overwrite it is replaced.")

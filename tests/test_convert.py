@@ -250,6 +250,14 @@ def test_checkpoints_of_other_preparations_are_not_fused(run: Path, tmp_path: Pa
         load_translator([run, tmp_path / "other.pt"], device="cpu")
 
 
+def test_an_ensemble_of_a_model_with_itself_is_refused(run: Path, mr: Path, tmp_path: Path) -> None:
+    """It would agree with itself everywhere, and an uncertainty map of it would be 0."""
+    for twice in (run, run / "checkpoint.pt"):
+        with pytest.raises(InputError, match="given twice"):
+            convert([run, twice], [mr], tmp_path / "out", Options(device="cpu"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_processes_of_torchrun_share_the_cases(run: Path, mr: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "medcyclegan", "convert", str(run), str(mr), "-o", str(out), "-d", "cpu", "--json"]

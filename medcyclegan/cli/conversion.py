@@ -73,7 +73,7 @@ def convert(
         if record["cohort"] != "known":
             warn(f"{case}: whether it is like the training volumes is {record['cohort']}")
         if record.get("flagged_slices"):
-            warn(f"{case}: brightness jumps at slices {', '.join(map(str, record['flagged_slices']))}")
+            warn(f"{case}: brightness jumps at slice {', '.join(map(str, record['flagged_slices']))}")
     if as_json:
         print_json(asdict(result))
     else:
