@@ -64,7 +64,7 @@ class ReferenceModel:
             found.append("--ct-window, the HU of black and white, is needed with CT and not without")
         if (self.modalities[0] == "MR") != (self.mr_percentiles is not None):
             found.append(
-                "--mr-percentiles, those of black and white in the body, is needed to translate MR, and for nothing else"
+                "--mr-percentiles, those of black and white in the body, is needed to translate MR, for nothing else"
             )
         if self.mr_inverted and "MR" not in self.modalities:
             found.append("--mr-inverted is for MR")
