@@ -216,8 +216,18 @@ def test_a_real_head_as_dicom(run: Path, tmp_path: Path) -> None:
         require_standard(file)
 
 
-def test_patients_of_one_modality_are_inspected_as_volumes_of_no_domain(tmp_path: Path) -> None:
-    for number in range(2):
-        write_series(tmp_path / "patients" / f"P{number}" / "mr", stored(seed=number))
+@pytest.mark.parametrize("kinds", [("MR", "MR"), ("MR", "MR", "CT")], ids=["one domain", "several kinds of MR"])
+def test_a_layout_that_is_no_clear_cohort_is_inspected_as_volumes(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    for number, modality in enumerate(kinds):
+        folder = tmp_path / "patients" / f"P{number}" / "scan"
+        name = "t1" if number != 1 or len(kinds) == 2 else "t2"
+
+        def change(ds: pydicom.Dataset, k: int, name: str = name) -> None:
+            ds.SeriesDescription = name
+
+        write_series(folder, stored(seed=number), modality=modality, change=change)
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "patients"), "--json"])
-    assert [volume["domain"] for volume in json.loads(result.stdout)["volumes"]] == ["", ""]
+    assert [volume["domain"] for volume in json.loads(result.stdout)["volumes"]] == [""] * len(kinds)
+    assert "looked at as volumes of no domain: the cohort of" in result.stderr
+    named = CliRunner().invoke(app, ["inspect", str(tmp_path / "patients"), "--contrast-a", "t3"])
+    assert isinstance(named.exception, InputError) and not named.stdout

@@ -36,6 +36,16 @@ def inspect(
     from medcyclegan.qc import inspection
 
     experiment, folders, volumes = _to_inspect(given)
+    cohort = None
+    if (source := experiment.data.source) is not None:
+        try:
+            cohort = factory.cohort(experiment, Terminal())
+        except InputError as error:
+            if given.selects or not source.is_dir():
+                raise
+            # A folder that is no clear cohort, or has faults, is what one inspects: its volumes are looked at anyway.
+            note(f"looked at as volumes of no domain: {str(error).splitlines()[0]}")
+            volumes = [source]
     result = inspection.inspect_cohort(
         folders,
         volumes,
@@ -45,7 +55,7 @@ def inspect(
         fix=fix,
         workers=workers,
         progress=Terminal(),
-        cohort=None if experiment.data.source is None else factory.cohort(experiment, Terminal()),
+        cohort=cohort,
     )
     if fix is not None and not result.fixes:
         note("--fix: nothing can be mended safely; no copy was written")
@@ -65,8 +75,7 @@ def _to_inspect(given: Given) -> tuple[Experiment, dict[str, Path], list[Path]]:
     from medcyclegan.cohort.recognition import is_cohort
 
     one = given.sources[0] if len(given.sources) == 1 else None
-    selected = any(option is not None for option in (given.layout, given.contrast_a, given.contrast_b, given.patient))
-    volumes = given.sources if one is None or not (selected or is_cohort(one)) else []
+    volumes = given.sources if one is None or not (given.selects or is_cohort(one)) else []
     experiment = replace(given, paths=[p for p in given.paths or () if p not in volumes], a=None, b=None).experiment()
     folders = {"a": given.a, "b": given.b}
     if not any((given.a, given.b, volumes)):

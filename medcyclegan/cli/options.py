@@ -75,6 +75,11 @@ class Given:
         """The paths that are data."""
         return split_paths(self.paths)[1]
 
+    @property
+    def selects(self) -> bool:
+        """Whether an option says how DATA, a layout, is to be read."""
+        return any(given is not None for given in (self.layout, self.contrast_a, self.contrast_b, self.patient))
+
     def data(self) -> dict[str, Any]:
         """The options that name data, by the keys of `config.Data`; None where not given."""
         if len(self.sources) > 1:

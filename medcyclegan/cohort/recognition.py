@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 
-from medcyclegan.cohort.layouts import fitting, no_data, read_layout
+from medcyclegan.cohort.layouts import fitting, no_data
 from medcyclegan.errors import raise_all
 from medcyclegan.io.tree import Tree
 
@@ -57,9 +57,7 @@ def recognize(path: Path, options: Mapping[str, object] | None = None) -> Kind:
 
 
 def is_cohort(path: Path) -> bool:
-    """True of data with two domains, False of a volume and of a folder that holds just volumes, or one domain only."""
-    if not path.is_dir():
-        return path.suffix.lower() in FILES
-    if (path / RECORD).is_file():
-        return True
-    return bool(fitting(Tree(path))) and len({scan.domain or scan.modality for scan in read_layout(path).scans}) > 1
+    """True of data with two domains, False of a volume and of a folder that holds just volumes."""
+    if path.is_dir():
+        return (path / RECORD).is_file() or bool(fitting(Tree(path)))
+    return path.suffix.lower() in FILES
